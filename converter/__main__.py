@@ -1,0 +1,16 @@
+"""Start the command line, as ``python converter``, ``python -m converter`` or by a path."""
+
+import signal
+import sys
+from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
+
+if not __package__:  # python puts this folder first: its modules would be top-level ones
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from converter.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

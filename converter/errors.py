@@ -1,0 +1,37 @@
+"""Name what can go wrong. Every message is one sentence: what, which, why, what to do."""
+
+from __future__ import annotations
+
+
+class ConverterError(Exception):
+    """A request that cannot be met as it stands; nothing was touched."""
+
+
+class StoppedError(ConverterError):
+    """A conversion that began and could not be finished; OUT.h5 was not made."""
+
+
+class WorkersError(StoppedError):
+    """Worker processes that cannot be started."""
+
+
+class WriteError(StoppedError):
+    """Bytes that could not be written, mostly for want of disk space."""
+
+
+class UnreadableError(Exception):
+    """A source file that is refused for a reason of ours, with what to do about it."""
+
+
+class UnstorableError(Exception):
+    """A value that HDF5 cannot hold bit for bit, with what to return instead."""
+
+
+def describe(error: BaseException) -> str:
+    """Return the class and the message of somebody else's exception."""
+    name = type(error).__name__
+    try:
+        text = (isinstance(error, OSError) and error.strerror) or str(error)
+    except Exception:  # of a class with a faulty __str__
+        return name
+    return f"{name}: {text}" if text else name

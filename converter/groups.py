@@ -1,0 +1,160 @@
+"""Lay out HDF5's groups, and the superblock that points to the first.
+
+Numbers of messages and fields are those of the HDF5 File Format Specification, version 3.0.
+A group of few links holds them in its object header, a larger one in a symbol table (local
+heap, version 1 B-tree, symbol table nodes): both are written at once, from the bottom up, and
+found again quickly. HDF5's own way of adding link after link takes twice the space.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+
+import h5py
+
+from converter.headers import (
+    ATTRIBUTE,
+    CONSTANT,
+    UNDEFINED,
+    checksum,
+    dataspace,
+    datatype,
+    object_header,
+)
+
+LINK_INFO, GROUP_INFO, LINK, SYMBOL_TABLE = 0x02, 0x0A, 0x06, 0x11
+MOST_LINKS_IN_HEADER = 32  # they are searched one by one
+NODE_ENTRIES = 8  # twice HDF5's default K of symbol table nodes
+NODE_CHILDREN = 32  # twice its default K of B-tree nodes
+NODE_HEAD = struct.Struct("<4sBBHQQ")
+ENTRY = struct.Struct("<QQII16x")
+SUPERBLOCK_NBYTES = 48
+SMALLEST_HEAP_NBYTES = 4096
+
+
+class Links:
+    """The links of a folder that is being written: 16 bytes each beside its name."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self._names = bytearray()
+        self._ends = array("Q", [0])
+        self._addresses = array("Q")
+
+    def add(self, name: bytes, address: int) -> None:
+        """Add a link to the object header at an address."""
+        self._names += name
+        self._ends.append(len(self._names))
+        self._addresses.append(address)
+
+    def sorted(self) -> list[tuple[bytes, int]]:
+        names = memoryview(self._names)
+        ends = self._ends
+        return sorted(
+            (bytes(names[ends[i] : ends[i + 1]]), address)
+            for i, address in enumerate(self._addresses)
+        )
+
+
+def group(
+    links: Sequence[tuple[bytes, int]], address: int, attributes: Sequence[bytes] = ()
+) -> tuple[bytes, int]:
+    """Return a group's structures, to be written at ``address``, and its header's address.
+
+    ``links`` are sorted by name.
+    """
+    kept = [(ATTRIBUTE, 0, attribute) for attribute in attributes]
+    if len(links) <= MOST_LINKS_IN_HEADER:
+        link_info = struct.pack("<BBQQ", 0, 0, UNDEFINED, UNDEFINED)
+        messages = [(LINK_INFO, 0, link_info), (GROUP_INFO, CONSTANT, bytes((0, 0)))]
+        messages += [(LINK, 0, _link(name, target)) for name, target in links]
+        return object_header(messages + kept), address
+    heap, heap_address, places = _heap([name for name, _ in links], address)
+    targets = [target for _, target in links]
+    tree, root = _symbol_tree(targets, places, address + len(heap))
+    header = object_header([(SYMBOL_TABLE, 0, struct.pack("<QQ", root, heap_address)), *kept])
+    return heap + tree + header, address + len(heap) + len(tree)
+
+
+def _link(name: bytes, target: int) -> bytes:
+    """Return a link message, version 1: a hard link, its name's size in as few bytes as will do."""
+    width = 0 if len(name) < 256 else 1
+    flags = width | (0 if name.isascii() else 0x10)
+    charset = b"" if name.isascii() else b"\1"
+    size = len(name).to_bytes(2**width, "little")
+    return bytes((1, flags)) + charset + size + name + target.to_bytes(8, "little")
+
+
+def _heap(names: Sequence[bytes], address: int) -> tuple[bytes, int, list[int]]:
+    """Return a local heap of names, its address, and where in it each name begins."""
+    data, places = bytearray(8), []  # the empty name comes first
+    for name in names:
+        places.append(len(data))
+        data += name + bytes(8 - len(name) % 8)
+    head = struct.pack("<4sB3xQQQ", b"HEAP", 0, len(data), 1, address + 32)  # 1: nothing free
+    return head + bytes(data), address, places
+
+
+def _symbol_tree(targets: Sequence[int], places: list[int], address: int) -> tuple[bytes, int]:
+    """Return symbol table nodes and the B-tree above them, and the address of its root."""
+    out = bytearray()
+    children, last_names = [], []
+    for start in range(0, len(targets), NODE_ENTRIES):
+        end = min(start + NODE_ENTRIES, len(targets))
+        children.append(address + len(out))
+        last_names.append(places[end - 1])
+        out += struct.pack("<4sBBH", b"SNOD", 1, 0, end - start)
+        for i in range(start, end):
+            out += ENTRY.pack(places[i], targets[i], 0, 0)
+        out += bytes(ENTRY.size * (NODE_ENTRIES - (end - start)))
+    level = 0
+    while True:
+        parents, parent_names = [], []
+        nbytes = NODE_HEAD.size + 8 * (2 * NODE_CHILDREN + 1)
+        for start in range(0, len(children), NODE_CHILDREN):
+            node = address + len(out)
+            some = children[start : start + NODE_CHILDREN]
+            left = node - nbytes if start else UNDEFINED
+            right = node + nbytes if start + NODE_CHILDREN < len(children) else UNDEFINED
+            body = [last_names[start - 1] if start else 0]
+            for i, child in enumerate(some, start):
+                body += (child, last_names[i])
+            head = NODE_HEAD.pack(b"TREE", 0, level, len(some), left, right)
+            out += (head + struct.pack(f"<{len(body)}Q", *body)).ljust(nbytes, b"\0")
+            parents.append(node)
+            parent_names.append(body[-1])
+        if len(parents) == 1:
+            return bytes(out), parents[0]
+        children, last_names, level = parents, parent_names, level + 1
+
+
+def texts(attributes: Mapping[str, str], address: int) -> tuple[bytes, list[bytes]]:
+    """Return a global heap for ``address``, and attribute messages whose texts it holds.
+
+    Variable-length strings, for these are what readers in all languages give as text.
+    """
+    objects, messages = b"", []
+    in_memory, space = datatype(h5py.string_dtype("utf-8")), dataspace(())
+    # a pointer there; in the file its size, address of the heap and number in it
+    kind = in_memory[:4] + (4 + 8 + 4).to_bytes(4, "little") + in_memory[8:]
+    for number, (name, text) in enumerate(attributes.items(), 1):
+        data, label = text.encode(), name.encode() + b"\0"
+        head = struct.pack("<HHIQ", number, 0, 0, len(data))
+        objects += head + data + bytes(-len(data) % 8)
+        sizes = struct.pack("<BBHHHB", 3, 0, len(label), len(kind), len(space), 1)
+        value = struct.pack("<IQI", len(data), address, number)
+        messages.append(sizes + label + kind + space + value)
+    nbytes = max(SMALLEST_HEAP_NBYTES, math.ceil((16 + len(objects) + 16) / 8) * 8)
+    free = struct.pack("<HHIQ", 0, 0, 0, nbytes - 16 - len(objects))
+    heap = struct.pack("<4sB3xQ", b"GCOL", 1, nbytes) + objects + free
+    return heap.ljust(nbytes, b"\0"), messages
+
+
+def superblock(root: int, end: int) -> bytes:
+    """Return a superblock, version 3, for a root group's header and an end of file."""
+    data = b"\x89HDF\r\n\x1a\n" + bytes((3, 8, 8, 0))
+    data += struct.pack("<QQQQ", 0, UNDEFINED, end, root)
+    return data + checksum(data)

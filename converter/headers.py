@@ -1,0 +1,196 @@
+"""Lay out the object headers of datasets, many at once.
+
+Numbers of messages and fields are those of the HDF5 File Format Specification, version 3.0,
+section IV. All structures used are read by HDF5 1.10 and newer.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from converter.chunk_tree import tree_nbytes
+from converter.filters import FilterPipeline, Layout
+from converter.lookup3 import lookup3
+
+UNDEFINED = 2**64 - 1
+DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE, ATTRIBUTE = 0x01, 0x03, 0x05, 0x08, 0x0B, 0x0C
+CONSTANT = 1  # message flag: will not change
+LARGEST_MESSAGE_NBYTES = 2**16 - 1
+CHECKSUM_NBYTES = 4
+MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
+
+
+class Template(NamedTuple):
+    """A dataset's object header but for its numbers, which go to these places.
+
+    ``nbytes_at`` and ``chunk_shape_at`` are -1 where there is no such number.
+    """
+
+    data: bytes
+    shape_at: int
+    address_at: int
+    nbytes_at: int
+    chunk_shape_at: int
+    chunk_width: int
+
+
+class Kind(NamedTuple):
+    """What datasets have in common that share a template."""
+
+    dtype: np.dtype
+    rank: int
+    chunks: tuple[int, ...] | None  # None also where the one chunk is the whole array
+    filters: FilterPipeline
+    content: str
+    chunk_width: int  # bytes of each number in the shape of that one chunk
+
+
+def kind_of(layout: Layout) -> Kind:
+    chunks, width = layout.chunks, 0
+    if layout.chunks == layout.shape:
+        # HDF5 2.0 insists on the fewest bytes
+        chunks, width = None, -(-max(*layout.shape, layout.dtype.itemsize).bit_length() // 8)
+    return Kind(layout.dtype, len(layout.shape), chunks, layout.filters, layout.content, width)
+
+
+def structure_nbytes(layout: Layout) -> int:
+    """Return the bytes that HDF5's structures for one dataset take behind its payload."""
+    nbytes = len(template(kind_of(layout)).data)
+    if layout.chunks is not None and layout.chunks != layout.shape:
+        nbytes += tree_nbytes(layout.shape, layout.chunks)
+    return nbytes
+
+
+@functools.lru_cache(maxsize=1024)
+def template(kind: Kind) -> Template:
+    """Return the object header for datasets of one kind.
+
+    Raises ValueError where a dtype has too many fields for HDF5.
+    """
+    messages = [
+        (DATASPACE, 0, dataspace((0,) * kind.rank)),
+        (DATATYPE, CONSTANT, datatype(kind.dtype)),
+        (FILL_VALUE, CONSTANT, bytes((3, 0x0B if kind.filters else 0x0A))),  # HDF5's defaults
+    ]
+    if kind.filters:
+        messages.append((PIPELINE, CONSTANT, _pipeline(kind.filters)))
+    if kind.content != "array":
+        messages.append((ATTRIBUTE, 0, text_attribute("content", kind.content)))
+    body, address_at, nbytes_at, chunk_shape_at = _layout(kind)
+    messages.append((LAYOUT, 0, body))
+    data = object_header(messages)
+    layout_at = len(data) - CHECKSUM_NBYTES - len(body)
+    first_message_at = 6 + 2 ** data[5]
+    return Template(
+        data,
+        shape_at=first_message_at + MESSAGE_HEAD.size + 4,
+        address_at=layout_at + address_at,
+        nbytes_at=layout_at + nbytes_at if nbytes_at >= 0 else -1,
+        chunk_shape_at=layout_at + chunk_shape_at if chunk_shape_at >= 0 else -1,
+        chunk_width=kind.chunk_width,
+    )
+
+
+def fill_headers(
+    buffer: np.ndarray,
+    form: Template,
+    *,
+    places: np.ndarray,
+    shapes: np.ndarray,
+    addresses: np.ndarray,
+    nbytes: np.ndarray,
+) -> None:
+    """Write object headers of one template into ``buffer``, uint8, with checksums.
+
+    ``places`` ``(N,)`` is where each begins; ``shapes`` ``(N, rank)``, ``addresses`` and
+    ``nbytes`` ``(N,)`` are the datasets' own.
+    """
+    count = len(places)
+    rows = np.tile(np.frombuffer(form.data, np.uint8), (count, 1))
+
+    def put(start: int, numbers: np.ndarray, width: int = 8) -> None:
+        wide = np.ascontiguousarray(numbers, "<u8").view(np.uint8).reshape(count, -1, 8)
+        raw = wide[:, :, :width].reshape(count, -1)
+        rows[:, start : start + raw.shape[1]] = raw
+
+    if shapes.shape[1]:
+        put(form.shape_at, shapes)
+        if form.chunk_shape_at >= 0:
+            put(form.chunk_shape_at, shapes, form.chunk_width)
+    put(form.address_at, addresses)
+    if form.nbytes_at >= 0:
+        put(form.nbytes_at, nbytes)
+    checksums = lookup3(rows[:, :-CHECKSUM_NBYTES])
+    rows[:, -CHECKSUM_NBYTES:] = checksums.astype("<u4").view(np.uint8).reshape(count, -1)
+    np.lib.stride_tricks.sliding_window_view(buffer, len(form.data), writeable=True)[places] = rows
+
+
+def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """Return a version 2 object header of (type, flags, body) messages, with its checksum."""
+    body = b"".join(
+        MESSAGE_HEAD.pack(number, len(content), flags) + content
+        for number, flags, content in messages
+    )
+    if any(len(content) > LARGEST_MESSAGE_NBYTES for _, _, content in messages):
+        raise ValueError("a message of more than 64 KiB, as of a dtype with too many fields")
+    width = next(n for n in (0, 1, 2) if len(body) < 2 ** (8 * 2**n))
+    data = b"OHDR" + bytes((2, width)) + len(body).to_bytes(2**width, "little") + body
+    return data + checksum(data)
+
+
+def checksum(data: bytes) -> bytes:
+    value = lookup3(np.frombuffer(data, np.uint8)[np.newaxis])[0]
+    return int(value).to_bytes(CHECKSUM_NBYTES, "little")
+
+
+def dataspace(shape: tuple[int, ...]) -> bytes:
+    """Return a dataspace message, version 2, without maximum sizes."""
+    head = bytes((2, len(shape), 0, 1 if shape else 0))
+    return head + struct.pack(f"<{len(shape)}Q", *shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def datatype(dtype: np.dtype) -> bytes:
+    """Return a datatype message, as HDF5 itself encodes it (behind a head of two bytes)."""
+    return bytes(h5py.h5t.py_create(dtype, logical=True).encode()[2:])
+
+
+def text_attribute(name: str, value: str) -> bytes:
+    """Return an attribute message, version 3: a fixed-length UTF-8 string."""
+    data = value.encode() or b"\0"
+    kind = datatype(h5py.string_dtype("utf-8", len(data)))
+    space = dataspace(())
+    label = name.encode() + b"\0"
+    head = struct.pack("<BBHHHB", 3, 0, len(label), len(kind), len(space), 1)
+    return head + label + kind + space + data
+
+
+def _pipeline(filters: FilterPipeline) -> bytes:
+    """Return a filter pipeline message, version 2; each filter optional, as h5py makes them."""
+    parts = [bytes((2, len(filters)))]
+    for number, values in filters:
+        name = struct.pack("<H", 0) if number >= 256 else b""
+        parts.append(struct.pack("<H", number) + name + struct.pack("<HH", 1, len(values)))
+        parts.append(struct.pack(f"<{len(values)}I", *values))
+    return b"".join(parts)
+
+
+def _layout(kind: Kind) -> tuple[bytes, int, int, int]:
+    """Return a data layout message, and where in it address, size and chunk shape go."""
+    if not kind.filters:
+        return struct.pack("<BBQQ", 3, 1, UNDEFINED, 0), 2, 10, -1
+    if kind.chunks is not None:  # several chunks, found by a version 1 B-tree
+        sizes = (*kind.chunks, kind.dtype.itemsize)
+        head = struct.pack("<BBBQ", 3, 2, len(sizes), UNDEFINED)
+        return head + struct.pack(f"<{len(sizes)}I", *sizes), 3, -1, -1
+    # one filtered chunk: its size and filter mask stand before its address
+    width = kind.chunk_width
+    head = struct.pack("<BBBBB", 4, 2, 2, kind.rank + 1, width)
+    head += bytes(kind.rank * width) + kind.dtype.itemsize.to_bytes(width, "little") + bytes((1,))
+    return head + struct.pack("<QIQ", 0, 0, UNDEFINED), len(head) + 12, len(head), 5

@@ -1,0 +1,96 @@
+"""Find my_read and my_prune, and hold them to their contract."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ConverterError, describe
+
+FILE_NAME = "my_functions.py"
+SHIPPED = Path(__file__).resolve().parent.parent / FILE_NAME
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The user's functions and the file they came from; None where not asked for."""
+
+    path: Path | None = None
+    sha256: str | None = None
+    read: Callable[[str], Any] | None = None
+    prune: Callable[[str, str], Any] | None = None
+
+
+def find_functions(path_functions: Path | None) -> Path:
+    """Return the file to take the functions from: as named, in this folder, or as shipped."""
+    if path_functions is not None:
+        if not path_functions.is_file():
+            raise ConverterError(
+                f"no file {path_functions}: --path_functions names a Python file with my_read "
+                "or my_prune"
+            )
+        return path_functions.resolve()
+    for path in (Path.cwd() / FILE_NAME, SHIPPED):
+        if path.is_file():
+            return path.resolve()
+    raise ConverterError(
+        f"no {FILE_NAME} in {Path.cwd()} or {SHIPPED.parent}: name one with --path_functions"
+    )
+
+
+def load_hooks(path: Path, *, read: bool, prune: bool) -> Hooks:
+    """Import ``path`` and take from it the functions asked for.
+
+    Raises ConverterError when the file cannot be imported or lacks a function.
+    """
+    module = _import(path)
+    functions = {}
+    for name, wanted in (("my_read", read), ("my_prune", prune)):
+        function = getattr(module, name, None) if wanted else None
+        if wanted and not callable(function):
+            raise ConverterError(f"{path} has no function {name}: define it, or drop its flag")
+        functions[name] = function
+    return Hooks(
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        read=functions["my_read"],
+        prune=functions["my_prune"],
+    )
+
+
+def _import(path: Path) -> Any:
+    name = Path(FILE_NAME).stem  # whatever the file is called: json.py must not become json
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConverterError(f"{path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # its own neighbours can be imported from it
+    replaced = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        if replaced is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = replaced
+        raise ConverterError(
+            f"{path} cannot be imported ({describe(error)}): mend the file"
+        ) from error
+    return module
+
+
+def call_prune(prune: Callable[[str, str], Any], extension: str, filename: str) -> bool:
+    """Ask my_prune; an exception in it is named with the file it was asked about."""
+    try:
+        return bool(prune(filename, extension))
+    except (Exception, SystemExit) as error:
+        raise ConverterError(
+            f"my_prune failed on {filename!r} ({describe(error)}): mend the function"
+        ) from error

@@ -1,0 +1,479 @@
+"""Run the encoder in worker processes, and hand back results in plan order.
+
+Each worker has a pipe and a few rooms of its own, and nothing is shared between workers: a
+worker that dies takes nothing with it but the task it was at.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from converter.encoder import Encoder, Result, Settings
+from converter.errors import ConverterError, WorkersError
+from converter.places import open_to_write, write_at
+from converter.plan import Failure
+from converter.rooms import BASE_NBYTES, Room, SharedMemory, SharedRoom
+
+MOST_FILES_IN_TASK = 256
+SECONDS_IN_TASK = 0.1
+TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next
+ROOMS = 5  # the last is kept for the task that is next in order: it always gets through
+DEATHS_ALONE = 2  # a file is to blame when it was alone in a worker that died this often
+MOST_DEATHS_AT_START = 5
+#: A message there and back costs as much as copying this.
+SMALLEST_DELEGATED_NBYTES = 256 << 10
+
+
+@dataclass
+class Batch:
+    """Results in plan order; ``payload`` holds what they put in the room, until the next batch."""
+
+    results: list[Result]
+    payload: memoryview
+
+    def write_elsewhere(self, path: Path, offset: int) -> bool:
+        """Have the payload copied to its place in a file; False: the caller must.
+
+        Errors come out of the iterator the batch came from, at the latest at its end.
+        """
+        return False
+
+
+class Answer(NamedTuple):
+    """What a worker sends back for a task."""
+
+    results: list[Result]
+    nbytes: int
+    payload: bytearray | None
+    seconds: float
+
+
+class Ready(NamedTuple):
+    """What a worker sends when it has started, or cannot, and why."""
+
+    problem: str | None = None
+
+
+class Written(NamedTuple):
+    """What a worker sends when it has copied the payload of a room to the file."""
+
+    room: int
+    error: OSError | None = None
+
+
+class Order(NamedTuple):
+    """What a worker is sent: read these files into a room, or copy a room to the file."""
+
+    room: int
+    keys: list[str]
+    path: Path | None = None
+    offset: int = 0
+    nbytes: int = 0
+
+
+class _PoolBatch(Batch):
+    """A batch whose payload lies in the memory of a worker, which can write it."""
+
+    def __init__(self, pool: Pool, task: _Task, payload: memoryview) -> None:
+        assert task.answer is not None
+        super().__init__(task.answer.results, payload)
+        self._pool, self._task = pool, task
+
+    def write_elsewhere(self, path: Path, offset: int) -> bool:
+        return self._pool.delegate(self._task, path, offset)
+
+
+def run_here(settings: Settings, keys: Sequence[str]) -> Iterator[Batch]:
+    """Encode in this process, without a pool."""
+    encoder, room, start = Encoder(settings), Room(), 0
+    while start < len(keys):
+        results = _work(encoder, keys[start : start + MOST_FILES_IN_TASK], room)
+        yield Batch(results, room.payload())
+        start += len(results)
+
+
+def _work(encoder: Encoder, keys: Sequence[str], room: Room) -> list[Result]:
+    """Encode samples until the room holds `BASE_NBYTES`; the rest is another task."""
+    room.reset()
+    results: list[Result] = []
+    for key in keys:
+        results.append(encoder.encode(key, room))
+        if room.used >= BASE_NBYTES:
+            break
+    return results
+
+
+@dataclass(eq=False)
+class _Task:
+    keys: list[str]
+    alone: bool = False
+    deaths: int = 0
+    worker: _Worker | None = None
+    room: int = -1
+    answer: Answer | None = None
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    connection: connection.Connection
+    memory: list[SharedMemory] | None
+    free_rooms: set[int] = field(default_factory=lambda: set(range(ROOMS)))
+    tasks: deque[_Task] = field(default_factory=deque)
+    writing: dict[int, Order] = field(default_factory=dict)
+    is_ready: bool = False
+
+
+class Pool:
+    """Worker processes that read and encode; use as a context manager.
+
+    Parameters
+    ----------
+    settings
+        What the workers need to know.
+    count
+        How many processes.
+    """
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self._settings = settings
+        self._context = multiprocessing.get_context()
+        self._workers: list[_Worker] = []
+        self._order: deque[_Task] = deque()
+        self._deaths_at_start = 0
+        self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
+        self._nbytes = BASE_NBYTES / 8
+        for _ in range(count):
+            self._workers.append(self._start_worker(_new_memory()))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers at once, whatever they are at."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+            for memory in worker.memory or ():
+                memory.close()
+        self._workers.clear()
+
+    def run(self, keys: Sequence[str]) -> Iterator[Batch]:
+        """Yield the results of all keys in order. A file that kills its worker is a Failure.
+
+        Raises WorkersError when workers cannot be started.
+        """
+        self._order.clear()
+        start = 0
+        while start < len(keys) or self._order:
+            start = self._dispatch(keys, start)
+            head = self._order[0]
+            if head.answer is None:
+                self._listen()
+                continue
+            self._order.popleft()
+            yield _PoolBatch(self, head, self._payload(head))
+            if head.worker is not None and head.room not in head.worker.writing:
+                head.worker.free_rooms.add(head.room)
+        while any(worker.writing for worker in self._workers):
+            self._listen()
+
+    def _payload(self, task: _Task) -> memoryview:
+        assert task.answer is not None
+        if task.answer.payload is not None:
+            return memoryview(task.answer.payload)
+        assert task.worker is not None and task.worker.memory is not None
+        return task.worker.memory[task.room].map()[: task.answer.nbytes]
+
+    def delegate(self, task: _Task, path: Path, offset: int) -> bool:
+        """Have a worker write what it holds for a task; False where that does not pay."""
+        worker = task.worker
+        if worker is None or task.answer is None or task.answer.payload is not None:
+            return False
+        if task.answer.nbytes < SMALLEST_DELEGATED_NBYTES:
+            return False
+        worker.writing[task.room] = order = Order(task.room, [], path, offset, task.answer.nbytes)
+        with suppress(OSError):  # of a dead one, whose writing is then done at its burial
+            worker.connection.send(order)
+        return True
+
+    # Handing out tasks
+
+    def _dispatch(self, keys: Sequence[str], start: int) -> int:
+        """Send out tasks while workers have room, earliest first; return the next key's place."""
+        waiting = [task for task in self._order if task.worker is None and task.answer is None]
+        while True:
+            if waiting:
+                task = waiting[0]
+                worker = self._worker_for(task)
+                if worker is None:
+                    return start
+                waiting.pop(0)
+            else:
+                if start >= len(keys):
+                    return start
+                worker = self._least_busy(spare=not self._order)
+                if worker is None:
+                    return start
+                count = self._files_in_task(len(keys) - start)
+                task = _Task(list(keys[start : start + count]))
+                self._order.append(task)
+                start += count
+            self._send(worker, task)
+
+    def _worker_for(self, task: _Task) -> _Worker | None:
+        return self._least_busy(spare=task is self._order[0], idle=task.alone)
+
+    def _least_busy(self, *, spare: bool, idle: bool = False) -> _Worker | None:
+        """Return the worker for the next task, None while there is none.
+
+        ``spare``: it may take the last room; ``idle``: it must have nothing else to do.
+        """
+        most = 0 if idle else TASKS_AHEAD - 1
+        able = [
+            worker
+            for worker in self._workers
+            if len(worker.free_rooms) > (0 if spare else 1)
+            and len(worker.tasks) <= most
+            and not any(task.alone for task in worker.tasks)
+        ]
+        return min(able, key=lambda worker: len(worker.tasks), default=None)
+
+    def _files_in_task(self, left: int) -> int:
+        """Size a task by what files took so far, in bytes and time; smaller near the end."""
+        by_nbytes = 0.9 * BASE_NBYTES / max(self._nbytes, 1)
+        by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
+        by_rest = left / (2 * len(self._workers))
+        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), MOST_FILES_IN_TASK))
+
+    def _send(self, worker: _Worker, task: _Task) -> None:
+        task.worker, task.room = worker, worker.free_rooms.pop()
+        worker.tasks.append(task)
+        try:
+            worker.connection.send(Order(task.room, task.keys))
+        except OSError:
+            self._bury(worker)
+
+    # Hearing from workers
+
+    def _listen(self) -> None:
+        """Wait until a worker answers or dies, and take in what there is."""
+        ends: dict[Any, _Worker] = {}
+        for worker in self._workers:
+            ends[worker.connection] = ends[worker.process.sentinel] = worker
+        for worker in {id(ends[end]): ends[end] for end in connection.wait(list(ends))}.values():
+            while (message := _message(worker)) is not None:
+                self._take(worker, message)
+            if not worker.process.is_alive():
+                self._bury(worker)
+
+    def _take(self, worker: _Worker, message: Answer | Ready | Written) -> None:
+        if isinstance(message, Answer):
+            self._take_answer(worker, message)
+        elif isinstance(message, Written):
+            del worker.writing[message.room]
+            worker.free_rooms.add(message.room)
+            if message.error is not None:
+                raise message.error
+        elif message.problem is not None:
+            raise WorkersError(message.problem)
+        else:
+            worker.is_ready = True
+            self._deaths_at_start = 0
+
+    def _take_answer(self, worker: _Worker, answer: Answer) -> None:
+        task = worker.tasks.popleft()
+        task.answer = answer
+        done = len(answer.results)
+        if done < len(task.keys):  # the room was full: the rest follows in its own task
+            rest = _Task(task.keys[done:], alone=task.alone)
+            self._order.insert(self._order.index(task) + 1, rest)
+        self._learn(answer)
+
+    def _learn(self, answer: Answer) -> None:
+        files = len(answer.results)
+        parts = [result.parts for result in answer.results if not isinstance(result, Failure)]
+        nbytes = sum(part.nbytes for sample in parts for part in sample)
+        self._seconds += (answer.seconds / files - self._seconds) / 2
+        self._nbytes += (nbytes / files - self._nbytes) / 2
+
+    # Deaths
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a dead worker; give its tasks back, the one it was at file by file."""
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        if not worker.is_ready:
+            self._deaths_at_start += 1
+            if self._deaths_at_start > MOST_DEATHS_AT_START:
+                raise WorkersError(
+                    f"worker processes die while they start ({_ending(worker.process)}): "
+                    "--workers=1 works without them"
+                )
+        for order in worker.writing.values():
+            assert worker.memory is not None and order.path is not None
+            with open_to_write(order.path) as file:
+                write_at(file, worker.memory[order.room].map()[: order.nbytes], order.offset)
+        finished = [task for task in self._order if task.worker is worker and task.answer]
+        successor = self._start_worker(worker.memory)
+        successor.free_rooms -= {task.room for task in finished}
+        for task in finished:
+            task.worker = successor
+        self._workers[self._workers.index(worker)] = successor
+        for task in worker.tasks:
+            task.worker = None
+        if worker.tasks and worker.is_ready:
+            self._suspect(worker.tasks[0], worker)
+
+    def _suspect(self, task: _Task, worker: _Worker) -> None:
+        """Find the file that killed a worker: each alone, given up when it kills again."""
+        if task.alone:
+            task.deaths += 1
+            if task.deaths >= DEATHS_ALONE:
+                reason = f"reading it ended the worker process ({_ending(worker.process)})"
+                task.answer = Answer([Failure(task.keys[0], reason)], 0, bytearray(), 0.0)
+            return
+        place = self._order.index(task)
+        self._order.remove(task)
+        for number, key in enumerate(task.keys):
+            self._order.insert(place + number, _Task([key], alone=True))
+
+    def _start_worker(self, memory: list[SharedMemory] | None) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        others: list[connection.Connection] = []
+        if self._context.get_start_method() == "fork":  # it inherits them: it would keep them open
+            others = [worker.connection for worker in self._workers] + [ours]
+        process = self._context.Process(
+            target=_serve, args=(self._settings, theirs, memory, others), daemon=True
+        )
+        with _interrupts_blocked():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours, memory)
+
+
+def _message(worker: _Worker) -> Answer | Ready | Written | None:
+    """Return what a worker has sent, None when there is nothing (more) to hear from it."""
+    try:
+        if worker.connection.poll():
+            return worker.connection.recv()  # type: ignore[no-any-return]
+    except (EOFError, OSError):  # it is dead, perhaps in the middle of a word
+        worker.process.kill()
+        worker.process.join()
+    return None
+
+
+def _new_memory() -> list[SharedMemory] | None:
+    """Return rooms' worth of shared memory, or None: payloads then go through the pipe."""
+    if not hasattr(os, "posix_fallocate"):
+        return None
+    memory: list[SharedMemory] = []
+    try:
+        for _ in range(ROOMS):
+            memory.append(SharedMemory())
+    except OSError:
+        for room in memory:
+            room.close()
+        return None
+    return memory
+
+
+def _ending(process: Any) -> str:
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
+    return name + (", out of memory or killed from outside" if name == "SIGKILL" else "")
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C from a process that is starting: it is the parent's to handle."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# In the worker
+
+
+def _serve(
+    settings: Settings,
+    pipe: connection.Connection,
+    memory: list[SharedMemory] | None,
+    others: list[connection.Connection],
+) -> None:
+    """Work off tasks until the parent goes away."""
+    for other in others:
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters too
+    try:
+        encoder = Encoder(settings)
+    except ConverterError as error:
+        pipe.send(Ready(str(error)))
+        return
+    pipe.send(Ready())
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
+    rooms: list[Room] = [SharedRoom(part) for part in memory] if memory else [Room()] * ROOMS
+    file: io.FileIO | None = None
+    while True:
+        order = orders.get()
+        if order.path is None:
+            pipe.send(_answer(encoder, order.keys, rooms[order.room]))
+            continue
+        try:
+            file = file or open_to_write(order.path)
+            assert memory is not None
+            # not rooms[order.room]: what lies there may be a predecessor's
+            write_at(file, memory[order.room].map()[: order.nbytes], order.offset)
+            pipe.send(Written(order.room))
+        except OSError as error:
+            pipe.send(Written(order.room, OSError(error.errno, error.strerror)))
+
+
+def _answer(encoder: Encoder, keys: Sequence[str], room: Room) -> Answer:
+    start = time.perf_counter()
+    results = _work(encoder, keys, room)
+    seconds = time.perf_counter() - start
+    shared = isinstance(room, SharedRoom) and room.is_shared
+    payload = None if shared else bytearray(room.payload())
+    return Answer(results, room.used, payload, seconds)
+
+
+def _receive(pipe: connection.Connection, orders: queue.SimpleQueue[Order]) -> None:
+    """Take orders in as they come, so that the parent never waits; end with the parent."""
+    try:
+        while True:
+            orders.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,126 @@
+"""Decide which values can be stored bit for bit, and as which array."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from converter.errors import UnstorableError
+
+MOST_DIMENSIONS = 32  # H5S_MAX_RANK
+
+
+class Storable(NamedTuple):
+    """A C-contiguous array HDF5 can hold, and what it was: "array", "text" or "bytes"."""
+
+    array: np.ndarray
+    content: str
+
+
+def as_storable(value: Any) -> Storable:
+    """Return the array to store for what a reader returned.
+
+    str and bytes become 1-D uint8 (a fixed-length string would lose trailing NULs).
+    Raises UnstorableError with what to return instead.
+    """
+    if isinstance(value, (str, bytes, bytearray)):
+        is_text = isinstance(value, str)
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        return Storable(np.frombuffer(data, np.uint8), "text" if is_text else "bytes")
+    if value is None:
+        raise UnstorableError("the reader returned None: return an array")
+    if np.ma.isMaskedArray(value):
+        raise UnstorableError(
+            "the reader returned a masked array, whose mask HDF5 cannot hold: return "
+            ".filled(value), or a structured array with the mask as a field"
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise UnstorableError(
+            f"the reader returned a {type(value).__name__} that is no regular array "
+            f"({error}): pad it, or return one flat array"
+        ) from None
+    reason = _objection(array.dtype)
+    if reason:
+        raise UnstorableError(f"the reader returned {reason}")
+    if array.ndim > MOST_DIMENSIONS:
+        raise UnstorableError(
+            f"the reader returned {array.ndim} dimensions, HDF5 holds {MOST_DIMENSIONS}: reshape it"
+        )
+    plain = np.asarray(array, order="C").view(_plain(array.dtype))
+    return Storable(_zero_gaps(plain), "array")
+
+
+@functools.lru_cache(maxsize=256)
+def _objection(dtype: np.dtype) -> str | None:
+    """Say why a dtype cannot be stored and what to return instead; None when it can."""
+    if dtype.hasobject:
+        return "an array of Python objects: return numbers, or text as str"
+    if dtype.kind == "U":
+        return "an array of str (dtype U): return one str, or .astype('S')"
+    if dtype.kind in "mM":
+        return f"{dtype} values: return .astype('int64')"
+    if dtype.itemsize == 0:
+        return f"items of no size ({dtype}): return an array of numbers"
+    try:
+        stored = h5py.h5t.py_create(dtype, logical=True).dtype
+    except (TypeError, ValueError) as error:
+        return f"dtype {dtype}, which HDF5 cannot hold ({error}): return an array of numbers"
+    if _plain(dtype) != dtype:
+        return f"a dtype whose fields overlap or are out of order ({dtype}): return a packed copy"
+    if stored != dtype:
+        return f"dtype {dtype}, which HDF5 would change to {stored}: return an array of numbers"
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _plain(dtype: np.dtype) -> np.dtype:
+    """Return a dtype without metadata, as the index describes it; another one if it cannot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy says that the metadata goes
+            return np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype))
+    except ValueError:
+        return np.dtype(np.void)
+
+
+def _zero_gaps(array: np.ndarray) -> np.ndarray:
+    """Zero the bytes of items that carry no value: they are whatever the memory held."""
+    gaps = _gaps(array.dtype)
+    if gaps is None or not array.size:
+        return array
+    clean = array.copy(order="C")
+    clean.reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize)[:, gaps] = 0
+    return clean
+
+
+@functools.lru_cache(maxsize=256)
+def _gaps(dtype: np.dtype) -> np.ndarray | None:
+    """Return where an item's bytes carry no value, as a mask; None where all do."""
+    gaps = ~_significant(dtype)
+    return gaps if gaps.any() else None
+
+
+def _significant(dtype: np.dtype) -> np.ndarray:
+    """Return which bytes of an item carry its value, ``(itemsize,)`` bool."""
+    significant = np.zeros(dtype.itemsize, bool)
+    if dtype.fields is not None:
+        for field, offset, *_ in dtype.fields.values():
+            significant[offset : offset + field.itemsize] |= _significant(field)
+    elif dtype.subdtype is not None:
+        base, _ = dtype.subdtype
+        significant[:] = np.tile(_significant(base), dtype.itemsize // base.itemsize)
+    elif dtype.char in "gG" and np.finfo(np.longdouble).nmant == 63:
+        # x87: 10 bytes of a number, in 12 or 16
+        number = np.zeros(np.dtype("g").itemsize, bool)
+        number[:10] = True
+        number = number if dtype.isnative else number[::-1]
+        significant[:] = np.tile(number, dtype.itemsize // len(number))
+    else:
+        significant[:] = True
+    return significant

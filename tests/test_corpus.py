@@ -1,0 +1,231 @@
+"""``pytest --corpus FOLDER`` converts a real folder and checks every file of it.
+
+A file is stored bit for bit as imageio reads it, or is named as a failure that imageio cannot
+read either. Extensions imageio has no plugin for are converted once with the default reader,
+and JSON and WAV once more with a ``my_read``. Without the option the sample images are taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+import wave
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from conftest import corpus_lines
+from converter.readers import plugin_of
+from world import ROOT, assert_same, command, failures, finish, start, write_functions
+
+SAMPLES = Path(__file__).resolve().parent / "images"
+SECONDS_AT_MOST = 3600
+
+WAV_READER = """
+import wave
+import numpy as np
+
+
+def my_read(path_sample):
+    with wave.open(path_sample) as file:
+        dtype = {1: "u1", 2: "<i2", 4: "<i4"}[file.getsampwidth()]
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype)
+        return samples.reshape(-1, file.getnchannels())
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folders = metafunc.config.getoption("--corpus") or [SAMPLES]
+    folders = [folder for folder in folders if folder.is_dir()]
+    if "extension" in metafunc.fixturenames:
+        cases = [
+            (folder, extension)
+            for folder in folders
+            for extension in ("json", "wav")
+            if any(extension_of(key) == extension for key in files_below(folder))
+        ]
+        names = [f"{folder.name}-{extension}" for folder, extension in cases]
+        metafunc.parametrize(("corpus", "extension"), cases, ids=names)
+    elif "corpus" in metafunc.fixturenames:
+        metafunc.parametrize("corpus", folders, ids=[folder.name for folder in folders])
+
+
+def files_below(folder: Path) -> dict[str, Path]:
+    """Return all regular files under their keys, without those of macOS."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith("._")
+    }
+
+
+def extension_of(key: str) -> str:
+    stem, dot, extension = key.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot and stem else ""
+
+
+def with_imageio(path: Path) -> np.ndarray:
+    return iio.imread(path, plugin=plugin_of(extension_of(path.name)))
+
+
+def with_json(path: Path) -> np.ndarray:
+    """Return what the shipped my_read returns, stored as its contract says."""
+    with open(path, encoding="utf-8") as file:
+        value = json.load(file)
+    if isinstance(value, str):
+        return np.frombuffer(value.encode(), np.uint8)
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc" or array.ndim > 32:
+        raise ValueError("no array of numbers")
+    return array
+
+
+def with_wave(path: Path) -> np.ndarray:
+    with wave.open(str(path)) as file:
+        dtype = {1: "u1", 2: "<i2", 4: "<i4"}[file.getsampwidth()]
+        data = file.readframes(file.getnframes())
+        return np.frombuffer(data, dtype).reshape(-1, file.getnchannels())
+
+
+def is_16_bit_colour_png(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(26)
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10" and head[25] in (2, 4, 6)
+
+
+def at_full_depth(path: Path) -> np.ndarray:
+    """Decode a 16-bit colour PNG independently of the converter, with OpenCV."""
+    import cv2
+
+    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ValueError("OpenCV cannot read it")
+    channels = {2: 3, 4: 2, 6: 4}[path.read_bytes()[25]]
+    if channels == 3:
+        return cv2.cvtColor(array[..., :3], cv2.COLOR_BGR2RGB)
+    array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA)
+    return array[..., [0, 3]] if channels == 2 else array
+
+
+def expected_of(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray | Exception:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if read is with_imageio and is_16_bit_colour_png(path):
+                return at_full_depth(path)
+            return np.asarray(read(path))
+    except Exception as error:
+        return error
+
+
+def check(
+    folder: Path,
+    keys: dict[str, Path],
+    output: Path,
+    read: Callable[[Path], np.ndarray],
+    flags: tuple[str, ...],
+) -> Counter[str]:
+    """Convert these files and compare each one; return what came of them."""
+    extensions = ",".join(sorted({extension_of(key) for key in keys}))
+    process = start(command(folder, output, f"--ext={extensions}", "--overwrite", *flags))
+    ended = finish(process, seconds=SECONDS_AT_MOST)
+    assert "Traceback" not in ended.err
+    failed = failures(output)
+    assert ended.status == (1 if failed else 0), ended.err
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+    with_file: Any = h5py.File(output) if output.exists() else {}
+    try:
+        for key, path in keys.items():
+            expected = expected_of(path, read)
+            is_stored, is_failed = key in with_file, key in failed
+            if is_stored == is_failed:
+                wrong.append(f"{key}: stored {is_stored}, failed {is_failed}")
+            elif isinstance(expected, Exception):
+                if is_stored:
+                    wrong.append(f"{key}: stored, but the reader raises {expected!r}")
+                counts["failed by both"] += 1
+            elif is_failed:
+                wrong.append(f"{key}: {failed[key]}, but the reader reads it")
+            else:
+                try:
+                    assert_same(with_file[key][()], expected)
+                except AssertionError as error:
+                    wrong.append(f"{key}: {str(error).splitlines()[0]}")
+                counts["stored"] += 1
+                counts["stored, 16-bit colour PNG"] += (
+                    read is with_imageio and is_16_bit_colour_png(path)
+                )
+        if output.exists():
+            names: list[str] = []
+            with_file.visititems(
+                lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
+            )
+            assert set(names) | set(failed) == set(keys)
+            assert len(names) + len(failed) == len(keys)
+    finally:
+        if output.exists():
+            with_file.close()
+    assert not wrong, "\n".join(wrong)
+    return counts
+
+
+def note(config: pytest.Config, corpus: Path, reader: str, counts: Counter[str]) -> None:
+    """Keep a line for the end of pytest's output."""
+    said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
+    config.stash[corpus_lines].append(f"{corpus.name}, {reader}: {said}")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_tifffile():
+    logger = logging.getLogger("tifffile")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+def test_every_file_is_stored_as_imageio_reads_it_or_fails_there_too(
+    corpus, tmp_path, pytestconfig
+):
+    pytest.importorskip("cv2")
+    keys = {key: path for key, path in files_below(corpus).items() if extension_of(key)}
+    assert keys, f"{corpus} holds no files"
+    counts = check(corpus, keys, tmp_path / "OUT.h5", with_imageio, ())
+    note(pytestconfig, corpus, "imageio", counts)
+
+
+def test_every_file_is_stored_as_my_read_reads_it_or_fails_there_too(
+    extension, corpus, tmp_path, pytestconfig
+):
+    keys = {k: path for k, path in files_below(corpus).items() if extension_of(k) == extension}
+    if extension == "json":
+        functions, read = ROOT / "my_functions.py", with_json
+    else:
+        functions = write_functions(tmp_path / "wav_functions.py", WAV_READER)
+        read = with_wave
+    flags = ("--custom_read_func", f"--path_functions={functions}")
+    counts = check(corpus, keys, tmp_path / "OUT.h5", read, flags)
+    note(pytestconfig, corpus, f"my_read of .{extension}", counts)
+
+
+def test_any_number_of_workers_makes_the_same_bytes_of_it(corpus, tmp_path):
+    extensions = {extension_of(key) for key in files_below(corpus)} - {""}
+    made = []
+    for workers in (1, 3):
+        output = tmp_path / f"{workers}.h5"
+        flags = (f"--ext={','.join(sorted(extensions))}", f"--workers={workers}")
+        finish(start(command(corpus, output, *flags)), seconds=SECONDS_AT_MOST)
+        made.append((output.read_bytes() if output.exists() else None, failures(output)))
+        if output.exists():
+            os.remove(output)
+    assert made[0][1] == made[1][1]
+    assert made[0][0] == made[1][0]
