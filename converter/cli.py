@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from tqdm import tqdm
-
 from converter import filters, readers
 from converter.convert import Caller, Request, convert, estimate_size
 from converter.cores import usable_cores
@@ -254,7 +252,7 @@ class _Progress:
     def __init__(self, *, quiet: bool, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._bar: tqdm | None = None
+        self._bar: Any = None
         self._start = self._last_line = time.monotonic()
 
     def __enter__(self) -> _Progress:
@@ -275,6 +273,8 @@ class _Progress:
 
     def _show_bar(self, report: Report) -> None:
         if self._bar is None:
+            from tqdm import tqdm  # 50 ms that only a terminal needs
+
             self._bar = tqdm(
                 total=report.total,
                 unit=" files",

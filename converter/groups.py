@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 import h5py
 
 from converter.headers import (
-    ATTRIBUTE,
     CONSTANT,
     UNDEFINED,
+    attribute_messages,
     checksum,
     dataspace,
     datatype,
@@ -66,7 +66,7 @@ def group(
 
     ``links`` are sorted by name.
     """
-    kept = [(ATTRIBUTE, 0, attribute) for attribute in attributes]
+    kept = attribute_messages(attributes)
     if len(links) <= MOST_LINKS_IN_HEADER:
         link_info = struct.pack("<BBQQ", 0, 0, UNDEFINED, UNDEFINED)
         messages = [(LINK_INFO, 0, link_info), (GROUP_INFO, CONSTANT, bytes((0, 0)))]

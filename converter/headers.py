@@ -19,8 +19,9 @@ from converter.filters import FilterPipeline, Layout
 from converter.lookup3 import lookup3
 
 UNDEFINED = 2**64 - 1
-DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE, ATTRIBUTE = 0x01, 0x03, 0x05, 0x08, 0x0B, 0x0C
-CONSTANT = 1  # message flag: will not change
+DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE = 0x01, 0x03, 0x05, 0x08, 0x0B
+ATTRIBUTE, ATTRIBUTE_INFO = 0x0C, 0x15
+CONSTANT, NEVER_SHARED = 1, 4  # message flags
 LARGEST_MESSAGE_NBYTES = 2**16 - 1
 CHECKSUM_NBYTES = 4
 MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
@@ -81,7 +82,7 @@ def template(kind: Kind) -> Template:
     if kind.filters:
         messages.append((PIPELINE, CONSTANT, _pipeline(kind.filters)))
     if kind.content != "array":
-        messages.append((ATTRIBUTE, 0, text_attribute("content", kind.content)))
+        messages += attribute_messages([text_attribute("content", kind.content)])
     body, address_at, nbytes_at, chunk_shape_at = _layout(kind)
     messages.append((LAYOUT, 0, body))
     data = object_header(messages)
@@ -133,12 +134,12 @@ def fill_headers(
 
 def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
     """Return a version 2 object header of (type, flags, body) messages, with its checksum."""
+    if any(len(content) > LARGEST_MESSAGE_NBYTES for _, _, content in messages):
+        raise ValueError("a message of more than 64 KiB, as of a dtype with too many fields")
     body = b"".join(
         MESSAGE_HEAD.pack(number, len(content), flags) + content
         for number, flags, content in messages
     )
-    if any(len(content) > LARGEST_MESSAGE_NBYTES for _, _, content in messages):
-        raise ValueError("a message of more than 64 KiB, as of a dtype with too many fields")
     width = next(n for n in (0, 1, 2) if len(body) < 2 ** (8 * 2**n))
     data = b"OHDR" + bytes((2, width)) + len(body).to_bytes(2**width, "little") + body
     return data + checksum(data)
@@ -155,10 +156,19 @@ def dataspace(shape: tuple[int, ...]) -> bytes:
     return head + struct.pack(f"<{len(shape)}Q", *shape)
 
 
-@functools.lru_cache(maxsize=1024)
 def datatype(dtype: np.dtype) -> bytes:
     """Return a datatype message, as HDF5 itself encodes it (behind a head of two bytes)."""
+    # not cached: dtypes of ASCII and UTF-8 are equal, and one would be taken for the other
     return bytes(h5py.h5t.py_create(dtype, logical=True).encode()[2:])
+
+
+def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
+    """Return the messages for an object's attributes; without the first HDF5 counts none."""
+    if not attributes:
+        return []
+    info = struct.pack("<BBQQ", 0, 0, UNDEFINED, UNDEFINED)
+    kept = [(ATTRIBUTE, 0, attribute) for attribute in attributes]
+    return [(ATTRIBUTE_INFO, NEVER_SHARED, info), *kept]
 
 
 def text_attribute(name: str, value: str) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from converter.errors import UnstorableError
 
 MOST_DIMENSIONS = 32  # H5S_MAX_RANK
+_UINT8 = np.dtype(np.uint8)
 
 
 class Storable(NamedTuple):
@@ -27,6 +28,8 @@ def as_storable(value: Any) -> Storable:
     str and bytes become 1-D uint8 (a fixed-length string would lose trailing NULs).
     Raises UnstorableError with what to return instead.
     """
+    if _is_plain_image(value):  # nearly all there is: no more to check
+        return Storable(value, "array")
     if isinstance(value, (str, bytes, bytearray)):
         is_text = isinstance(value, str)
         data = value.encode() if isinstance(value, str) else bytes(value)
@@ -54,6 +57,15 @@ def as_storable(value: Any) -> Storable:
         )
     plain = np.asarray(array, order="C").view(_plain(array.dtype))
     return Storable(_zero_gaps(plain), "array")
+
+
+def _is_plain_image(value: Any) -> bool:
+    return (
+        type(value) is np.ndarray
+        and value.dtype is _UINT8
+        and value.ndim <= MOST_DIMENSIONS
+        and value.flags.c_contiguous
+    )
 
 
 @functools.lru_cache(maxsize=256)
