@@ -6,12 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converter.loader import H5Folder as H5Folder
     from converter.readers import read_image as read_image
 
 __version__ = "0.1.0"
 
-_HOMES = {"read_image": "converter.readers"}
-__all__ = ["read_image"]
+_HOMES = {"H5Folder": "converter.loader", "read_image": "converter.readers"}
+__all__ = ["H5Folder", "read_image"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,10 @@ class WriteError(StoppedError):
     """Bytes that could not be written, mostly for want of disk space."""
 
 
+class LoadError(ConverterError):
+    """An HDF5 file, or a sample in it, that cannot be read: not HDF5, damaged or refused."""
+
+
 class UnreadableError(Exception):
     """A source file that is refused for a reason of ours, with what to do about it."""
 

@@ -1,0 +1,213 @@
+"""Read through HDF5 what has no index or a filter of its own: the same results, slower."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5l, h5o
+
+from converter.errors import LoadError
+from converter.handle import Handle
+from converter.index import IndexBuilder
+from converter.layouts import MOST_INFLATION
+from converter.selection import Box, box_of
+from converter.tail import Tail
+
+#: An array that claims to be larger must have the stored bytes for it.
+HARMLESS_NBYTES = 1 << 30
+
+
+class Datasets:
+    """The datasets of a file by name, opened when first asked for and once per process.
+
+    External links, external storage and virtual datasets make HDF5 read other files: they
+    are refused unless ``allow_external``.
+    """
+
+    def __init__(self, handle: Handle, *, allow_external: bool) -> None:
+        self._handle = handle
+        self._allow_external = allow_external
+        self._opened: tuple[int, h5py.File] | None = None
+
+    def close(self) -> None:
+        """Close what is open in this process."""
+        opened, self._opened = self._opened, None
+        if opened is not None and opened[0] == os.getpid():
+            opened[1].close()
+
+    def names(self) -> Iterator[str]:
+        """Yield the hard-linked datasets in the order HDF5 lists them.
+
+        Raises LoadError at an external link that was not allowed.
+        """
+        file = self._file()
+        found: list[tuple[bytes, int]] = []
+        file.id.links.visit(lambda name, info: found.append((name, info.type)), info=True)
+        for name, kind in found:
+            if kind == h5l.TYPE_EXTERNAL and not self._allow_external:
+                raise self._refusal(name.decode(errors="replace"), "is a link to another file")
+            if kind == h5l.TYPE_SOFT or not self._is_dataset(file, name, kind):
+                continue
+            try:
+                yield name.decode()
+            except UnicodeDecodeError:
+                raise LoadError(f"{self._handle.path} holds a name that is not UTF-8") from None
+
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """Return a dataset, or a box of it."""
+        dataset = self._dataset(name)
+        shape = dataset.shape
+        if shape is None:
+            raise LoadError(f"{name!r} in {self._handle.path} holds no array: it is empty")
+        start, stop = (box.start, box.stop) if box else ((0,) * len(shape), shape)
+        array = np.empty([b - a for a, b in zip(start, stop, strict=True)], dataset.dtype)
+        if not array.size:
+            return array
+        try:
+            if box:
+                cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+                dataset.read_direct(array, cut)
+            else:
+                dataset.read_direct(array)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise LoadError(
+                f"{name!r} in {self._handle.path} cannot be read: {_short(error)}"
+            ) from error
+        return array
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a dataset's shape."""
+        return tuple(self._dataset(name).shape or ())
+
+    def _file(self) -> h5py.File:
+        opened = self._opened
+        if opened is not None and opened[0] == os.getpid():
+            return opened[1]
+        if opened is not None:  # from before a fork: HDF5 would share it with the new one
+            opened[1].close()
+        self._opened = opened = (os.getpid(), self._open())
+        return opened[1]
+
+    def _open(self) -> h5py.File:
+        # Through a Python file HDF5 takes no lock and shares nothing with handles of others.
+        # Only where other files may be read must it know the name.
+        source: Any = self._handle.path if self._allow_external else self._handle.reopened()
+        try:
+            return h5py.File(source, "r")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _explained(self._handle, error) from error
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        file = self._file()
+        if not self._allow_external:
+            self._check_links(file, name)
+        try:
+            dataset = file[name]
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise LoadError(
+                f"{name!r} in {self._handle.path} cannot be opened: {_short(error)}"
+            ) from error
+        if not isinstance(dataset, h5py.Dataset):
+            raise LoadError(f"{name!r} in {self._handle.path} is not a dataset")
+        self._check_storage(name, dataset)
+        return dataset
+
+    def _check_links(self, file: h5py.File, name: str) -> None:
+        """Walk to a dataset over hard links alone: those cannot leave the file."""
+        parts = name.split("/")
+        for depth in range(1, len(parts) + 1):
+            link = "/".join(parts[:depth])
+            try:
+                kind = file.id.links.get_info(link.encode()).type
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise LoadError(f"{link!r} in {self._handle.path}: {_short(error)}") from error
+            if kind != h5l.TYPE_HARD:
+                raise self._refusal(link, "is a link to elsewhere")
+
+    def _check_storage(self, name: str, dataset: h5py.Dataset) -> None:
+        creation = dataset.id.get_create_plist()
+        if not self._allow_external:
+            if creation.get_layout() == h5d.VIRTUAL:
+                raise self._refusal(name, "is put together from other files")
+            if creation.get_external_count():
+                raise self._refusal(name, "keeps its bytes in another file")
+        nbytes = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
+        stored = min(dataset.id.get_storage_size(), self._handle.nbytes)
+        too_large = nbytes > HARMLESS_NBYTES and nbytes > stored * MOST_INFLATION
+        if too_large and not self._allow_external:
+            raise LoadError(
+                f"{name!r} in {self._handle.path} claims {nbytes} bytes, of which {stored} are "
+                "stored: read it with h5py, part by part"
+            )
+
+    def _is_dataset(self, file: h5py.File, name: bytes, kind: int) -> bool:
+        try:
+            if kind == h5l.TYPE_EXTERNAL:
+                return isinstance(file.get(name), h5py.Dataset)
+            return bool(h5o.get_info(file.id, name).type == h5o.TYPE_DATASET)
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise LoadError(f"{name!r} in {self._handle.path}: {_short(error)}") from error
+
+    def _refusal(self, name: str, why: str) -> LoadError:
+        return LoadError(
+            f"{name!r} in {self._handle.path} {why}, which is refused: where you trust the file, "
+            "open it with allow_external=True"
+        )
+
+
+class ForeignFile:
+    """A file without a tail, read through HDF5. Its names are kept as a tail in memory."""
+
+    def __init__(self, handle: Handle, *, allow_external: bool) -> None:
+        self._datasets = Datasets(handle, allow_external=allow_external)
+        self.keys = _tail_of(self._datasets.names(), handle.path)
+        self.identity = (handle.nbytes, self.keys.crc32)
+
+    def close(self) -> None:
+        """Close HDF5's handle."""
+        self._datasets.close()
+
+    def read(self, position: int) -> np.ndarray:
+        """Return the array at a position in range."""
+        return self._datasets.read(self.keys.key(position))
+
+    def read_part(self, position: int, selection: Any) -> np.ndarray:
+        """Return a part of the array at a position in range."""
+        name = self.keys.key(position)
+        box = box_of(selection, self._datasets.shape(name))
+        return np.array(self._datasets.read(name, box)[box.take])
+
+    def read_batch(self, positions: Sequence[int]) -> list[np.ndarray]:
+        """Return the arrays at positions in range."""
+        return [self.read(position) for position in positions]
+
+
+def _tail_of(names: Iterator[str], path: str) -> Tail:
+    builder, content = IndexBuilder(), io.BytesIO()
+    for name in names:
+        builder.add(name.encode(), b"", ())
+    builder.write(content, 0)
+    return Tail(content.getvalue(), 0, path)
+
+
+def _explained(handle: Handle, error: Exception) -> LoadError:
+    text = str(error).lower()
+    if not handle.nbytes:
+        why = "is empty: convert it again"
+    elif "signature not found" in text:
+        why = "is not an HDF5 file: name the file the converter made"
+    elif "truncated" in text:
+        why = "is truncated: copy it or convert it again"
+    else:
+        why = f"cannot be opened: {_short(error)}"
+    return LoadError(f"{handle.path} {why}")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

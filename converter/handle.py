@@ -1,0 +1,96 @@
+"""Hold one file open for reading: at any offset, from any thread, in a forked process too."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from converter.errors import LoadError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LONGEST_READ = 1 << 30  # one call returns at most 2 GiB
+
+
+class Handle:
+    """A file descriptor that closes with the last who uses it.
+
+    A shared lock, where the file system has them, keeps HDF5 from opening the file for
+    writing meanwhile: that would cut off the tail, and a mapped file must not be cut.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._close = os.close  # at interpreter exit the module may be gone first
+        self._lock = threading.Lock()  # for systems without preadv alone
+        self.nbytes = os.fstat(self.fd).st_size
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_close"):
+            self._close(self.fd)
+
+    def read_into(self, target: Any, offset: int) -> None:
+        """Fill a writable, C-contiguous buffer from ``offset`` on.
+
+        Raises LoadError where the file ends before.
+        """
+        view = memoryview(target).cast("B")
+        while view.nbytes:
+            count = self._read_some(view[:LONGEST_READ], offset)
+            if not count:
+                raise LoadError(f"{self.path} was cut while it was being read: convert it again")
+            view, offset = view[count:], offset + count
+
+    def read(self, nbytes: int, offset: int) -> bytearray:
+        """Return bytes from ``offset`` on; the caller has checked that they lie in the file."""
+        data = bytearray(nbytes)
+        self.read_into(data, offset)
+        return data
+
+    def map(self, begin: int, end: int) -> tuple[mmap.mmap, int]:
+        """Map a part of the file; return the map and where in it ``begin`` lies."""
+        start = begin - begin % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self.fd, end - start, access=mmap.ACCESS_READ, offset=start)
+        return mapped, begin - start
+
+    def reopened(self) -> io.FileIO:
+        """Open the same file anew, with a file position of its own.
+
+        Raises LoadError when another file has its name by now and the system cannot find it.
+        """
+        for path in (self.path, f"/proc/self/fd/{self.fd}"):
+            try:
+                file = io.FileIO(path)
+            except OSError:
+                continue
+            if os.path.samestat(os.fstat(file.fileno()), os.fstat(self.fd)):
+                return file
+            file.close()
+        raise LoadError(f"{self.path} was replaced while it was open: open it again")
+
+    def _read_some(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.fd, [view], offset)
+        with self._lock:  # Windows
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            data = os.read(self.fd, view.nbytes)
+        view[: len(data)] = data
+        return len(data)
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of a C-contiguous array, without a copy, whatever its dtype."""
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,180 @@
+"""Read arrays by the tail, without HDF5."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from converter.errors import LoadError
+from converter.foreign import Datasets
+from converter.handle import Handle
+from converter.index import Place
+from converter.layouts import ArrayLayout
+from converter.pages import LARGEST_UNPROBED_NBYTES, Pages
+from converter.payload import check, read_chunks, read_plain, read_plain_box
+from converter.selection import Box, box_of
+from converter.tail import Tail
+
+MOST_WINDOWS = 4096
+
+
+class Window(NamedTuple):
+    """The file as overlapping arrays of one layout: ``items[offset]`` is a sample's."""
+
+    items: np.ndarray
+    nbytes: int
+
+
+class IndexedFile:
+    """An open file with its tail."""
+
+    def __init__(self, handle: Handle, tail: Tail, *, verify: bool, allow_external: bool) -> None:
+        self.keys = tail
+        self.identity = (handle.nbytes, tail.crc32)
+        self._handle = handle
+        self._verify = verify
+        self._allow_external = allow_external
+        self._datasets = Datasets(handle, allow_external=allow_external)
+        self._pages = Pages(handle, tail.hdf5_nbytes, len(tail))
+        self._windows: dict[int, Window] = {}
+
+    def close(self) -> None:
+        """Close HDF5's handle; all else closes with its last user."""
+        self._datasets.close()
+
+    def read(self, position: int) -> np.ndarray:
+        """Return the array at a position in range."""
+        keys, pages = self.keys, self._pages
+        offset, number = keys.offsets[position], keys.layout_numbers[position]
+        window = self._windows.get(number)
+        if window is None or keys.nbytes[position] != window.nbytes:
+            return self._read_checked(position, number)
+        if window.nbytes <= LARGEST_UNPROBED_NBYTES and pages.reads_to_probe > 0:
+            pages.reads_to_probe -= 1
+        elif not pages.are_cached(window.nbytes, offset):
+            return self._read_checked(position, number)
+        try:
+            array: np.ndarray = window.items[offset].copy()
+            return array
+        except IndexError:  # behind the HDF5 part
+            raise self.keys.misplaced(position) from None
+
+    def read_part(self, position: int, selection: Any) -> np.ndarray:
+        """Return a part of the array at a position in range, reading what that needs."""
+        layout = self.keys.layout(self.keys.row(position).layout)
+        box = box_of(selection, layout.shape)
+        return np.array(self._named(position, lambda: self._box(position, layout, box))[box.take])
+
+    def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """Return arrays, stacked where shapes and dtypes agree."""
+        rows = self.keys.rows
+        numbers = rows["layout"][positions]
+        if (numbers == numbers[0]).all():
+            layout = self.keys.layout(int(numbers[0]))
+            if layout.is_plain and layout.nbytes:
+                return self._read_equal(positions, layout)
+        layouts = [self.keys.layout(number) for number in numbers.tolist()]
+        places = positions.tolist()
+        if len({(layout.dtype, layout.shape) for layout in layouts}) > 1:
+            return [self.read(position) for position in places]
+        for position in places:
+            self.keys.places(position)  # checked before memory is taken for all
+        batch = np.empty((len(places), *layouts[0].shape), layouts[0].dtype)
+        for n, (position, layout) in enumerate(zip(places, layouts, strict=True)):
+            self._fill(position, layout, batch[n, ...])
+        return batch
+
+    def _read_equal(self, positions: np.ndarray, layout: ArrayLayout) -> np.ndarray:
+        rows = self.keys.rows
+        offsets, nbytes = rows["offset"][positions], rows["nbytes"][positions]
+        last = self._pages.nbytes - layout.nbytes
+        wrong = (nbytes != layout.nbytes) | (offsets > max(last, 0))
+        if last < 0 or wrong.any():
+            raise self.keys.misplaced(int(positions[np.argmax(wrong)]))
+        data = self._pages.gather(offsets.view(np.int64), layout.nbytes)
+        batch = data.view(layout.dtype).reshape(len(positions), *layout.shape)
+        if self._verify:
+            self._check_all(positions, batch)
+        return batch
+
+    def _check_all(self, positions: np.ndarray, batch: np.ndarray) -> None:
+        for n, position in enumerate(positions.tolist()):
+            (place,), data = self.keys.places(position), _bytes_of(batch, n)
+            self._named(position, functools.partial(check, place, data))
+
+    def _read_checked(self, position: int, number: int) -> np.ndarray:
+        layout = self.keys.layout(number)
+        self.keys.places(position)  # before memory is taken
+        array = np.empty(layout.shape, layout.dtype)
+        self._fill(position, layout, array)
+        if number not in self._windows and len(self._windows) < MOST_WINDOWS:
+            self._make_window(number, layout)
+        return array
+
+    def _make_window(self, number: int, layout: ArrayLayout) -> None:
+        if layout.is_plain and layout.nbytes and layout.shape and not self._verify:
+            items = self._pages.window(layout)
+            if items is not None:
+                self._windows[number] = Window(items, layout.nbytes)
+
+    def _fill(self, position: int, layout: ArrayLayout, target: np.ndarray) -> None:
+        """Read one sample into an array of its shape and dtype."""
+        places = self.keys.places(position)
+        if not layout.nbytes:
+            return
+        if layout.is_plain:
+            self._named(
+                position, lambda: read_plain(self._pages, places[0], target, verify=self._verify)
+            )
+        elif layout.is_decodable:
+            self._named(
+                position,
+                lambda: read_chunks(self._pages, places, layout, target, verify=self._verify),
+            )
+        else:
+            self._named(position, lambda: self._check_payloads(places))
+            target[...] = self._through_hdf5(position, layout)
+
+    def _box(self, position: int, layout: ArrayLayout, box: Box) -> np.ndarray:
+        places = self.keys.places(position)
+        if 0 in box.shape or not layout.nbytes:
+            return np.empty(box.shape, layout.dtype)
+        if layout.is_plain:
+            if self._verify:
+                check(places[0], self._pages.read(places[0].nbytes, places[0].offset))
+            return read_plain_box(self._pages, places[0], layout, box)
+        if not layout.is_decodable:
+            self._check_payloads(places)
+            return self._through_hdf5(position, layout, box)
+        array = np.empty(box.shape, layout.dtype)
+        read_chunks(self._pages, places, layout, array, box=box, verify=self._verify)
+        return array
+
+    def _through_hdf5(
+        self, position: int, layout: ArrayLayout, box: Box | None = None
+    ) -> np.ndarray:
+        array = self._datasets.read(self.keys.key(position), box)
+        if array.dtype != layout.dtype or array.shape != (box.shape if box else layout.shape):
+            raise self.keys.damage(f"describes {self.keys.key(position)!r} unlike HDF5 does")
+        return array
+
+    def _check_payloads(self, places: Sequence[Place]) -> None:
+        if self._verify:
+            for place in places:
+                check(place, self._pages.read(place.nbytes, place.offset))
+
+    def _named(self, position: int, read: Callable[[], Any]) -> Any:
+        """Say which sample it is that is damaged."""
+        try:
+            return read()
+        except ValueError as error:
+            raise LoadError(
+                f"{self.keys.key(position)!r} in {self._handle.path} {error}: convert it again"
+            ) from None
+
+
+def _bytes_of(batch: np.ndarray, n: int) -> np.ndarray:
+    return batch[n : n + 1].reshape(-1).view(np.uint8)

@@ -1,0 +1,160 @@
+"""Read how an array lies in the file from the tail's JSON, believing nothing of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import operator
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from converter.filters import DEFLATE, SHUFFLE, FilterPipeline
+
+#: What deflate can make of one byte at most (zlib's technical details), and a header's worth.
+MOST_INFLATION = 1032
+HEADER_NBYTES = 64
+LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
+MOST_DIMENSIONS = 32
+#: Numbers, fixed-length bytes and opaque items; never "O", a pointer of the file's choice.
+SCALAR_DTYPE = re.compile(
+    r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SV][1-9][0-9]{0,8})"
+)
+
+
+class ArrayLayout(NamedTuple):
+    """A checked layout: no size in it can be negative, overflow or contradict another."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...] | None
+    filters: FilterPipeline
+    nbytes: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether the bytes in the file are the array's own, in one piece."""
+        return self.chunks is None
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Return the bytes of one decoded chunk."""
+        return self.dtype.itemsize * math.prod(self.chunks or self.shape)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Return the bytes from one index to the next on each axis."""
+        lengths = (self.dtype.itemsize, *reversed(self.shape[1:]))
+        return tuple(itertools.accumulate(lengths, operator.mul))[::-1] if self.shape else ()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Return the number of chunks along each axis."""
+        if self.chunks is None:
+            return (1,) * len(self.shape)
+        return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
+
+    @property
+    def is_decodable(self) -> bool:
+        """Tell whether its filters can be undone without HDF5."""
+        itemsize = self.dtype.itemsize
+        known: tuple[list[int], ...] = ([], [DEFLATE], [SHUFFLE, DEFLATE])
+        return [number for number, _ in self.filters] in known and all(
+            values == (itemsize,) for number, values in self.filters if number == SHUFFLE
+        )
+
+    def can_come_from(self, stored_nbytes: int) -> bool:
+        """Tell whether so many stored bytes can hold the array, before memory is taken."""
+        whole = self.chunk_nbytes * math.prod(self.grid)
+        if not self.filters:
+            return stored_nbytes == whole
+        if not self.is_decodable:
+            return stored_nbytes > 0  # HDF5 undoes them, and `foreign` has bounds of its own
+        return stored_nbytes > 0 and whole <= stored_nbytes * MOST_INFLATION + HEADER_NBYTES
+
+
+def parse_layout(described: bytes) -> ArrayLayout:
+    """Return the layout that `index.layout_json` described.
+
+    Raises ValueError, saying what is impossible, for anything it would never describe.
+    """
+    if len(described) > LONGEST_DESCRIPTION:
+        raise ValueError(f"a layout of {len(described)} bytes")
+    try:
+        fields = json.loads(described)
+    except (ValueError, RecursionError):
+        raise ValueError("a layout that is no JSON") from None
+    if not isinstance(fields, dict):
+        raise ValueError("a layout that is no JSON object")
+    dtype = _dtype(fields.get("dtype"))
+    shape = _lengths(fields.get("shape"), "shape", least=0)
+    nbytes = _nbytes(shape, dtype)
+    chunks, filters = None, _filters(fields.get("filters"))
+    if fields.get("chunks") is not None:
+        chunks = _lengths(fields["chunks"], "chunks", least=1)
+        if len(chunks) != len(shape) or any(c > n for c, n in zip(chunks, shape, strict=True)):
+            raise ValueError(f"chunks {chunks} of shape {shape}")
+        _nbytes(chunks, dtype)
+    elif filters:
+        raise ValueError("filters without chunks")
+    if fields.get("content") not in ("array", "text", "bytes"):
+        raise ValueError(f"content {str(fields.get('content'))[:50]!r}")
+    return ArrayLayout(dtype, shape, chunks, filters, nbytes)
+
+
+def _dtype(described: Any) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = np.lib.format.descr_to_dtype(_descr(described, depth=0))
+    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError):
+        raise ValueError(f"dtype {str(described)[:80]!r}") from None
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"dtype {str(described)[:80]!r}")
+    return dtype
+
+
+def _descr(described: Any, depth: int) -> Any:
+    """Return a dtype's description with tuples for JSON's lists, once it is harmless."""
+    if isinstance(described, str) and SCALAR_DTYPE.fullmatch(described):
+        return described
+    if isinstance(described, list) and described and depth < MOST_DIMENSIONS:
+        return [_field(field, depth + 1) for field in described]
+    raise ValueError
+
+
+def _field(field: Any, depth: int) -> tuple[Any, ...]:
+    if not isinstance(field, list) or len(field) not in (2, 3) or not isinstance(field[0], str):
+        raise ValueError
+    descr = _descr(field[1], depth)
+    if len(field) == 2:
+        return (field[0], descr)
+    return (field[0], descr, _lengths(field[2], "shape", least=1))
+
+
+def _lengths(values: Any, what: str, *, least: int) -> tuple[int, ...]:
+    if (
+        not isinstance(values, list)
+        or len(values) > MOST_DIMENSIONS
+        or not all(type(value) is int and value >= least for value in values)
+    ):
+        raise ValueError(f"{what} {str(values)[:80]}")
+    return tuple(values)
+
+
+def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    # numpy refuses what would overflow without its zeros, so that is refused here too
+    if math.prod(n for n in shape if n) * dtype.itemsize >= 2**63:
+        raise ValueError(f"shape {shape} of {dtype}")
+    return math.prod(shape) * dtype.itemsize
+
+
+def _filters(described: Any) -> FilterPipeline:
+    if not isinstance(described, list) or len(described) > MOST_DIMENSIONS:
+        raise ValueError(f"filters {str(described)[:80]}")
+    filters = []
+    for one in described:
+        if not isinstance(one, list) or len(one) != 2 or type(one[0]) is not int:
+            raise ValueError(f"filters {str(described)[:80]}")
+        filters.append((one[0], _lengths(one[1], "filter values", least=0)))
+    return tuple(filters)

@@ -1,0 +1,280 @@
+"""Read samples by key or position, in any process. Needs numpy and h5py alone.
+
+To copy it into another project take, in a folder named ``converter``: cache.py, errors.py,
+filters.py, foreign.py, handle.py, index.py, indexed.py, layouts.py, loader.py, near.py,
+pages.py, payload.py, selection.py, tail.py and an ``__init__.py``.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from converter.cache import Cache
+from converter.errors import LoadError
+from converter.foreign import ForeignFile
+from converter.handle import Handle
+from converter.indexed import IndexedFile
+from converter.near import unknown_key
+from converter.tail import open_tail
+
+
+class _Opened(NamedTuple):
+    """What is open. A forked process may use it too: only HDF5 and the cache start anew."""
+
+    source: IndexedFile | ForeignFile
+    cache: Cache | None
+    find: Callable[[str], int | None]
+    read: Callable[[int], np.ndarray]
+
+
+class H5Folder(Mapping[str, np.ndarray]):
+    """The arrays of an HDF5 file by their relative paths, read-only.
+
+    The file is opened at first use, once in each process: an H5Folder may be forked, pickled
+    and used from several threads. Arrays belong to the caller. Samples are found through the
+    file's index and read without HDF5; a file without one, and arrays in other filters than
+    gzip and shuffle, are read through h5py: the same results, slower.
+
+    Parameters
+    ----------
+    path
+        The HDF5 file.
+    cache_nbytes
+        Keep recently read arrays, up to this many bytes in each process.
+    verify
+        Compare each payload with its CRC-32; partial reads of uncompressed arrays then read
+        all of it. Files without an index hold no such checksums.
+    allow_external
+        Follow external links, external storage and virtual datasets. They can name any file
+        you may read.
+
+    Raises
+    ------
+    LoadError
+        From any method that reads: the file or a sample is damaged, or refused.
+    OSError
+        The file cannot be opened or read.
+
+    Examples
+    --------
+    >>> folder = H5Folder("out.h5")
+    >>> folder["foo/boo/goo/image_0001.jpg"].shape
+    (375, 500, 3)
+    >>> folder.read_batch(range(32)).shape
+    (32, 375, 500, 3)
+    """
+
+    __hash__ = object.__hash__
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        cache_nbytes: int = 0,
+        verify: bool = False,
+        allow_external: bool = False,
+    ) -> None:
+        if cache_nbytes < 0:
+            raise ValueError(f"cache_nbytes is {cache_nbytes}: give 0 for no cache, or more")
+        self.path = os.path.abspath(os.fspath(path))
+        self._cache_nbytes = cache_nbytes
+        self._verify = verify
+        self._allow_external = allow_external
+        self._opened: _Opened | None = None
+        self._identity: tuple[int, int] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._open().source.keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._open().source.keys.keys()
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._open().source.keys.find(key) is not None
+
+    def __getitem__(self, key: str | SupportsIndex) -> np.ndarray:
+        """Return the array of a key, or at a position in stored order (negative: from the end).
+
+        Raises KeyError with near matches for an unknown key, IndexError for a position.
+        """
+        opened = self._opened or self._open()
+        position = opened.find(key) if type(key) is str else None
+        if position is None:
+            position = self._position(opened, key)
+        if opened.cache is not None:
+            return _read_cached(opened, position)
+        return opened.read(position)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # a Mapping would compare all arrays
+
+    def __repr__(self) -> str:
+        return f"H5Folder({self.path!r})"
+
+    def __enter__(self) -> H5Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the array of a key, or ``default``."""
+        if key not in self:  # a Mapping would search for near matches
+            return default
+        return self[key]
+
+    def key_at(self, position: SupportsIndex) -> str:
+        """Return the key at a position."""
+        opened = self._open()
+        return opened.source.keys.key(_in_range(operator.index(position), opened))
+
+    def read(self, key: str | SupportsIndex, selection: Any = ...) -> np.ndarray:
+        """Return a part of an array, reading only the chunks it needs.
+
+        Parameters
+        ----------
+        key
+            A key or a position.
+        selection
+            Integers, slices and ``...``, as ``numpy.s_`` makes them, with numpy's sense.
+        """
+        opened = self._open()
+        return opened.source.read_part(self._position(opened, key), selection)
+
+    def read_batch(
+        self, keys: Sequence[str | SupportsIndex] | np.ndarray
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return the arrays of keys or positions, in their order.
+
+        One array of shape (N, ...) where shapes and dtypes agree, else a list.
+        """
+        opened = self._open()
+        positions = self._positions(opened, keys)
+        if not len(positions):
+            return []
+        if isinstance(opened.source, IndexedFile) and opened.cache is None:
+            return opened.source.read_batch(positions)
+        if opened.cache is not None:
+            arrays = [_read_cached(opened, position) for position in positions.tolist()]
+        else:
+            arrays = [opened.source.read(position) for position in positions.tolist()]
+        return _stacked(arrays)
+
+    def close(self) -> None:
+        """Close the file in this process; reading afterwards raises LoadError."""
+        opened, self._opened, self._closed = self._opened, None, True
+        if opened is not None:
+            opened.source.close()
+
+    def _open(self) -> _Opened:
+        opened = self._opened
+        if opened is not None:
+            return opened
+        if self._closed:
+            raise LoadError(f"{self.path} is closed: make a new H5Folder to read on")
+        # No lock: one held by another thread while forking would stay locked. Two threads
+        # may both open the file; one of the two handles is then let go.
+        cache = Cache(self._cache_nbytes) if self._cache_nbytes else None
+        source = self._open_source()
+        self._opened = opened = _Opened(source, cache, source.keys.find, source.read)
+        return opened
+
+    def _open_source(self) -> IndexedFile | ForeignFile:
+        handle = Handle(self.path)
+        tail = open_tail(handle)
+        source: IndexedFile | ForeignFile
+        if tail is None:
+            source = ForeignFile(handle, allow_external=self._allow_external)
+        else:
+            source = IndexedFile(
+                handle, tail, verify=self._verify, allow_external=self._allow_external
+            )
+        if self._identity not in (None, source.identity):
+            raise LoadError(
+                f"{self.path} was replaced since this H5Folder was first used, in another "
+                "process: make a new H5Folder"
+            )
+        self._identity = source.identity
+        return source
+
+    def _position(self, opened: _Opened, key: str | SupportsIndex) -> int:
+        if isinstance(key, str):
+            position = opened.source.keys.find(key)
+            if position is None:
+                raise unknown_key(opened.source.keys, key)
+            return position
+        try:
+            return _in_range(operator.index(key), opened)
+        except TypeError:
+            raise TypeError(f"a key is str, a position int, not {type(key).__name__}") from None
+
+    def _positions(
+        self, opened: _Opened, keys: Sequence[str | SupportsIndex] | np.ndarray
+    ) -> np.ndarray:
+        """Return positions in range."""
+        if isinstance(keys, str):
+            raise TypeError("read_batch takes several keys: put one into a list")
+        if not isinstance(keys, np.ndarray):
+            keys = list(keys)
+            kinds = set(map(type, keys))
+            if kinds == {str}:
+                return self._found(opened, keys)
+            try:
+                if kinds - {int}:
+                    raise TypeError
+                positions = np.array(keys, np.int64)
+            except (TypeError, OverflowError):
+                positions = np.array([self._position(opened, key) for key in keys], np.int64)
+        else:
+            positions = keys
+        if positions.ndim != 1 or positions.dtype.kind not in "iu":
+            raise TypeError(f"positions are integers in one row, not {positions.dtype}")
+        count = len(opened.source.keys)
+        if len(positions) and not (-count <= positions.min() and positions.max() < count):
+            wrong = positions[(positions < -count) | (positions >= count)][0]
+            raise IndexError(f"position {wrong} is not in {self.path}, which holds {count}")
+        positions = positions.astype(np.int64)
+        positions[positions < 0] += count
+        return positions
+
+    def _found(self, opened: _Opened, keys: list[Any]) -> np.ndarray:
+        positions = opened.source.keys.find_all(keys)
+        if (positions < 0).any():
+            raise unknown_key(opened.source.keys, keys[int(np.argmin(positions))])
+        return positions
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """Stack what agrees; numpy's own stack would make big-endian numbers native."""
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    if any(array.shape != shape or array.dtype != dtype for array in arrays):
+        return arrays
+    batch = np.empty((len(arrays), *shape), dtype)
+    for n, array in enumerate(arrays):
+        batch[n] = array
+    return batch
+
+
+def _in_range(position: int, opened: _Opened) -> int:
+    count = len(opened.source.keys)
+    if -count <= position < count:
+        return position % count
+    raise IndexError(f"position {position} is outside the {count} samples of the file")
+
+
+def _read_cached(opened: _Opened, position: int) -> np.ndarray:
+    assert opened.cache is not None
+    array = opened.cache.get(position)
+    if array is None:
+        array = opened.source.read(position)
+        opened.cache.put(position, array)
+    return array

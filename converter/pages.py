@@ -1,0 +1,117 @@
+"""Choose how bytes are read: from the page cache through a mapping, from a disk by preadv."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+
+from converter.errors import LoadError
+from converter.handle import Handle
+from converter.layouts import ArrayLayout
+
+#: A mapping is twice as fast as preadv from the page cache, but on a cold disk it takes one
+#: access for each 4 KiB. So each read first asks for one of its bytes, if it is cached. Small
+#: ones cost little when guessed wrong: one asks, and decides for the next few.
+LARGEST_UNPROBED_NBYTES = 8 << 10
+READS_PER_PROBE = 16
+LARGE_NBYTES = 64 << 10
+PIECES_PROBED = 8  # of those that are gathered at once
+NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+
+
+class Pages:
+    """The first ``nbytes`` of a file. Callers keep within them."""
+
+    def __init__(self, handle: Handle, nbytes: int, samples: int) -> None:
+        self.path = handle.path
+        self.nbytes = nbytes
+        self.reads_to_probe = 0
+        self._handle = handle
+        self._absent = -1  # where the last large read began that was not cached
+        self._mapped: mmap.mmap | None = None
+        if nbytes >= samples * LARGE_NBYTES and hasattr(os, "posix_fadvise"):
+            # no reading ahead: it would fetch parts of neighbours, which then seem cached
+            os.posix_fadvise(handle.fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, nbytes: int, offset: int) -> memoryview | bytearray:
+        """Return bytes, perhaps as a part of the mapping."""
+        if self.are_cached(nbytes, offset):
+            return memoryview(self._map())[offset : offset + nbytes]
+        return self._handle.read(nbytes, offset)
+
+    def read_into(self, target: np.ndarray, offset: int) -> None:
+        """Fill a 1-D uint8 array."""
+        if self.are_cached(target.nbytes, offset):
+            target[:] = np.frombuffer(self._map(), np.uint8, target.nbytes, offset)
+        else:
+            self._handle.read_into(target, offset)
+
+    def gather(self, offsets: np.ndarray, nbytes: int) -> np.ndarray:
+        """Return pieces of equal size as 1-D uint8, one behind the other."""
+        count = self.nbytes - nbytes + 1
+        if nbytes <= LARGEST_UNPROBED_NBYTES and self._seem_cached(offsets, nbytes):
+            items = np.ndarray((count,), f"V{nbytes}", self._map(), 0, (1,))
+            pieces: np.ndarray = items[offsets]
+            return pieces.view(np.uint8)
+        pieces = np.empty((len(offsets), nbytes), np.uint8)
+        for piece, offset in zip(pieces, offsets.tolist(), strict=True):
+            self.read_into(piece, offset)
+        return pieces.reshape(-1)
+
+    def window(self, layout: ArrayLayout) -> np.ndarray | None:
+        """Return the bytes as overlapping arrays: ``window[offset]`` is the one there.
+
+        None where there are too many for numpy to address.
+        """
+        count = self.nbytes - layout.nbytes + 1
+        shape, strides = (count, *layout.shape), (1, *layout.strides)
+        try:
+            return np.ndarray(shape, layout.dtype, self._map(), 0, strides)
+        except ValueError:
+            return None
+
+    def are_cached(self, nbytes: int, offset: int) -> bool:
+        """Tell whether to read through the mapping."""
+        if nbytes > LARGEST_UNPROBED_NBYTES:
+            if offset == self._absent:  # asking has brought that byte in, but no other
+                self._absent = -1
+                return False
+            # not near its ends, which may have come with its neighbours
+            cached = self._is_cached(offset + nbytes // 4 * 3)
+            self._absent = -1 if cached else offset
+            return cached
+        if self.reads_to_probe > 0:
+            self.reads_to_probe -= 1
+            return True
+        if not self._is_cached(offset + nbytes - 1, unknown=True):
+            return False
+        self.reads_to_probe = READS_PER_PROBE
+        return True
+
+    def _seem_cached(self, offsets: np.ndarray, nbytes: int) -> bool:
+        step = max(1, len(offsets) // PIECES_PROBED)
+        lasts = (offsets[::step] + (nbytes - 1)).tolist()
+        return all(self._is_cached(last, unknown=True) for last in lasts)
+
+    def _is_cached(self, offset: int, *, unknown: bool = False) -> bool:
+        """Tell whether a byte is in the page cache; ``unknown`` where the system cannot."""
+        if NOWAIT is None:
+            return unknown
+        try:
+            return os.preadv(self._handle.fd, (bytearray(1),), offset, NOWAIT) == 1
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system that cannot tell
+            return unknown
+
+    def _map(self) -> mmap.mmap:
+        if self._mapped is None:
+            if self.nbytes > os.fstat(self._handle.fd).st_size:
+                raise LoadError(f"{self.path} was cut while it was open: convert it again")
+            mapped, _ = self._handle.map(0, self.nbytes)
+            if hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_RANDOM)
+            self._mapped = mapped
+        return self._mapped

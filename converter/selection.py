@@ -1,0 +1,70 @@
+"""Cut a selection such as ``np.s_[2:5, ::-1]`` into a box to load and what to take of it."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+Index = tuple[int | slice, ...]
+
+
+class Box(NamedTuple):
+    """A block of an array: from ``start`` up to ``stop`` on each axis; then ``take`` of it."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    take: Index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the block."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+
+def box_of(selection: Any, shape: tuple[int, ...]) -> Box:
+    """Return the smallest box that holds a selection by integers, slices and ``...``.
+
+    Raises IndexError for an integer outside the array or too many of them, TypeError for
+    selections of another kind.
+    """
+    starts, stops, take = [], [], []
+    for index, length in zip(_full(selection, shape), shape, strict=True):
+        start, stop, rest = _one_axis(index, length)
+        starts.append(start)
+        stops.append(stop)
+        take.append(rest)
+    return Box(tuple(starts), tuple(stops), tuple(take))
+
+
+def _full(selection: Any, shape: tuple[int, ...]) -> list[Any]:
+    """Return one index an axis."""
+    parts = list(selection) if isinstance(selection, tuple) else [selection]
+    ellipses = [number for number, part in enumerate(parts) if part is Ellipsis]
+    if len(ellipses) > 1:
+        raise IndexError("a selection can hold one ... only")
+    missing = len(shape) - (len(parts) - len(ellipses))
+    if missing < 0:
+        raise IndexError(f"{len(parts) - len(ellipses)} indices for {len(shape)} dimensions")
+    place = ellipses[0] if ellipses else len(parts)
+    parts[place : place + 1] = [slice(None)] * missing
+    return parts
+
+
+def _one_axis(index: Any, length: int) -> tuple[int, int, int | slice]:
+    if isinstance(index, slice):
+        chosen = range(*index.indices(length))
+        if not chosen:
+            return 0, 0, slice(None)
+        start, stop = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1
+        return start, stop, slice(None, None, chosen.step)
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"a part is selected by integers, slices and ..., not by {type(index).__name__}: "
+            "read the array and index that"
+        ) from None
+    if isinstance(index, bool) or not -length <= number < length:
+        raise IndexError(f"index {index} is outside an axis of {length}")
+    number %= length
+    return number, number + 1, 0
