@@ -73,6 +73,8 @@ def _import(path: Path) -> Any:
         sys.path.append(str(path.parent))  # its own neighbours can be imported from it
     replaced = sys.modules.get(name)
     sys.modules[name] = module
+    writes_no_bytecode = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # the user's folder stays as it is
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -83,6 +85,8 @@ def _import(path: Path) -> Any:
         raise ConverterError(
             f"{path} cannot be imported ({describe(error)}): mend the file"
         ) from error
+    finally:
+        sys.dont_write_bytecode = writes_no_bytecode
     return module
 
 
