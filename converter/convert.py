@@ -68,7 +68,7 @@ class Caller:
     progress
         Called with the growing report after every few files.
     held
-        Gives a context in which no signal handler raises. HDF5 is in use there.
+        Gives a context in which no signal handler raises: the output is being written there.
     """
 
     notice: Callable[[str], None]

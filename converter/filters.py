@@ -21,7 +21,6 @@ DEFLATE = 1  # filter ids of the HDF5 specification
 SHUFFLE = 2
 GZIP_LEVEL = 2  # zlib-ng's level 1 is 2.5 times larger on masks
 LARGEST_CHUNK_NBYTES = 4 << 20
-SMALLEST_CHUNK_NBYTES = 1 << 20
 #: Below this a dataset's own 400 bytes in the file outweigh what compression could save.
 SMALLEST_COMPRESSED_NBYTES = 4096
 SAMPLE_PIECES = 8

@@ -815,3 +815,28 @@ def test_an_array_that_claims_more_than_is_stored_is_refused(tmp_path):
         file.create_dataset("huge", (1 << 40, 1 << 10), "f8", chunks=(1, 1 << 10))
     with pytest.raises(LoadError, match=r"'huge' in .* claims .* bytes, of which 0 are stored"):
         H5Folder(path)["huge"]
+
+
+def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_path, monkeypatch):
+    """Asking whether a byte is cached brings it in: a second question would be answered yes."""
+    samples = {f"{n}.npy": np.full(100_000, n, np.uint8) for n in range(3)}
+    path = make_h5(tmp_path, samples)
+    asked, read = set(), []
+    read_into = converter.handle.Handle.read_into
+
+    def is_cached(self, offset, *, unknown=False):
+        was_asked = offset in asked
+        asked.add(offset)
+        return was_asked
+
+    def count(self, target, offset):
+        read.append(memoryview(target).nbytes)
+        read_into(self, target, offset)
+
+    monkeypatch.setattr(converter.pages.Pages, "_is_cached", is_cached)
+    with H5Folder(path) as folder:
+        len(folder)  # the tail is read by now
+        monkeypatch.setattr(converter.handle.Handle, "read_into", count)
+        for position, array in enumerate(samples.values()):
+            np.testing.assert_array_equal(folder[position], array)
+    assert read == [100_000] * 3
