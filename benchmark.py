@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from converter import H5Folder
+from converter.cores import usable_cores
 
 try:
     import torch
@@ -210,8 +211,26 @@ class Job(NamedTuple):
             decoder = self.reader.removeprefix("loose, ")
             return LooseImages(self.paths, decoder, self.options.path_functions)
         if self.reader == "h5py":
-            return H5pyImages(path)
-        return H5FolderImages(path, cache_nbytes=CACHE_NBYTES if "cache" in self.reader else 0)
+            return _plain(path)
+        # threads as in a main process, which this one stands for; workers have none
+        threads = None if self.workers else usable_cores()
+        cache_nbytes = CACHE_NBYTES if "cache" in self.reader else 0
+        return H5FolderImages(path, cache_nbytes=cache_nbytes, threads=threads)
+
+
+def _plain(path: Path) -> H5pyImages:
+    """Return what needs h5py alone, and imageio where files were stored as they are."""
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401 (zstd and blosc2)
+    with h5py.File(path) as file:
+        is_encoded = file.attrs.get("store") == "encoded"
+    return H5pyImages(path, transform=_decoded_file if is_encoded else None)
+
+
+def _decoded_file(stored: np.ndarray) -> np.ndarray:
+    import imageio.v3
+
+    return imageio.v3.imread(stored.tobytes())
 
 
 class Result(NamedTuple):
@@ -379,6 +398,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ext", default="jpg", help="as for the converter (default: jpg)")
     add("--custom_read_func", action="store_true", help="as for the converter")
     add("--path_functions", type=Path, help="as for the converter")
+    add("--store", default="array", help="as for the converter, if it runs")
     add("--compression", default="auto", help="as for the converter, if it runs")
     add("--batch_size", type=int, default=32, help="default: 32")
     add("--num_workers", default="0,2", help="DataLoader workers, with commas (default: 0,2)")
@@ -405,7 +425,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _convert(options: argparse.Namespace, output: Path) -> None:
     command = [sys.executable, str(HERE / "converter"), f"--path_images={options.path_images}",
                f"--path_output={output}", f"--ext={options.ext}", "--quiet",
-               f"--compression={options.compression}"]  # fmt: skip
+               f"--store={options.store}", f"--compression={options.compression}"]  # fmt: skip
     if options.custom_read_func:
         command += ["--custom_read_func", f"--path_functions={options.path_functions}"]
     status = subprocess.run(command, check=False).returncode
@@ -421,7 +441,7 @@ def find_difference(
 
     read = _my_read(options.path_functions) if options.custom_read_func else read_image
     chosen = random.Random(0).sample(range(len(keys)), min(FEWEST_COMPARED, len(keys)))
-    plain = H5pyImages(options.path_output)
+    plain = _plain(options.path_output)
     positions = {os.fsdecode(name): n for n, name in enumerate(plain.names)}
     with H5Folder(options.path_output) as folder:
         for n, position in enumerate(chosen):

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter import hooks, readers
+from converter import hooks, opencv, readers
+from converter.codec import AUTO, GZIP, Compression, pipeline, shrink
 from converter.errors import UnreadableError, UnstorableError, describe
-from converter.filters import Layout, chunk_shape, crc32, encode_chunks, gzip_filters, pays_off
+from converter.filters import (
+    LARGEST_CHUNK_NBYTES,
+    Layout,
+    chunk_shape,
+    crc32,
+    encode_chunks,
+    pays_off,
+)
 from converter.headers import structure_nbytes
 from converter.plan import Failure
-from converter.readers import Note
+from converter.readers import Allocate, Image, Note
 from converter.rooms import Room
 from converter.storable import as_storable
 
 LONGEST_REASON = 500
+MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # another in each run
+
+
+class Choice(NamedTuple):
+    """A way to store samples, to be compared with others."""
+
+    store: str
+    compression: Compression
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides how a file becomes a payload; travels to the workers."""
+    """All that decides how a file becomes a payload; travels to the workers.
+
+    With ``choices`` samples are not encoded but surveyed: `Surveyed` says what each choice
+    would make of them.
+    """
 
     root: str
-    compression: str = "auto"
+    store: str = "array"
+    compression: Compression = AUTO
+    reader: str = "imageio"
+    check_decoding: bool = True
     max_pixels: int | None = None
     path_functions: Path | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 class Part(NamedTuple):
@@ -49,7 +75,19 @@ class Encoded(NamedTuple):
     note: Note = Note.NONE
 
 
-Result = Encoded | Failure
+class Surveyed(NamedTuple):
+    """What would be stored of a sample: bytes with HDF5's structures, for each choice.
+
+    ``compressed`` tells where a filter would make it smaller.
+    """
+
+    key: str
+    source_nbytes: int
+    stored_nbytes: tuple[int, ...]
+    compressed: tuple[bool, ...]
+
+
+Result = Encoded | Surveyed | Failure
 
 
 class Encoder:
@@ -57,11 +95,18 @@ class Encoder:
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.root
+        self._store = settings.store
         self._compression = settings.compression
-        self._read = None
+        self._choices = settings.choices
+        self._check_decoding = settings.check_decoding
+        self._my_read = None
         if settings.path_functions is not None:
-            self._read = hooks.load_hooks(settings.path_functions, read=True, prune=False).read
+            self._my_read = hooks.load_hooks(settings.path_functions, read=True, prune=False).read
+        self._read: Callable[[str, Allocate], Image] = readers.read_noted
+        if settings.reader == "opencv":
+            self._read = lambda path, _: opencv.read_noted(path)
         readers.limit_pixels(settings.max_pixels)
+        self._scratch = Room()
         self._layouts: dict[Any, tuple[Layout, int]] = {}
 
     def encode(self, key: str, room: Room) -> Result:
@@ -71,6 +116,8 @@ class Encoder:
         """
         used = room.used
         try:
+            if self._choices:
+                return self._survey(key, room)
             return self._encode(key, room)
         except (UnreadableError, UnstorableError) as error:
             reason = str(error)
@@ -82,23 +129,63 @@ class Encoder:
         return Failure(key, _one_line(reason, self._root))
 
     def _encode(self, key: str, room: Room) -> Encoded:
-        path = os.path.join(self._root, *key.split("/")) if os.sep != "/" else f"{self._root}/{key}"
-        status = _regular_file(path)
-        if self._read is None:
-            array, note = readers.read_noted(path, room.view)
-            content = "array"
-            array = as_storable(array).array
-        else:
-            note = Note.NONE
-            array, content = as_storable(self._read(path))
-        layout, parts = self._store(array, content, room)
-        return Encoded(key, layout, parts, status.st_size, note)
+        path = self._path(key)
+        source_nbytes = _regular_file(path).st_size
+        array, content, note = self._sample(path, room, self._store)
+        layout, parts = self._keep(array, content, self._compression, room)
+        return Encoded(key, layout, parts, source_nbytes, note)
 
-    def _store(
-        self, array: np.ndarray, content: str, room: Room
+    def _survey(self, key: str, room: Room) -> Surveyed:
+        path, begin = self._path(key), room.used
+        source_nbytes = _regular_file(path).st_size
+        samples = {}
+        if any(choice.store == "array" for choice in self._choices):
+            array, content, _ = self._sample(path, room, "array")
+            samples["array"] = array.copy(), content
+        original = np.frombuffer(readers.read_into(path, room.view), np.uint8)
+        samples["encoded"] = original.copy(), "encoded"
+        stored_nbytes, compressed = [], []
+        for choice in self._choices:
+            layout, _ = self._keep(*samples[choice.store], choice.compression, room)
+            stored_nbytes.append(room.used - begin)
+            compressed.append(bool(layout.filters))
+            room.used = begin
+        return Surveyed(key, source_nbytes, tuple(stored_nbytes), tuple(compressed))
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if os.sep == "/" else os.path.join(self._root, *key.split("/"))
+
+    def _sample(self, path: str, room: Room, store: str) -> tuple[np.ndarray, str, Note]:
+        """Return what is to be stored of a file, C-contiguous, and what it is."""
+        if store == "encoded":
+            return self._original(path, room)
+        if self._my_read is not None:
+            array, content = as_storable(self._my_read(path))
+            return array, content, Note.NONE
+        image, note = self._read(path, room.view)
+        return as_storable(image).array, "array", note
+
+    def _original(self, path: str, room: Room) -> tuple[np.ndarray, str, Note]:
+        data, note = readers.read_into(path, room.view), Note.NONE
+        if self._check_decoding:
+            extension = readers.extension_of(path)
+            try:
+                _, note = readers.decode_noted(data, extension, self._scratch.view)
+            except Exception as error:
+                text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
+                is_own = isinstance(error, UnreadableError)
+                raise UnreadableError(str(error) if is_own else text) from error
+        return np.frombuffer(data, np.uint8), "encoded", note
+
+    def _keep(
+        self, array: np.ndarray, content: str, compression: Compression, room: Room
     ) -> tuple[Layout, tuple[Part, ...]]:
-        if array.ndim and array.size and self._is_to_compress(array):
-            stored = self._compress(array, content, room)
+        """Put a sample's payload into the room, and leave space for HDF5's structures."""
+        if array.ndim and array.size and compression.name != "none":
+            if compression.name != "auto":
+                stored = self._compress(array, content, compression, room)
+            else:
+                stored = self._compress(array, content, GZIP, room) if pays_off(array) else None
             if stored is not None:
                 return stored
         payload = room.view(array.nbytes)
@@ -106,20 +193,19 @@ class Encoder:
         if array.nbytes and not np.may_share_memory(target, array):
             target[:] = array.reshape(-1).view(np.uint8)
         room.keep(array.nbytes)
-        layout = self._keep_structure(array, content, room)
+        layout = self._keep_structure(array, content, None, room)
         return layout, (Part(array.nbytes, crc32(payload)),) if array.nbytes else ()
 
-    def _is_to_compress(self, array: np.ndarray) -> bool:
-        if self._compression == "auto":
-            return pays_off(array)
-        return self._compression == "gzip"
-
     def _compress(
-        self, array: np.ndarray, content: str, room: Room
+        self, array: np.ndarray, content: str, compression: Compression, room: Room
     ) -> tuple[Layout, tuple[Part, ...]] | None:
-        """Put deflated chunks into the room; None, and nothing put, where they are no smaller."""
+        """Put filtered chunks into the room; None, and nothing put, where they are no smaller."""
         payloads, stored_nbytes = [], 0
-        for payload in encode_chunks(array, chunk_shape(array.shape, array.dtype.itemsize)):
+        chunks = chunk_shape(array.shape, array.dtype.itemsize)
+        if compression.name == "blosc2" and array.dtype.itemsize > LARGEST_CHUNK_NBYTES:
+            return None  # zeros would shrink beyond `layouts.MOST_INFLATION`
+        filters = pipeline(compression, array.dtype, chunks)
+        for payload in encode_chunks(array, chunks, lambda chunk: shrink(chunk, filters)):
             payloads.append(payload)
             stored_nbytes += len(payload)
             if stored_nbytes >= array.nbytes:
@@ -127,24 +213,26 @@ class Encoder:
         for payload in payloads:
             room.view(len(payload))[:] = payload
             room.keep(len(payload))
-        layout = self._keep_structure(array, content, room, compressed=True)
+        layout = self._keep_structure(array, content, compression, room)
         return layout, tuple(Part(len(payload), crc32(payload)) for payload in payloads)
 
     def _keep_structure(
-        self, array: np.ndarray, content: str, room: Room, compressed: bool = False
+        self, array: np.ndarray, content: str, compression: Compression | None, room: Room
     ) -> Layout:
         """Leave space for what the writer puts behind the payload; return the layout.
 
         It is the same object for the same layout: pickled once a task.
         """
-        alike = (array.dtype, array.shape, content, compressed)
+        alike = (array.dtype, array.shape, content, compression)
         known = self._layouts.get(alike)
         if known is None:
             if len(self._layouts) >= 1000:
                 self._layouts.clear()
-            chunks = chunk_shape(array.shape, array.dtype.itemsize) if compressed else None
-            filters = gzip_filters(array.dtype) if compressed else ()
-            layout = Layout(array.dtype, array.shape, chunks, filters, content)
+            layout = Layout(array.dtype, array.shape, content=content)
+            if compression is not None:
+                chunks = chunk_shape(array.shape, array.dtype.itemsize)
+                filters = pipeline(compression, array.dtype, chunks)
+                layout = layout._replace(chunks=chunks, filters=filters)
             known = self._layouts[alike] = layout, structure_nbytes(layout)
         layout, nbytes = known
         room.view(nbytes)

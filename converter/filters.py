@@ -1,4 +1,4 @@
-"""Turn an array into the bytes of its HDF5 chunks."""
+"""Cut an array into HDF5 chunks; tell whether compressing it is worth while."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ except ImportError:  # optional: replaces zlib's deflate and CRC-32, 3 and 15 ti
 
 DEFLATE = 1  # filter ids of the HDF5 specification
 SHUFFLE = 2
-GZIP_LEVEL = 2  # zlib-ng's level 1 is 2.5 times larger on masks
+ZSTD = 32015  # registered with the HDF Group
+BLOSC2 = 32026
 LARGEST_CHUNK_NBYTES = 4 << 20
 #: Below this a dataset's own 400 bytes in the file outweigh what compression could save.
 SMALLEST_COMPRESSED_NBYTES = 4096
@@ -30,6 +31,7 @@ WORTHWHILE_RATIO = 3.0
 
 FilterPipeline = tuple[tuple[int, tuple[int, ...]], ...]
 crc32: Callable[..., int] = zlib.crc32
+deflate: Callable[..., bytes] = zlib.compress
 
 
 class Layout(NamedTuple):
@@ -70,24 +72,18 @@ def pays_off(array: np.ndarray) -> bool:
     itemsize = array.dtype.itemsize
     items = array.reshape(-1)
     if array.nbytes <= SAMPLE_PIECES * SAMPLE_PIECE_NBYTES:
-        sample = _shuffled(items)
+        sample = shuffled(items)
     else:
         length = max(1, SAMPLE_PIECE_NBYTES // itemsize)
         step = max(0, len(items) - length) // (SAMPLE_PIECES - 1)
         starts = [n * step for n in range(SAMPLE_PIECES)]
-        sample = b"".join(_shuffled(items[start : start + length]) for start in starts)
+        sample = b"".join(shuffled(items[start : start + length]) for start in starts)
     return len(zlib.compress(sample, 1)) * WORTHWHILE_RATIO <= len(sample)
 
 
-def gzip_filters(dtype: np.dtype) -> FilterPipeline:
-    """Deflate, behind a shuffle where items are wider than a byte."""
-    deflate = (DEFLATE, (GZIP_LEVEL,))
-    if dtype.itemsize == 1:
-        return (deflate,)
-    return ((SHUFFLE, (dtype.itemsize,)), deflate)
-
-
-def encode_chunks(array: np.ndarray, chunks: tuple[int, ...]) -> Iterator[bytes]:
+def encode_chunks(
+    array: np.ndarray, chunks: tuple[int, ...], shrink: Callable[[np.ndarray], bytes]
+) -> Iterator[bytes]:
     """Yield each chunk's payload in C order of the chunk grid; edge chunks padded with zeros."""
     for start in chunk_starts(array.shape, chunks):
         part = array[tuple(slice(s, s + c) for s, c in zip(start, chunks, strict=True))]
@@ -95,8 +91,7 @@ def encode_chunks(array: np.ndarray, chunks: tuple[int, ...]) -> Iterator[bytes]
             padded = np.zeros(chunks, array.dtype)
             padded[tuple(slice(0, n) for n in part.shape)] = part
             part = padded
-        # a fresh compressor for each chunk: zlib-ng issue 2100
-        yield zlib.compress(_shuffled(part), GZIP_LEVEL)
+        yield shrink(part)
 
 
 def chunk_starts(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -106,7 +101,7 @@ def chunk_starts(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tu
         yield tuple(int(p) * c for p, c in zip(position, chunks, strict=True))
 
 
-def _shuffled(array: np.ndarray) -> bytes:
+def shuffled(array: np.ndarray) -> bytes:
     """Return the bytes of an array, item bytes regrouped by place (HDF5's shuffle filter)."""
     if array.dtype.itemsize == 1:
         return array.tobytes()

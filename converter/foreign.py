@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import math
 import os
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5l, h5o
+from h5py import h5d, h5l, h5o, h5z
 
 from converter.errors import LoadError
 from converter.handle import Handle
 from converter.index import IndexBuilder
-from converter.layouts import MOST_INFLATION
+from converter.layouts import inflation
 from converter.selection import Box, box_of
 from converter.tail import Tail
 
@@ -81,6 +85,14 @@ class Datasets:
             ) from error
         return array
 
+    def store(self) -> str | None:
+        """Return what the converter recorded of how it stored files; None if it made none."""
+        attributes = self._file().attrs
+        try:
+            return str(attributes["store"]) if "store" in attributes else None
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise LoadError(f"{self._handle.path} cannot be read: {_short(error)}") from error
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a dataset's shape."""
         return tuple(self._dataset(name).shape or ())
@@ -89,6 +101,7 @@ class Datasets:
         opened = self._opened
         if opened is not None and opened[0] == os.getpid():
             return opened[1]
+        _closing_at_exit().add(self)
         if opened is not None:  # from before a fork: HDF5 would share it with the new one
             opened[1].close()
         self._opened = opened = (os.getpid(), self._open())
@@ -115,6 +128,10 @@ class Datasets:
             ) from error
         if not isinstance(dataset, h5py.Dataset):
             raise LoadError(f"{name!r} in {self._handle.path} is not a dataset")
+        try:
+            dataset.dtype  # noqa: B018 (not all of HDF5's types have one)
+        except TypeError as error:
+            raise LoadError(f"{name!r} in {self._handle.path}: {_short(error)}") from error
         self._check_storage(name, dataset)
         return dataset
 
@@ -132,6 +149,7 @@ class Datasets:
 
     def _check_storage(self, name: str, dataset: h5py.Dataset) -> None:
         creation = dataset.id.get_create_plist()
+        filters = [creation.get_filter(n)[0] for n in range(creation.get_nfilters())]
         if not self._allow_external:
             if creation.get_layout() == h5d.VIRTUAL:
                 raise self._refusal(name, "is put together from other files")
@@ -139,12 +157,18 @@ class Datasets:
                 raise self._refusal(name, "keeps its bytes in another file")
         nbytes = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
         stored = min(dataset.id.get_storage_size(), self._handle.nbytes)
-        too_large = nbytes > HARMLESS_NBYTES and nbytes > stored * MOST_INFLATION
+        too_large = nbytes > HARMLESS_NBYTES and nbytes > stored * inflation(filters)
         if too_large and not self._allow_external:
             raise LoadError(
                 f"{name!r} in {self._handle.path} claims {nbytes} bytes, of which {stored} are "
                 "stored: read it with h5py, part by part"
             )
+        for number in filters:
+            if not _has_filter(number):
+                raise LoadError(
+                    f"{name!r} in {self._handle.path} is in HDF5's filter {number}, which is not "
+                    "installed: pip install hdf5plugin"
+                )
 
     def _is_dataset(self, file: h5py.File, name: bytes, kind: int) -> bool:
         try:
@@ -161,6 +185,19 @@ class Datasets:
         )
 
 
+@functools.cache
+def _closing_at_exit() -> weakref.WeakSet[Datasets]:
+    """Return a set of what is closed before Python ends: HDF5 would call into it afterwards."""
+    opened: weakref.WeakSet[Datasets] = weakref.WeakSet()
+
+    def close_all() -> None:
+        for datasets in list(opened):
+            datasets.close()
+
+    atexit.register(close_all)
+    return opened
+
+
 class ForeignFile:
     """A file without a tail, read through HDF5. Its names are kept as a tail in memory."""
 
@@ -168,6 +205,7 @@ class ForeignFile:
         self._datasets = Datasets(handle, allow_external=allow_external)
         self.keys = _tail_of(self._datasets.names(), handle.path)
         self.identity = (handle.nbytes, self.keys.crc32)
+        self.is_encoded = self._datasets.store() == "encoded"
 
     def close(self) -> None:
         """Close HDF5's handle."""
@@ -177,15 +215,30 @@ class ForeignFile:
         """Return the array at a position in range."""
         return self._datasets.read(self.keys.key(position))
 
+    def payload(self, position: int) -> memoryview:
+        """Return the bytes of a sample stored as 1-D uint8."""
+        array = self.read(position)
+        if array.ndim != 1 or array.dtype != np.uint8:
+            raise LoadError(f"{self.keys.key(position)!r} in {self.keys.path} is no encoded file")
+        return memoryview(array)  # type: ignore[arg-type]
+
     def read_part(self, position: int, selection: Any) -> np.ndarray:
         """Return a part of the array at a position in range."""
         name = self.keys.key(position)
         box = box_of(selection, self._datasets.shape(name))
-        return np.array(self._datasets.read(name, box)[box.take])
+        return np.array(self._datasets.read(name, box)[(*box.take, ...)])
 
     def read_batch(self, positions: Sequence[int]) -> list[np.ndarray]:
         """Return the arrays at positions in range."""
         return [self.read(position) for position in positions]
+
+
+def _has_filter(number: int) -> bool:
+    """Tell whether HDF5 can undo a filter, once the package of filters is imported."""
+    if not h5z.filter_avail(number):
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401 (importing makes its filters known)
+    return bool(h5z.filter_avail(number))
 
 
 def _tail_of(names: Iterator[str], path: str) -> Tail:

@@ -81,7 +81,7 @@ def template(kind: Kind) -> Template:
     ]
     if kind.filters:
         messages.append((PIPELINE, CONSTANT, _pipeline(kind.filters)))
-    if kind.content != "array":
+    if kind.content in ("text", "bytes"):  # of encoded files the root group says it
         messages += attribute_messages([text_attribute("content", kind.content)])
     body, address_at, nbytes_at, chunk_shape_at = _layout(kind)
     messages.append((LAYOUT, 0, body))

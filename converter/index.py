@@ -134,10 +134,13 @@ def layout_json(
     filters: Sequence[tuple[int, tuple[int, ...]]],
     content: str,
 ) -> bytes:
-    """Describe how an array lies in the file; the dtype as in an .npy file's header."""
+    """Describe how an array lies in the file; the dtype as in an .npy file's header.
+
+    The length of an encoded file is that of its payload, so that all share a description.
+    """
     described = {
         "dtype": np.lib.format.dtype_to_descr(dtype),
-        "shape": shape,
+        "shape": (None,) if content == "encoded" and chunks is None else shape,
         "chunks": chunks,
         "filters": filters,
         "content": content,

@@ -7,15 +7,20 @@ import json
 import math
 import operator
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter.filters import DEFLATE, SHUFFLE, FilterPipeline
+from converter import blosc, zstd
+from converter.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline
 
-#: What deflate can make of one byte at most (zlib's technical details), and a header's worth.
-MOST_INFLATION = 1032
+#: What deflate can make of one byte at most (zlib's technical details); zstd, of 4 bytes a
+#: block of 128 KiB (RFC 8878, 3.1.1.2); Blosc2, of 4 MiB of zeros here. And a header's worth.
+DEFLATE_INFLATION = 1032
+MOST_INFLATION = 1 << 15
 HEADER_NBYTES = 64
+HARMLESS_NBYTES = 1 << 30  # memory is taken when it is written to
 LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
 MOST_DIMENSIONS = 32
 #: Numbers, fixed-length bytes and opaque items; never "O", a pointer of the file's choice.
@@ -32,6 +37,17 @@ class ArrayLayout(NamedTuple):
     chunks: tuple[int, ...] | None
     filters: FilterPipeline
     nbytes: int
+    content: str = "array"
+
+    @property
+    def is_encoded(self) -> bool:
+        """Tell whether it is a file as it was, and not an array."""
+        return self.content == "encoded"
+
+    @property
+    def is_sized(self) -> bool:
+        """Tell whether the shape is known; else it is that of the payload, in bytes."""
+        return self.content != "encoded" or self.chunks is not None
 
     @property
     def is_plain(self) -> bool:
@@ -60,19 +76,34 @@ class ArrayLayout(NamedTuple):
     def is_decodable(self) -> bool:
         """Tell whether its filters can be undone without HDF5."""
         itemsize = self.dtype.itemsize
-        known: tuple[list[int], ...] = ([], [DEFLATE], [SHUFFLE, DEFLATE])
+        known = [[], [DEFLATE], [SHUFFLE, DEFLATE]]
+        if zstd.is_installed():
+            known += [[ZSTD], [SHUFFLE, ZSTD]]
+        if blosc.is_installed():
+            known += [[BLOSC2]]
         return [number for number, _ in self.filters] in known and all(
             values == (itemsize,) for number, values in self.filters if number == SHUFFLE
         )
+
+    @property
+    def has_no_checksum(self) -> bool:
+        """Tell whether its payloads can be damaged without the filter's noticing."""
+        return any(number == BLOSC2 for number, _ in self.filters)
 
     def can_come_from(self, stored_nbytes: int) -> bool:
         """Tell whether so many stored bytes can hold the array, before memory is taken."""
         whole = self.chunk_nbytes * math.prod(self.grid)
         if not self.filters:
             return stored_nbytes == whole
-        if not self.is_decodable:
-            return stored_nbytes > 0  # HDF5 undoes them, and `foreign` has bounds of its own
-        return stored_nbytes > 0 and whole <= stored_nbytes * MOST_INFLATION + HEADER_NBYTES
+        most = stored_nbytes * inflation([number for number, _ in self.filters]) + HEADER_NBYTES
+        if not self.is_decodable:  # HDF5 undoes them, of which some need no bytes at all
+            most = max(most, HARMLESS_NBYTES)
+        return stored_nbytes > 0 and whole <= most
+
+
+def inflation(filters: Sequence[int]) -> int:
+    """Return how many bytes filters, by their numbers, can make of one at most."""
+    return DEFLATE_INFLATION if {*filters} <= {DEFLATE, SHUFFLE} else MOST_INFLATION
 
 
 def parse_layout(described: bytes) -> ArrayLayout:
@@ -88,7 +119,14 @@ def parse_layout(described: bytes) -> ArrayLayout:
         raise ValueError("a layout that is no JSON") from None
     if not isinstance(fields, dict):
         raise ValueError("a layout that is no JSON object")
+    content = fields.get("content")
+    if content not in ("array", "text", "bytes", "encoded"):
+        raise ValueError(f"content {str(content)[:50]!r}")
     dtype = _dtype(fields.get("dtype"))
+    if content == "encoded" and fields.get("shape") == [None]:
+        if dtype != np.uint8 or fields.get("chunks") is not None or fields.get("filters") != []:
+            raise ValueError("encoded files that are no plain bytes")
+        return ArrayLayout(dtype, (0,), None, (), 0, content)
     shape = _lengths(fields.get("shape"), "shape", least=0)
     nbytes = _nbytes(shape, dtype)
     chunks, filters = None, _filters(fields.get("filters"))
@@ -99,9 +137,9 @@ def parse_layout(described: bytes) -> ArrayLayout:
         _nbytes(chunks, dtype)
     elif filters:
         raise ValueError("filters without chunks")
-    if fields.get("content") not in ("array", "text", "bytes"):
-        raise ValueError(f"content {str(fields.get('content'))[:50]!r}")
-    return ArrayLayout(dtype, shape, chunks, filters, nbytes)
+    if content == "encoded" and (dtype != np.uint8 or len(shape) != 1 or chunks is None):
+        raise ValueError(f"encoded files of shape {shape}, {dtype}")
+    return ArrayLayout(dtype, shape, chunks, filters, nbytes, content)
 
 
 def _dtype(described: Any) -> np.dtype[Any]:

@@ -1,8 +1,9 @@
 """Read samples by key or position, in any process. Needs numpy and h5py alone.
 
-To copy it into another project take, in a folder named ``converter``: cache.py, errors.py,
-filters.py, foreign.py, handle.py, index.py, indexed.py, layouts.py, loader.py, near.py,
-pages.py, payload.py, selection.py, tail.py and an ``__init__.py``.
+To copy it into another project take, in a folder named ``converter``: blosc.py, cache.py,
+cores.py, encoded.py, errors.py, filters.py, foreign.py, handle.py, index.py, indexed.py,
+layouts.py, loader.py, near.py, pages.py, payload.py, selection.py, tail.py, threads.py,
+zstd.py and an ``__init__.py``; for files stored with ``--store=encoded`` also readers.py.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from converter.cache import Cache
+from converter.encoded import EncodedFile
 from converter.errors import LoadError
 from converter.foreign import ForeignFile
 from converter.handle import Handle
 from converter.indexed import IndexedFile
 from converter.near import unknown_key
 from converter.tail import open_tail
+from converter.threads import Threads
+
+Source = IndexedFile | ForeignFile | EncodedFile
 
 
 class _Opened(NamedTuple):
     """What is open. A forked process may use it too: only HDF5 and the cache start anew."""
 
-    source: IndexedFile | ForeignFile
+    source: Source
     cache: Cache | None
     find: Callable[[str], int | None]
     read: Callable[[int], np.ndarray]
@@ -37,8 +42,9 @@ class H5Folder(Mapping[str, np.ndarray]):
 
     The file is opened at first use, once in each process: an H5Folder may be forked, pickled
     and used from several threads. Arrays belong to the caller. Samples are found through the
-    file's index and read without HDF5; a file without one, and arrays in other filters than
-    gzip and shuffle, are read through h5py: the same results, slower.
+    file's index and read without HDF5; a file without one, and arrays in filters that cannot
+    be undone here, are read through h5py: the same results, slower. Files that were stored as
+    they are (``--store=encoded``) are decoded, to the arrays the converter would have stored.
 
     Parameters
     ----------
@@ -52,6 +58,9 @@ class H5Folder(Mapping[str, np.ndarray]):
     allow_external
         Follow external links, external storage and virtual datasets. They can name any file
         you may read.
+    threads
+        Threads that decode or decompress the samples of a batch; None: as many as there are
+        cores, but one in a worker process.
 
     Raises
     ------
@@ -78,13 +87,17 @@ class H5Folder(Mapping[str, np.ndarray]):
         cache_nbytes: int = 0,
         verify: bool = False,
         allow_external: bool = False,
+        threads: int | None = None,
     ) -> None:
         if cache_nbytes < 0:
             raise ValueError(f"cache_nbytes is {cache_nbytes}: give 0 for no cache, or more")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}: give 1 or more, or None")
         self.path = os.path.abspath(os.fspath(path))
         self._cache_nbytes = cache_nbytes
         self._verify = verify
         self._allow_external = allow_external
+        self._threads = threads
         self._opened: _Opened | None = None
         self._identity: tuple[int, int] | None = None
         self._closed = False
@@ -150,6 +163,25 @@ class H5Folder(Mapping[str, np.ndarray]):
         opened = self._open()
         return opened.source.read_part(self._position(opened, key), selection)
 
+    @property
+    def is_encoded(self) -> bool:
+        """Tell whether the file holds files as they were, which are decoded on reading."""
+        return isinstance(self._open().source, EncodedFile)
+
+    def read_bytes(self, key: str | SupportsIndex) -> bytes:
+        """Return the original file, of files stored with ``--store=encoded``.
+
+        Raises LoadError where arrays were stored.
+        """
+        opened = self._open()
+        position = self._position(opened, key)
+        if not isinstance(opened.source, EncodedFile):
+            raise LoadError(
+                f"{self.path} holds arrays, not the original files: convert with --store=encoded "
+                "to keep these"
+            )
+        return bytes(opened.source.payload(position))
+
     def read_batch(
         self, keys: Sequence[str | SupportsIndex] | np.ndarray
     ) -> np.ndarray | list[np.ndarray]:
@@ -165,6 +197,8 @@ class H5Folder(Mapping[str, np.ndarray]):
             return opened.source.read_batch(positions)
         if opened.cache is not None:
             arrays = [_read_cached(opened, position) for position in positions.tolist()]
+        elif isinstance(opened.source, EncodedFile):
+            arrays = opened.source.read_all(positions)
         else:
             arrays = [opened.source.read(position) for position in positions.tolist()]
         return _stacked(arrays)
@@ -188,16 +222,22 @@ class H5Folder(Mapping[str, np.ndarray]):
         self._opened = opened = _Opened(source, cache, source.keys.find, source.read)
         return opened
 
-    def _open_source(self) -> IndexedFile | ForeignFile:
-        handle = Handle(self.path)
+    def _open_source(self) -> Source:
+        handle, threads = Handle(self.path), Threads(self._threads)
         tail = open_tail(handle)
-        source: IndexedFile | ForeignFile
+        source: Source
         if tail is None:
             source = ForeignFile(handle, allow_external=self._allow_external)
         else:
             source = IndexedFile(
-                handle, tail, verify=self._verify, allow_external=self._allow_external
+                handle,
+                tail,
+                threads=threads,
+                verify=self._verify,
+                allow_external=self._allow_external,
             )
+        if source.is_encoded:
+            source = EncodedFile(source, threads)
         if self._identity not in (None, source.identity):
             raise LoadError(
                 f"{self.path} was replaced since this H5Folder was first used, in another "

@@ -57,6 +57,11 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
     linked_folders: int = 0
     failures: list[Failure] = field(default_factory=list)
+    folders: int = 0  # those that hold keys
+
+    def path(self, key: str) -> str:
+        """Return where a sample's file is."""
+        return os.path.join(self.root, *key.split("/")) if os.sep != "/" else f"{self.root}/{key}"
 
 
 def make_plan(
@@ -78,6 +83,7 @@ def make_plan(
     ignored_names = {path.name for path in ignore}
     ignored = {os.path.realpath(path) for path in ignore}
     for folder, prefix, names in _walk(plan, follow_links):
+        before = len(plan.keys)
         for name in names:
             if name in ignored_names and os.path.realpath(os.path.join(folder, name)) in ignored:
                 continue
@@ -91,6 +97,7 @@ def make_plan(
                 plan.failures.append(
                     Failure(key, "the name is not valid UTF-8, which HDF5 needs: rename it")
                 )
+        plan.folders += len(plan.keys) > before
     return plan
 
 

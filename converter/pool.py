@@ -311,10 +311,8 @@ class Pool:
 
     def _learn(self, answer: Answer) -> None:
         files = len(answer.results)
-        parts = [result.parts for result in answer.results if not isinstance(result, Failure)]
-        nbytes = sum(part.nbytes for sample in parts for part in sample)
         self._seconds += (answer.seconds / files - self._seconds) / 2
-        self._nbytes += (nbytes / files - self._nbytes) / 2
+        self._nbytes += (answer.nbytes / files - self._nbytes) / 2
 
     # Deaths
 

@@ -15,6 +15,8 @@ PACKAGES = ("h5py", "numpy", "imageio", "pillow", "tifffile")
 OPTIONAL_PACKAGES = (
     "simplejpeg",
     "zlib-ng",
+    "zstandard",
+    "blosc2",
     "imagecodecs",
     "opencv-python",
     "opencv-python-headless",
@@ -28,6 +30,9 @@ def describe(
     extensions: tuple[str, ...],
     read_sha256: str | None,
     prune_sha256: str | None,
+    reader: str,
+    store: str,
+    skip_decode_check: bool,
     compression: str,
     max_pixels: int | None,
     follow_links: bool,
@@ -40,13 +45,19 @@ def describe(
         "max_pixels": max_pixels,
         "my_prune_sha256": prune_sha256,
         "my_read_sha256": read_sha256,
+        "skip_decode_check": skip_decode_check,
     }
-    plugins = {extension: plugin_of(extension) for extension in extensions}
+    if read_sha256 is not None:
+        reader = "my_read"
+    plugins = {}
+    if reader == "imageio":
+        plugins = {extension: plugin_of(extension) for extension in extensions}
     return {
         "format": FORMAT,
-        "reader": "imageio" if read_sha256 is None else "my_read",
+        "store": store,
+        "reader": reader,
         "options": _json(options),
-        "plugins": _json(plugins if read_sha256 is None else {}),
+        "plugins": _json(plugins),
         "versions": _json(_versions()),
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from converter.encoder import Encoded
 from converter.plan import Failure
+from converter.progress import Progress
 from converter.readers import Note
 
 FAILURES_SHOWN = 10
@@ -32,6 +33,12 @@ class Report:
     first_failures: list[Failure] = field(default_factory=list)
     path_failures: Path | None = None
 
+    @property
+    def progress(self) -> Progress:
+        """Return how far it is."""
+        done = self.stored + self.failed
+        return Progress(self.total, done, self.failed, self.payload_nbytes)
+
     def add(self, sample: Encoded) -> None:
         self.stored += 1
         self.source_nbytes += sample.source_nbytes
@@ -44,19 +51,3 @@ class Report:
         self.failed += 1
         if len(self.first_failures) < FAILURES_SHOWN:
             self.first_failures.append(failure)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a conversion of all files would come to, judged from some of them.
-
-    ``files`` and ``source_nbytes`` are of the whole folder, ``ratio`` is output to source;
-    None where no file of the sample could be read.
-    """
-
-    files: int
-    sampled: int
-    failed: int
-    ratio: float | None
-    output_nbytes: int | None
-    free_nbytes: int

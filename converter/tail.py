@@ -167,13 +167,20 @@ class Tail:
             layout = self._layouts[number] = self._parse_layout(number)
         return layout
 
+    def layout_at(self, position: int) -> ArrayLayout:
+        """Return the checked layout of a sample; what it claims to hold is not checked yet."""
+        row = self.row(position)
+        layout = self.layout(row.layout)
+        if layout.is_sized:
+            return layout
+        return layout._replace(shape=(row.nbytes,), nbytes=row.nbytes)
+
     def places(self, position: int) -> list[Place]:
         """Return the checked places of a sample's payloads, one for each chunk.
 
         They lie within the HDF5 part, and what they hold can be the array.
         """
-        row = self.row(position)
-        layout = self.layout(row.layout)
+        row, layout = self.row(position), self.layout_at(position)
         count = math.prod(layout.grid) if layout.nbytes else 0
         if count == 1:
             places = [Place(row.offset, row.nbytes, row.crc32)]

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import converter.progress
 from world import (
     ROOT,
     as_pillow_reads,
@@ -226,12 +227,14 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(folder, output, convert
     assert everything_below(folder.parent) == before
     assert "21 files" in ended.out
     assert "1 .txt" in ended.out
-    assert re.search(r"free [\d,]+\.\d+ MB", ended.out)
+    assert re.search(rf"; [\d,]+\.\d+ MB free for {output}$", ended.out, re.MULTILINE)
+    assert "judged from 21 files (1 of which failed)" in ended.out
     source = sum(path.stat().st_size for path in folder.glob("*.jpg"))
+    said_source = float(re.search(r"^21 files below .+, ([\d,.]+) MB; ", ended.out)[1])
+    assert said_source == pytest.approx(source / 1e6, abs=0.006)
     assert convert(folder, output, workers).status == 1
-    said_source = float(re.search(r"source (?:about )?([\d,.]+) MB", ended.out)[1])
-    said_output = float(re.search(r"OUT.h5 about ([\d,.]+) MB", ended.out)[1])
-    assert said_source == pytest.approx(source / 1e6, rel=0.1, abs=0.006)
+    (row,) = [line for line in ended.out.splitlines() if "this command" in line]
+    said_output = float(re.search(r"([\d,.]+) MB", row)[1])
     assert said_output == pytest.approx(output.stat().st_size / 1e6, rel=0.1)
 
 
@@ -244,7 +247,7 @@ def test_a_dry_run_makes_no_folder(folder, tmp_path, convert):
 def test_a_dry_run_of_files_that_cannot_be_read_says_so(folder, output, convert):
     (folder / "a.jpg").write_text("no image")
     ended = convert(folder, output, "--dry_run")
-    assert "1 file" in ended.out
+    assert ended.out.splitlines()[-1] == "none of the 1 files of a sample could be read"
     assert not os.listdir(output.parent)
 
 
@@ -369,20 +372,24 @@ def test_help_names_every_flag():
     assert ended.status == 0
     flags = set(re.findall(r"^  (--\w+)", ended.out, re.MULTILINE))
     assert flags == {
-        "--path_images",
         "--path_output",
-        "--ext",
-        "--custom_read_func",
-        "--custom_prune_func",
-        "--path_functions",
-        "--workers",
-        "--compression",
-        "--on_error",
-        "--max_pixels",
-        "--follow_links",
         "--overwrite",
-        "--dry_run",
         "--quiet",
+        "--path_images",
+        "--ext",
+        "--custom_prune_func",
+        "--follow_links",
+        "--reader",
+        "--custom_read_func",
+        "--path_functions",
+        "--max_pixels",
+        "--on_error",
+        "--store",
+        "--compression",
+        "--skip_decode_check",
+        "--workers",
+        "--dry_run",
+        "--extract",
     }
 
 
@@ -470,9 +477,7 @@ def test_a_slow_file_and_one_larger_than_any_slot_keep_their_places(folder, outp
 def test_plain_lines_of_progress_say_files_rates_time_left_and_failures(
     folder, output, convert, monkeypatch, workers
 ):
-    import converter.cli
-
-    monkeypatch.setattr(converter.cli, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(converter.progress, "SECONDS_BETWEEN_LINES", 0.0)
     save_jpegs(folder, [f"{number}.jpg" for number in range(20)])
     (folder / "bad.jpg").write_bytes(b"")
     ended = convert(folder, output, workers)
@@ -485,9 +490,7 @@ def test_plain_lines_of_progress_say_files_rates_time_left_and_failures(
 
 
 def test_quiet_shows_no_progress(folder, output, convert, monkeypatch):
-    import converter.cli
-
-    monkeypatch.setattr(converter.cli, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(converter.progress, "SECONDS_BETWEEN_LINES", 0.0)
     save_jpegs(folder, [f"{number}.jpg" for number in range(20)])
     ended = convert(folder, output, "--quiet")
     assert "files/s" not in ended.err

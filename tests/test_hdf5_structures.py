@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from converter import groups, headers
+from converter.codec import GZIP, pipeline, shrink
 from converter.encoder import Encoded, Part
-from converter.filters import Layout, crc32, encode_chunks, gzip_filters
+from converter.filters import FilterPipeline, Layout, crc32, encode_chunks
 from converter.headers import kind_of, structure_nbytes, template
 from converter.lookup3 import lookup3
 from converter.pool import Batch
@@ -56,17 +57,22 @@ def batch_of(samples: Sequence[Sample]) -> Batch:
     results, room = [], bytearray()
     for sample in samples:
         array = sample.array
-        filters = gzip_filters(array.dtype) if sample.chunks else ()
+        filters = pipeline(GZIP, array.dtype, sample.chunks) if sample.chunks else ()
         layout = Layout(array.dtype, array.shape, sample.chunks, filters, sample.content)
-        payloads = encode_chunks(array, sample.chunks) if sample.chunks else [array.tobytes()]
         parts = []
-        for payload in payloads:
+        for payload in payloads_of(sample, filters):
             if payload:
                 parts.append(Part(len(payload), crc32(payload)))
                 room += payload
         room += bytes(structure_nbytes(layout))
         results.append(Encoded(sample.key, layout, tuple(parts), 0))
     return Batch(results, memoryview(room))
+
+
+def payloads_of(sample: Sample, filters: FilterPipeline) -> Iterable[bytes]:
+    if sample.chunks is None:
+        return [sample.array.tobytes()]
+    return encode_chunks(sample.array, sample.chunks, lambda chunk: shrink(chunk, filters))
 
 
 def numbers(count: int, folder: str = "") -> Iterator[Sample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import multiprocessing
 import os
 import pickle
@@ -491,13 +492,15 @@ def test_a_file_that_cannot_be_written_is_read(path, samples):
 
 
 @pytest.mark.parametrize("tail", [True, False])
-@pytest.mark.parametrize("error", [BlockingIOError, PermissionError, OSError(38, "no locks")])
+@pytest.mark.parametrize(
+    "error", [BlockingIOError, PermissionError, functools.partial(OSError, 38, "no locks")]
+)
 def test_where_locks_fail_it_reads_without(path, samples, tail, error, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     path = path if tail else without_tail(path)
 
     def refuse(*_):
-        raise error
+        raise error()  # one kept would keep the file open beyond the end of Python
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert_same(H5Folder(path)[0], samples[sorted(samples)[0]])
@@ -564,7 +567,7 @@ def test_reading_needs_only_numpy_and_h5py(path, tmp_path):
     package = tmp_path / "copy" / "converter"
     package.mkdir(parents=True)
     documented = " ".join(converter.loader.__doc__.split()).partition("``converter``: ")[2]
-    names = documented.removesuffix(" and an ``__init__.py``.").split(", ")
+    names = documented.partition(" and an ``__init__.py``")[0].split(", ")
     for name in names:
         shutil.copy(home / name, package)
     (package / "__init__.py").touch()
@@ -580,6 +583,29 @@ H5Folder({str(path)!r}, verify=True)[3]
         cwd=package.parent, timeout=60,
     )  # fmt: skip
     assert done.stdout == "(40, 4, 5, 3)\n", done.stderr
+
+
+def test_a_thread_that_still_has_the_file_open_does_not_crash_python_s_end(path):
+    """HDF5 closes what is open when Python is gone, and h5py calls Python for it."""
+    program = f"""
+import threading
+from converter import H5Folder
+is_read = threading.Event()
+
+def read():
+    folder = H5Folder({str(without_tail(path))!r})
+    print(folder[0].shape, flush=True)
+    is_read.set()
+    threading.Event().wait()
+
+threading.Thread(target=read, daemon=True).start()
+is_read.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True,
+        cwd=Path(converter.__file__).parent.parent, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "(4, 5, 3)\n"), done.stderr
 
 
 # The cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -214,8 +215,27 @@ BAD_FLAGS = {
     "--workers=²": "is no whole number above 0",
     "--max_pixels=0": "'0' is no whole number above 0",
     "--max_pixels=1e6": "'1e6' is no whole number above 0",
-    "--compression=zstd": "'zstd'",
-    "--compression=GZIP": "'GZIP'",
+    "--compression=GZIP": "'GZIP' is none of auto, none, gzip, zstd, blosc2",
+    "--compression=lz4:3": "'lz4:3' is none of auto, none, gzip, zstd, blosc2",
+    "--compression=": "'' is none of auto, none, gzip, zstd, blosc2",
+    "--compression=:3": "':3' is none of auto, none, gzip, zstd, blosc2",
+    "--compression=auto:3": "'auto:3' is none of auto, none, gzip, zstd, blosc2",
+    "--compression=none:": "'none:' is none of auto, none, gzip, zstd, blosc2",
+    "--compression=gzip:0": "gzip has levels 1 to 9, not '0'",
+    "--compression=gzip:10": "gzip has levels 1 to 9, not '10'",
+    "--compression=gzip:-1": "gzip has levels 1 to 9, not '-1'",
+    "--compression=gzip:²": "gzip has levels 1 to 9, not '²'",
+    "--compression=gzip:1:2": "gzip has levels 1 to 9, not '1:2'",
+    "--compression=zstd:": "zstd has levels 1 to 22, not ''",
+    "--compression=zstd:0": "zstd has levels 1 to 22, not '0'",
+    "--compression=zstd:23": "zstd has levels 1 to 22, not '23'",
+    "--compression=zstd:3.5": "zstd has levels 1 to 22, not '3.5'",
+    "--compression=zstd: 3": "zstd has levels 1 to 22, not ' 3'",
+    "--compression=blosc2:x": "blosc2 has levels 1 to 9, not 'x'",
+    "--compression=blosc2:10": "blosc2 has levels 1 to 9, not '10'",
+    "--reader=pillow": "'pillow'",
+    "--reader=": "invalid choice: ''",
+    "--store=arrays": "'arrays'",
     "--on_error=ignore": "'ignore'",
     "--extension=png": "--extension=png",
     "--exts=png": "--exts=png",
@@ -235,8 +255,43 @@ def test_unknown_flags_values_and_abbreviations_are_refused(flag, images, output
 
 
 def test_values_that_are_refused_are_listed_with_those_allowed(images, output, refuse):
-    assert_refused(refuse(images, output, "--compression=lzf"), "auto", "none", "gzip")
+    assert_refused(
+        refuse(images, output, "--compression=lzf"),
+        "--compression",
+        "auto, none, gzip, zstd, blosc2 (the last three with a level, as gzip:6)",
+    )
     assert_refused(refuse(images, output, "--on_error=go"), "skip", "stop")
+    assert_refused(refuse(images, output, "--reader=cv2"), "imageio", "opencv")
+    assert_refused(refuse(images, output, "--store=files"), "array", "encoded")
+
+
+@pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
+@pytest.mark.parametrize(
+    ("flag", "module", "package"),
+    [
+        ("--compression=zstd", "zstandard", "zstandard"),
+        ("--compression=zstd:22", "zstandard", "zstandard"),
+        ("--compression=blosc2:9", "blosc2", "blosc2"),
+        ("--reader=opencv", "cv2", "opencv-python-headless"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_how_to_install_it(
+    flag, module, package, workers, images, output, refuse, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    for more in ([], ["--dry_run"], ["--store=encoded"] if "reader" not in flag else []):
+        ended = refuse(images, output, flag, workers, *more)
+        assert_refused(ended, flag.partition(":")[0])
+        assert ended.err.endswith(f": pip install {package}\n")
+
+
+@pytest.mark.parametrize("flag", ["auto", "none", "gzip:9"])
+def test_other_compressions_need_no_package_more(flag, images, output, convert, monkeypatch):
+    for module in ("zstandard", "blosc2", "cv2", "hdf5plugin"):
+        monkeypatch.setitem(sys.modules, module, None)
+    ended = convert(images, output, f"--compression={flag}")
+    assert ended.status == 0
+    assert ended.err == ""
 
 
 @pytest.mark.parametrize("missing", ["--path_images", "--path_output"])

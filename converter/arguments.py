@@ -1,0 +1,240 @@
+"""Define the command line: which flags there are, in which mode, and what they default to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from converter.codec import AUTO, Compression, parse_compression
+from converter.cores import usable_cores
+from converter.request import READERS, STORES
+
+WRONG_USAGE = 2
+CONVERT, EXTRACT = "convert", "extract"
+#: The flag that asks for a mode; without any it is a conversion.
+MODE_FLAGS = {EXTRACT: "extract"}
+USAGE = """converter --path_images=FOLDER --path_output=OUT.h5 [--ext=EXT] [more flags]
+       converter --extract=FOLDER --path_output=OUT.h5 [--overwrite] [--quiet]"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line: its mode, and the value of each flag of that mode."""
+
+    mode: str
+    values: dict[str, Any]
+
+
+def parse(argv: Sequence[str] | None = None) -> Arguments:
+    """Read a command line; ends the process with status 2, or 0 for ``--help``."""
+    flags = _Flags()
+    _add_common(flags)
+    _add_convert(flags)
+    _add_extract(flags)
+    return flags.parse(argv)
+
+
+class _Flags:
+    """Flags in groups, each for some modes."""
+
+    def __init__(self) -> None:
+        self._parser = _Parser(
+            prog="converter",
+            usage=USAGE,
+            description="Turn the loose files below a folder into one HDF5 file: each matching "
+            "file becomes a dataset under its relative path.",
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,  # only what was typed is there
+            formatter_class=_HelpFormatter,
+        )
+        self._modes: dict[str, tuple[str, ...]] = {}
+        self._required: dict[str, tuple[str, ...]] = {}
+        self._defaults: dict[str, Any] = {}
+
+    def group(self, title: str, *modes: str) -> Callable[..., None]:
+        """Return a function that adds a flag to a new group of the help."""
+        group = self._parser.add_argument_group(title)
+
+        def add(name: str, *, default: Any = None, required: bool = False, **options: Any) -> None:
+            action = group.add_argument("--" + name, **options)
+            if action.const is True:
+                default = False
+            self._modes[name] = modes
+            self._defaults[name] = default
+            self._required[name] = modes if required else ()
+
+        return add
+
+    def parse(self, argv: Sequence[str] | None) -> Arguments:
+        """Refuse flags of a mode that was not asked for, and the lack of those it needs."""
+        typed = vars(self._parser.parse_args(argv))
+        mode = next((mode for mode, flag in MODE_FLAGS.items() if flag in typed), CONVERT)
+        for name in typed:
+            if mode not in self._modes[name]:
+                self._parser.error(_of_another_mode(name, mode, self._modes[name]))
+        missing = [n for n, modes in self._required.items() if mode in modes and n not in typed]
+        if missing:
+            names = ", ".join("--" + name for name in missing)
+            self._parser.error(f"the following arguments are required: {names}")
+        values = {n: self._defaults[n] for n, modes in self._modes.items() if mode in modes}
+        return Arguments(mode, {**values, **typed})
+
+
+def _of_another_mode(name: str, mode: str, modes: tuple[str, ...]) -> str:
+    if mode == CONVERT:
+        return f"--{name} is for --{MODE_FLAGS[modes[0]]}, which is not there"
+    return f"--{name} changes nothing with --{MODE_FLAGS[mode]}: drop one of them"
+
+
+def _add_common(flags: _Flags) -> None:
+    add = flags.group("every mode", CONVERT, EXTRACT)
+    add(
+        "path_output",
+        type=_path,
+        required=True,
+        metavar="OUT.h5",
+        help="the HDF5 file to make, or to extract; its folder is made if missing",
+    )
+    add(
+        "overwrite",
+        action="store_true",
+        help="replace an existing OUT.h5, once the new one is complete; with --extract: replace "
+        "existing files",
+    )
+    add("quiet", action="store_true", help="no progress bar")
+
+
+def _add_convert(flags: _Flags) -> None:
+    add = flags.group("convert, the default mode: which files", CONVERT)
+    add("path_images", type=_path, required=True, metavar="FOLDER", help="the folder to walk")
+    add(
+        "ext",
+        default="jpg",
+        help="extension to keep, several with commas (jpg,jpeg,png); case does not matter, a "
+        "leading dot may be given (default: jpg)",
+    )
+    add(
+        "custom_prune_func",
+        action="store_true",
+        help="keep a file where my_prune(filename_str, ext_str) of my_functions.py is true: "
+        "filename_str is the bare file name, ext_str is --ext as typed",
+    )
+    add(
+        "follow_links",
+        action="store_true",
+        help="enter symlinked folders, each real folder once",
+    )
+    add = flags.group("convert: how to read them", CONVERT)
+    add(
+        "reader",
+        choices=READERS,
+        help="imageio: RGB, full depth, as imageio.v3.imread gives it; opencv: exactly "
+        "cv2.imread(path), that is BGR, 8 bits, EXIF orientation applied (default: imageio)",
+    )
+    add(
+        "custom_read_func",
+        action="store_true",
+        help="read with my_read of my_functions.py instead",
+    )
+    add(
+        "path_functions",
+        type=_path,
+        metavar="FILE.py",
+        help="take my_read and my_prune from this file (default: my_functions.py in the current "
+        "folder, else the one beside converter/)",
+    )
+    add(
+        "max_pixels",
+        type=_positive,
+        metavar="N",
+        help="refuse to decode images with more pixels (default: Pillow's limit, 178956970)",
+    )
+    add(
+        "on_error",
+        choices=("skip", "stop"),
+        default="skip",
+        help="skip: leave out a file that cannot be read, report it, go on; stop: end at the "
+        "first, no output (default: skip)",
+    )
+    add = flags.group("convert: how to store them", CONVERT)
+    add(
+        "store",
+        choices=STORES,
+        default="array",
+        help="array: what the file decodes to; encoded: the file as it is, hardly more bytes than "
+        "in the folder, decoded by H5Folder on reading (default: array)",
+    )
+    add(
+        "compression",
+        type=_compression,
+        default=AUTO,
+        metavar="{auto,none,gzip,zstd,blosc2}",
+        help="auto: gzip for each array that becomes at least 3 times smaller, none for the "
+        "others; none; gzip, zstd, blosc2: for each array that becomes smaller, with a level as "
+        "in gzip:6, zstd:9 (h5py reads zstd and blosc2 after import hdf5plugin) (default: auto)",
+    )
+    add(
+        "skip_decode_check",
+        action="store_true",
+        help="with --store=encoded: do not decode each file once to see that it is whole",
+    )
+    add = flags.group("convert: how to go about it", CONVERT)
+    add(
+        "workers",
+        type=_positive,
+        default=usable_cores(),
+        metavar="N",
+        help="worker processes; 1 reads in this process, without a pool (default: the cores this "
+        "process may use)",
+    )
+    add(
+        "dry_run",
+        action="store_true",
+        help="read a sample of the files in memory, and print how large OUT.h5 would be with each "
+        "store and compression; write nothing",
+    )
+
+
+def _add_extract(flags: _Flags) -> None:
+    add = flags.group("extract: the way back", EXTRACT)
+    add(
+        "extract",
+        type=_path,
+        metavar="FOLDER",
+        help="write what OUT.h5 holds to files below FOLDER: the original files of "
+        "--store=encoded, one .npy for each array otherwise",
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}: see --help\n")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help of one width: README shows it as it is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=96)
+
+
+def _path(text: str) -> Path:
+    if not text:  # such as a shell variable that is not set
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _compression(text: str) -> Compression:
+    try:
+        return parse_compression(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

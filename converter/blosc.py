@@ -1,0 +1,118 @@
+"""Make and undo Blosc2 frames, the payloads of HDF5's filter 32026, without HDF5."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import struct
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+BLOCK_NBYTES = 96 << 10  # fixed: Blosc2's own choice depends on the machine's caches
+LARGEST_TYPESIZE = 127
+REVISION, ZSTD_CODEC, BYTE_SHUFFLE = 1, 5, 1  # of the plugin's filter values
+MAGIC = b"\x9e\xa8b2frame\x00"
+#: Of a frame (README_CFRAME_FORMAT of C-Blosc2): sizes of the header and of the frame, bytes
+#: decoded and stored, sizes of type, block and chunk.
+FRAME_HEAD = struct.Struct(">11xixq5xxqxqxixixi")
+CHUNK_HEAD = struct.Struct("<4xiii")  # of a chunk: bytes decoded, in a block, stored
+CHUNK_HEAD_NBYTES = 32
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Tell whether the package blosc2 is there."""
+    return importlib.util.find_spec("blosc2") is not None
+
+
+@functools.cache
+def _module() -> ModuleType:
+    import blosc2
+
+    blosc2.set_releasegil(True)  # of decompress2
+    return blosc2  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _forget_environment() -> None:
+    """Have nothing override the settings: two runs would give other bytes."""
+    for name in [name for name in os.environ if name.startswith("BLOSC_")]:
+        del os.environ[name]
+
+
+def typesize_of(shape: tuple[int, ...], itemsize: int) -> int:
+    """Return the bytes after which values repeat: those of a pixel, else of an item."""
+    size = shape[-1] * itemsize if len(shape) >= 3 and shape[-1] <= 4 else itemsize
+    return size if size <= LARGEST_TYPESIZE else 1
+
+
+def filter_values(chunks: tuple[int, ...], itemsize: int, level: int) -> tuple[int, ...]:
+    """Return the values of the filter in the pipeline of a dataset."""
+    typesize = typesize_of(chunks, itemsize)
+    nbytes = itemsize
+    for length in chunks:
+        nbytes *= length
+    return (REVISION, 0, typesize, nbytes, level, BYTE_SHUFFLE, ZSTD_CODEC)
+
+
+def shrink(chunk: np.ndarray, values: tuple[int, ...]) -> bytes:
+    """Return the frame of a C-contiguous chunk that is not empty."""
+    blosc2 = _module()
+    _forget_environment()
+    typesize, level = values[2], values[4]
+    delta = [blosc2.Filter.SHUFFLE, blosc2.Filter.BYTEDELTA]
+    settings = blosc2.CParams(
+        codec=blosc2.Codec.ZSTD,
+        clevel=level,
+        typesize=typesize,
+        nthreads=1,
+        # no other size can be decoded when a type would be cut
+        blocksize=BLOCK_NBYTES // typesize * typesize,
+        splitmode=blosc2.SplitMode.NEVER_SPLIT,
+        filters=[blosc2.Filter.NOFILTER] * 4 + delta,
+        filters_meta=[0] * 6,
+    )
+    frame = blosc2.SChunk(
+        chunksize=chunk.nbytes,
+        cparams=settings,
+        dparams=blosc2.DParams(nthreads=1),
+        contiguous=True,
+    )
+    frame.append_data(chunk.reshape(-1).view(np.uint8))
+    return frame.to_cframe()  # type: ignore[no-any-return]
+
+
+def expand(payload: Any, target: np.ndarray) -> None:
+    """Fill ``target``, C-contiguous, from the frame of a chunk of its size.
+
+    Raises ValueError for anything else.
+    """
+    blosc2 = _module()
+    data = memoryview(payload)
+    if len(data) < FRAME_HEAD.size or data[: len(MAGIC)] != MAGIC:
+        raise ValueError("has a chunk that is no Blosc2 frame")
+    head, frame, nbytes, stored, _, _, chunk_nbytes = FRAME_HEAD.unpack_from(data)
+    if frame != len(data) or nbytes != target.nbytes or chunk_nbytes != target.nbytes:
+        raise ValueError("has a chunk that inflates to another size")
+    try:
+        if stored == 0:  # one value repeated: there is no chunk
+            whole = blosc2.schunk_from_cframe(bytes(data), False)
+            whole.dparams = blosc2.DParams(nthreads=1)
+            whole.decompress_chunk(0, target)
+            return
+        # past the frame, whose reading takes longer than that of a small chunk
+        if not 0 < head <= len(data) - CHUNK_HEAD_NBYTES:
+            raise ValueError("has a chunk that is no Blosc2 frame")
+        inner, _, inner_nbytes = CHUNK_HEAD.unpack_from(data, head)
+        if inner != target.nbytes or not CHUNK_HEAD_NBYTES <= inner_nbytes <= len(data) - head:
+            raise ValueError("has a chunk that inflates to another size")
+        chunk = data[head : head + inner_nbytes]
+        try:
+            blosc2.decompress2(chunk, dst=target, nthreads=1)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+    except RuntimeError as error:
+        raise ValueError(f"has a chunk that does not inflate ({error})") from None

@@ -1,0 +1,28 @@
+"""Say what a caller wants to hear while something long runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from converter.progress import Progress
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What the caller wants to hear, and how it holds back interruptions.
+
+    Parameters
+    ----------
+    notice
+        Called with a sentence the user should know.
+    progress
+        Called with how far it is, after every few files.
+    held
+        Gives a context in which no signal handler raises: the output is being written there.
+    """
+
+    notice: Callable[[str], None] = lambda _: None
+    progress: Callable[[Progress], None] = lambda _: None
+    held: Callable[[], AbstractContextManager[None]] = nullcontext

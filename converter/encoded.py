@@ -1,0 +1,84 @@
+"""Read files that were stored as they are, and decode them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from converter.errors import LoadError, UnreadableError, describe
+from converter.foreign import ForeignFile
+from converter.indexed import Buffer, IndexedFile
+from converter.selection import box_of
+from converter.threads import Threads
+
+#: Below this a thread spends longer on waiting for Python's lock than decoding takes.
+SMALLEST_THREADED_NBYTES = 4 << 10
+
+
+class EncodedFile:
+    """An open file whose samples are image files; gives the arrays they decode to."""
+
+    def __init__(self, source: IndexedFile | ForeignFile, threads: Threads) -> None:
+        self.keys = source.keys
+        self.identity = source.identity
+        self._source = source
+        self._threads = threads
+        self._decoder: Callable[[Buffer, str], np.ndarray] | None = None
+
+    def close(self) -> None:
+        """Close the file, and let its threads end."""
+        self._source.close()
+        self._threads.close()
+
+    def payload(self, position: int) -> Buffer:
+        """Return the bytes of a file, perhaps as a part of the mapping."""
+        return self._source.payload(position)
+
+    def read(self, position: int) -> np.ndarray:
+        """Return the array a file decodes to."""
+        data = self._source.payload(position)
+        key = self.keys.key(position)
+        decode = self._decoder
+        if decode is None:
+            decode = self._decoder = _import_decoder()
+        try:
+            return decode(data, key.rpartition(".")[2].lower())
+        except UnreadableError as error:
+            raise LoadError(f"{key!r} in {self.keys.path}: {error}") from error
+        except Exception as error:
+            raise LoadError(
+                f"{key!r} in {self.keys.path} cannot be decoded ({describe(error)}): "
+                "read_bytes gives it as it is"
+            ) from error
+
+    def read_part(self, position: int, selection: Any) -> np.ndarray:
+        """Return a part of the array; all of it is decoded."""
+        array = self.read(position)
+        box = box_of(selection, array.shape)
+        inner = tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))
+        return np.array(array[inner][(*box.take, ...)])
+
+    def read_all(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return the arrays at positions, decoded by several threads where that is faster."""
+        places = positions.tolist()
+        if self._threads.count == 1 or len(places) == 1 or not self._are_large(positions):
+            return [self.read(position) for position in places]
+        return self._threads.map(self.read, places)
+
+    def _are_large(self, positions: np.ndarray) -> bool:
+        if not isinstance(self._source, IndexedFile):  # which alone knows
+            return True
+        return bool(self.keys.rows["nbytes"][positions].mean() >= SMALLEST_THREADED_NBYTES)
+
+
+def _import_decoder() -> Callable[[Buffer, str], np.ndarray]:
+    try:
+        from converter.readers import decode_image
+    except ImportError as error:
+        raise LoadError(
+            "files stored as they are need image packages to be decoded: "
+            "pip install imageio pillow tifffile simplejpeg"
+        ) from error
+    return decode_image

@@ -1,0 +1,260 @@
+"""Write what an HDF5 file holds back to files below a folder, and never outside of it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from converter.caller import Caller
+from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
+from converter.loader import H5Folder
+from converter.plan import Failure
+from converter.progress import Progress
+from converter.report import FAILURES_SHOWN
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+DRIVE = re.compile(r"[A-Za-z]:")
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW
+HAS_FOLDER_DESCRIPTORS = os.open in os.supports_dir_fd and bool(NO_FOLLOW)
+
+
+@dataclass
+class Extraction:
+    """Counts of what was written; the first failures, and how many there are."""
+
+    total: int = 0
+    written: int = 0
+    failed: int = 0
+    nbytes: int = 0
+    first_failures: list[Failure] = field(default_factory=list)
+
+    def add_failure(self, failure: Failure) -> None:
+        """Count what was not written."""
+        self.failed += 1
+        if len(self.first_failures) < FAILURES_SHOWN:
+            self.first_failures.append(failure)
+
+
+def extract(
+    path: Path,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    caller: Caller,
+) -> Extraction:
+    """Write each sample to a file below ``folder``.
+
+    Encoded files under their own names, byte for byte; arrays under theirs with ``.npy``.
+    What cannot be written is counted as a failure, and the rest goes on.
+
+    Raises
+    ------
+    ConverterError
+        ``folder`` cannot be written to, or is not empty and ``overwrite`` is not given.
+    LoadError
+        ``path`` cannot be read.
+    WriteError
+        The disk is full or fails.
+    """
+    with _open(path) as samples:
+        done = Extraction(total=len(samples))
+        _make_folder(folder, overwrite=overwrite)
+        below = _Below(folder, overwrite=overwrite, source=os.stat(path))
+        for position in range(done.total):
+            key = f"number {position}"
+            try:
+                key = samples.key_at(position)
+                name, data = _file_of(samples, key, position)
+                with caller.held():
+                    below.write(name, data)
+            except Exception as error:  # a name or a value that this system cannot hold, too
+                is_own = isinstance(error, (UnreadableError, LoadError))
+                done.add_failure(Failure(key, str(error) if is_own else describe(error)))
+                if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                    raise WriteError(
+                        f"{folder} could not be written ({error.strerror}) after {done.written} "
+                        f"of {done.total} files: free space, and repeat with --overwrite"
+                    ) from error
+            else:
+                done.written += 1
+                done.nbytes += len(data)
+            caller.progress(
+                Progress(done.total, done.written + done.failed, done.failed, done.nbytes)
+            )
+    return done
+
+
+def _open(path: Path) -> H5Folder:
+    samples = H5Folder(path, verify=True, threads=1)
+    try:
+        len(samples)
+    except FileNotFoundError:
+        raise ConverterError(f"no file {path}: --path_output names the file to extract") from None
+    except OSError as error:
+        raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
+    return samples
+
+
+def _file_of(samples: H5Folder, key: str, position: int) -> tuple[str, bytes | memoryview]:
+    if samples.is_encoded:
+        return key, samples.read_bytes(position)
+    array = samples[position]
+    if array.dtype.hasobject:
+        raise UnreadableError("an array of objects, such as text: read it with h5py")
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names that h5py gives to values are not kept
+        np.lib.format.write_array(content, array, allow_pickle=False)
+    return key + ".npy", content.getbuffer()
+
+
+def _make_folder(folder: Path, *, overwrite: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(os.scandir(folder))
+    except FileExistsError:
+        raise ConverterError(f"{folder} is a file: --extract names a folder") from None
+    except OSError as error:
+        raise ConverterError(f"{folder} cannot be made or listed ({error.strerror})") from error
+    if not is_empty and not overwrite:
+        raise ConverterError(
+            f"{folder} is not empty: name another folder, or replace files in it with --overwrite"
+        )
+
+
+def check_name(name: str) -> tuple[str, ...]:
+    """Return the parts of a name.
+
+    Raises UnreadableError for one that could lead out of the folder, on any system.
+    """
+    parts = tuple(name.split("/"))
+    for part in parts:
+        if part in ("", ".", "..") or "\\" in part or "\0" in part or DRIVE.match(part):
+            raise UnreadableError(
+                "refused, for its name could lead out of the folder (it has empty parts, "
+                "'..', a backslash or a drive letter): read it with H5Folder"
+            )
+    return parts
+
+
+def partial_name() -> str:
+    """Return a name for a file until it is whole, which nothing else has."""
+    return f".{os.urandom(8).hex()}.partial"
+
+
+class _Below:
+    """Writes files below a folder, following no link within it."""
+
+    def __init__(self, folder: Path, *, overwrite: bool, source: os.stat_result) -> None:
+        self._folder = folder
+        self._overwrite = overwrite
+        self._source = source
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write a new file, and the folders above it.
+
+        A file that exists is replaced with ``overwrite``, else FileExistsError. Raises
+        UnreadableError for a name that leads out of the folder.
+        """
+        *folders, last = check_name(name)
+        if HAS_FOLDER_DESCRIPTORS:
+            self._write_by_descriptors(folders, last, data)
+        else:  # Windows
+            self._write_by_paths(folders, last, data)
+
+    def _write_by_descriptors(
+        self, folders: list[str], last: str, data: bytes | memoryview
+    ) -> None:
+        here = os.open(self._folder, os.O_RDONLY)
+        try:
+            for part in folders:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=here)
+                try:
+                    below = os.open(part, OPEN_FOLDER, dir_fd=here)
+                except OSError:
+                    if _is_link(part, here):
+                        raise UnreadableError(_leads_out(part)) from None
+                    raise
+                os.close(here)
+                here = below
+            self._write_here(here, last, data)
+        finally:
+            os.close(here)
+
+    def _write_here(self, here: int, name: str, data: bytes | memoryview) -> None:
+        """Write a file in an open folder; an older one stays until the new one is whole."""
+        if not self._overwrite:
+            _write_new(here, name, data)
+            return
+        with suppress(FileNotFoundError):
+            self._check_replaced(os.stat(name, dir_fd=here, follow_symlinks=False))
+        partial = partial_name()
+        _write_new(here, partial, data)
+        try:
+            os.replace(partial, name, src_dir_fd=here, dst_dir_fd=here)
+        except OSError:
+            os.unlink(partial, dir_fd=here)
+            raise
+
+    def _check_replaced(self, status: os.stat_result) -> None:
+        if os.path.samestat(status, self._source):
+            raise UnreadableError("it would replace the file that is being extracted")
+
+    def _write_by_paths(self, folders: list[str], last: str, data: bytes | memoryview) -> None:
+        here = self._folder
+        for part in folders:
+            here /= part
+            if here.is_symlink():
+                raise UnreadableError(_leads_out(part))
+            here.mkdir(exist_ok=True)
+        path = here / last
+        if not self._overwrite and path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if path.exists():
+            self._check_replaced(path.lstat())
+        partial = here / partial_name()
+        with io.FileIO(partial, "x") as file:
+            try:
+                _write_all(file, data)
+                file.close()
+                partial.replace(path)
+            except BaseException:
+                file.close()
+                partial.unlink(missing_ok=True)
+                raise
+
+
+def _write_new(here: int, name: str, data: bytes | memoryview) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW
+    file = io.FileIO(os.open(name, flags, 0o666, dir_fd=here), "w")
+    try:
+        with file:
+            _write_all(file, data)
+    except BaseException:
+        os.unlink(name, dir_fd=here)  # no half file
+        raise
+
+
+def _is_link(name: str, folder: int) -> bool:
+    return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+
+
+def _leads_out(part: str) -> str:
+    return f"refused, for {part!r} is a link in the folder and may lead out of it: remove it"
+
+
+def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[file.write(view[: 1 << 30]) :]

@@ -1,0 +1,131 @@
+"""Say what can be asked for; refuse what cannot work, before anything is touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter import opencv
+from converter.codec import AUTO, Compression, check_installed
+from converter.errors import ConverterError
+from converter.failures import path_of_failures
+from converter.writer import path_of_partial
+
+STORES = ("array", "encoded")
+READERS = ("imageio", "opencv")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert, and how: the command line's flags under their names."""
+
+    path_images: Path
+    path_output: Path
+    ext: str = "jpg"
+    custom_read_func: bool = False
+    custom_prune_func: bool = False
+    path_functions: Path | None = None
+    reader: str | None = None  # "imageio" where neither this nor my_read is asked for
+    store: str = "array"
+    skip_decode_check: bool = False
+    compression: Compression = AUTO
+    workers: int = 1
+    on_error: str = "skip"
+    max_pixels: int | None = None
+    follow_links: bool = False
+    overwrite: bool = False
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Return the extensions of ``ext``: lower case, without leading dots, sorted."""
+        parts = (part.strip().lower().removeprefix(".") for part in self.ext.split(","))
+        return tuple(sorted({part for part in parts if part}))
+
+
+def check_request(request: Request) -> None:
+    """Raise ConverterError for what cannot work."""
+    _check_paths(request)
+    _check_options(request)
+
+
+def _check_paths(request: Request) -> None:
+    source, output = request.path_images, request.path_output
+    try:
+        is_folder = stat.S_ISDIR(os.stat(source).st_mode)
+    except OSError as error:
+        raise ConverterError(
+            f"no folder {source} ({error.strerror}): --path_images names the folder to convert"
+        ) from error
+    if not is_folder:
+        raise ConverterError(f"{source} is a file: --path_images names the folder it is in")
+    if not os.access(source, os.R_OK | os.X_OK):
+        raise ConverterError(f"{source} cannot be listed: you have no permission to read it")
+    try:
+        os.stat(path_of_failures(path_of_partial(output)))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConverterError(f"the name {output.name} is too long: choose another") from error
+    if os.path.isdir(output):
+        raise ConverterError(f"{output} is a folder: --path_output names the HDF5 file to make")
+    if os.path.lexists(output) and not request.overwrite:
+        raise ConverterError(f"{output} exists: name another file, or replace it with --overwrite")
+    folder = nearest_folder(output.parent)
+    if not os.path.isdir(folder):
+        raise ConverterError(f"{folder} is a file: {output} cannot be made below it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConverterError(
+            f"{output} cannot be made: you have no permission to write to {folder}"
+        )
+    if not request.extensions and not request.custom_prune_func:
+        raise ConverterError(f"--ext={request.ext!r} names no extension: give one, such as jpg")
+
+
+def _check_options(request: Request) -> None:
+    """Refuse flags that would change nothing beside others."""
+    if request.store == "encoded":
+        if request.custom_read_func:
+            raise ConverterError(
+                "--store=encoded keeps the files as they are, so what my_read returns would be "
+                "stored nowhere: drop --custom_read_func, or take --store=array"
+            )
+        if request.reader is not None:
+            raise ConverterError(
+                "--store=encoded keeps the files as they are, and H5Folder decodes them with the "
+                f"default reader, so --reader={request.reader} would change nothing: drop it, or "
+                "take --store=array"
+            )
+        if request.skip_decode_check and request.max_pixels is not None:
+            raise ConverterError(
+                "with --skip_decode_check nothing is decoded, so --max_pixels would change "
+                "nothing: drop one of them"
+            )
+    elif request.skip_decode_check:
+        raise ConverterError(
+            "--skip_decode_check is of use with --store=encoded alone, for arrays must be "
+            "decoded: drop it, or add --store=encoded"
+        )
+    if request.custom_read_func and request.reader is not None:
+        raise ConverterError(
+            f"with --custom_read_func my_read reads the files, so --reader={request.reader} would "
+            "change nothing: drop one of them"
+        )
+    if request.path_functions is not None and not (
+        request.custom_read_func or request.custom_prune_func
+    ):
+        raise ConverterError(
+            "--path_functions is of no use alone: add --custom_read_func or --custom_prune_func"
+        )
+    if request.reader == "opencv":
+        opencv.import_opencv()
+    check_installed(request.compression)
+
+
+def nearest_folder(folder: Path) -> Path:
+    """Return the folder itself, or the nearest above it that exists."""
+    folder = Path(os.path.abspath(folder))
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder
