@@ -13,19 +13,23 @@ from converter.cores import usable_cores
 from converter.request import READERS, STORES
 
 WRONG_USAGE = 2
-CONVERT, EXTRACT = "convert", "extract"
+MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
+CONVERT, UPDATE, VERIFY, EXTRACT = "convert", "update", "verify", "extract"
 #: The flag that asks for a mode; without any it is a conversion.
-MODE_FLAGS = {EXTRACT: "extract"}
+MODE_FLAGS = {UPDATE: "update", VERIFY: "verify", EXTRACT: "extract"}
 USAGE = """converter --path_images=FOLDER --path_output=OUT.h5 [--ext=EXT] [more flags]
+       converter --update --path_images=FOLDER --path_output=OUT.h5
+       converter --verify --path_output=OUT.h5 [--path_images=FOLDER]
        converter --extract=FOLDER --path_output=OUT.h5 [--overwrite] [--quiet]"""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A command line: its mode, and the value of each flag of that mode."""
+    """A command line: its mode, the value of each flag of that mode, and which were typed."""
 
     mode: str
     values: dict[str, Any]
+    typed: frozenset[str]
 
 
 def parse(argv: Sequence[str] | None = None) -> Arguments:
@@ -33,6 +37,8 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     flags = _Flags()
     _add_common(flags)
     _add_convert(flags)
+    _add_update(flags)
+    _add_verify(flags)
     _add_extract(flags)
     return flags.parse(argv)
 
@@ -58,11 +64,18 @@ class _Flags:
         """Return a function that adds a flag to a new group of the help."""
         group = self._parser.add_argument_group(title)
 
-        def add(name: str, *, default: Any = None, required: bool = False, **options: Any) -> None:
+        def add(
+            name: str,
+            *,
+            default: Any = None,
+            required: bool = False,
+            also: tuple[str, ...] = (),
+            **options: Any,
+        ) -> None:
             action = group.add_argument("--" + name, **options)
             if action.const is True:
                 default = False
-            self._modes[name] = modes
+            self._modes[name] = (*modes, *also)
             self._defaults[name] = default
             self._required[name] = modes if required else ()
 
@@ -80,7 +93,7 @@ class _Flags:
             names = ", ".join("--" + name for name in missing)
             self._parser.error(f"the following arguments are required: {names}")
         values = {n: self._defaults[n] for n, modes in self._modes.items() if mode in modes}
-        return Arguments(mode, {**values, **typed})
+        return Arguments(mode, {**values, **typed}, frozenset(typed))
 
 
 def _of_another_mode(name: str, mode: str, modes: tuple[str, ...]) -> str:
@@ -90,26 +103,35 @@ def _of_another_mode(name: str, mode: str, modes: tuple[str, ...]) -> str:
 
 
 def _add_common(flags: _Flags) -> None:
-    add = flags.group("every mode", CONVERT, EXTRACT)
+    add = flags.group("every mode", CONVERT, UPDATE, VERIFY, EXTRACT)
     add(
         "path_output",
         type=_path,
         required=True,
         metavar="OUT.h5",
-        help="the HDF5 file to make, or to extract; its folder is made if missing",
+        help="the HDF5 file to make, to update, to verify or to extract; its folder is made if "
+        "missing",
     )
+    add("quiet", action="store_true", help="no progress bar")
+    add = flags.group("convert and extract", CONVERT, EXTRACT)
     add(
         "overwrite",
         action="store_true",
         help="replace an existing OUT.h5, once the new one is complete; with --extract: replace "
         "existing files",
     )
-    add("quiet", action="store_true", help="no progress bar")
 
 
 def _add_convert(flags: _Flags) -> None:
-    add = flags.group("convert, the default mode: which files", CONVERT)
-    add("path_images", type=_path, required=True, metavar="FOLDER", help="the folder to walk")
+    add = flags.group("convert, the default mode: which files", CONVERT, UPDATE)
+    add(
+        "path_images",
+        also=(VERIFY,),
+        type=_path,
+        required=True,
+        metavar="FOLDER",
+        help="the folder to walk; with --verify: the folder to compare OUT.h5 with",
+    )
     add(
         "ext",
         default="jpg",
@@ -127,7 +149,7 @@ def _add_convert(flags: _Flags) -> None:
         action="store_true",
         help="enter symlinked folders, each real folder once",
     )
-    add = flags.group("convert: how to read them", CONVERT)
+    add = flags.group("convert: how to read them", CONVERT, UPDATE)
     add(
         "reader",
         choices=READERS,
@@ -141,6 +163,7 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "path_functions",
+        also=(VERIFY,),
         type=_path,
         metavar="FILE.py",
         help="take my_read and my_prune from this file (default: my_functions.py in the current "
@@ -159,7 +182,7 @@ def _add_convert(flags: _Flags) -> None:
         help="skip: leave out a file that cannot be read, report it, go on; stop: end at the "
         "first, no output (default: skip)",
     )
-    add = flags.group("convert: how to store them", CONVERT)
+    add = flags.group("convert: how to store them", CONVERT, UPDATE)
     add(
         "store",
         choices=STORES,
@@ -181,9 +204,10 @@ def _add_convert(flags: _Flags) -> None:
         action="store_true",
         help="with --store=encoded: do not decode each file once to see that it is whole",
     )
-    add = flags.group("convert: how to go about it", CONVERT)
+    add = flags.group("convert: how to go about it", CONVERT, UPDATE)
     add(
         "workers",
+        also=(VERIFY,),
         type=_positive,
         default=usable_cores(),
         metavar="N",
@@ -191,10 +215,49 @@ def _add_convert(flags: _Flags) -> None:
         "process may use)",
     )
     add(
+        "file_timeout",
+        also=(VERIFY,),
+        type=_seconds,
+        metavar="SECONDS",
+        help="give up a file whose reading takes longer: it is a failure (default: wait)",
+    )
+    add(
+        "restart",
+        action="store_true",
+        help="begin anew, and not from where a run that was broken off had come to",
+    )
+    add = flags.group("convert: beforehand", CONVERT)
+    add(
         "dry_run",
         action="store_true",
         help="read a sample of the files in memory, and print how large OUT.h5 would be with each "
         "store and compression; write nothing",
+    )
+
+
+def _add_update(flags: _Flags) -> None:
+    add = flags.group("update", UPDATE)
+    add(
+        "update",
+        action="store_true",
+        help="bring OUT.h5 in line with the folder: read what is new or changed and what failed, "
+        "drop what is gone, keep the rest; flags that are not typed are those OUT.h5 was made with",
+    )
+
+
+def _add_verify(flags: _Flags) -> None:
+    add = flags.group("verify", VERIFY)
+    add(
+        "verify",
+        action="store_true",
+        help="check OUT.h5: its structure, its index, the checksum of each payload, and that h5py "
+        "and H5Folder read the same; with --path_images also that each source file gives just "
+        "what is stored, and that none is missing",
+    )
+    add(
+        "rebuild_index",
+        action="store_true",
+        help="before that, add an index to an OUT.h5 that has none",
     )
 
 
@@ -231,6 +294,16 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _compression(text: str) -> Compression:

@@ -21,8 +21,11 @@ class Caller:
         Called with how far it is, after every few files.
     held
         Gives a context in which no signal handler raises: the output is being written there.
+    finished
+        Called within that context when the output is complete: it is too late to interrupt.
     """
 
     notice: Callable[[str], None] = lambda _: None
     progress: Callable[[Progress], None] = lambda _: None
     held: Callable[[], AbstractContextManager[None]] = nullcontext
+    finished: Callable[[], None] = lambda: None

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from converter import arguments, filters, readers
-from converter.arguments import WRONG_USAGE
+from converter.arguments import WRONG_USAGE, Arguments
 from converter.caller import Caller
 from converter.codec import AUTO, PLUGIN_FILTERS
 from converter.convert import advise, convert
@@ -22,8 +22,11 @@ from converter.estimate import Advice
 from converter.extract import extract
 from converter.plan import Failure, Plan
 from converter.progress import ProgressBar
+from converter.rebuild import rebuild_index
 from converter.report import Report
 from converter.request import Request
+from converter.update import update_request
+from converter.verify import Verification, verify
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
 
@@ -39,13 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 (all done), 1 (something failed) or 2 (wrong usage)."""
     _print_any_name()
     parsed = arguments.parse(argv)
-    run = {arguments.CONVERT: _convert, arguments.EXTRACT: _extract}[parsed.mode]
+    run = {
+        arguments.CONVERT: _convert,
+        arguments.UPDATE: _update,
+        arguments.VERIFY: _verify,
+        arguments.EXTRACT: _extract,
+    }[parsed.mode]
     undone = f"{parsed.values['path_output']} was not made"
+    if parsed.mode == arguments.UPDATE:
+        undone = f"{parsed.values['path_output']} is as it was"
+    if parsed.mode == arguments.VERIFY:
+        undone = f"{parsed.values['path_output']} is checked in part"
     if parsed.mode == arguments.EXTRACT:
         undone = f"{parsed.values['extract']} holds a part of the files"
+    signals = _Signals()
     try:
-        with _Signals() as signals:
-            return run(parsed.values, signals)
+        with signals:
+            return run(parsed, signals)
     except StoppedError as error:
         print(f"converter: {error}", file=sys.stderr)
         return SOMETHING_FAILED
@@ -54,11 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG_USAGE
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, _Signalled) else int(signal.SIGINT)
+        if signals.came_too_late:
+            undone = f"but {parsed.values['path_output']} is complete"
         print(f"converter: interrupted, {undone}", file=sys.stderr)
         return INTERRUPTED + number
 
 
-def _convert(values: dict[str, Any], signals: _Signals) -> int:
+def _convert(parsed: Arguments, signals: _Signals) -> int:
+    values = dict(parsed.values)
     quiet, dry_run = values.pop("quiet"), values.pop("dry_run")
     request = Request(**values)
     _say_what_is_missing()
@@ -66,17 +82,57 @@ def _convert(values: dict[str, Any], signals: _Signals) -> int:
         advice, plan = advise(request, Caller(_notice, held=signals.held))
         _print(_advice_lines(request, advice, plan))
         return STORED_ALL
+    return _run(request, quiet, signals)
+
+
+def _update(parsed: Arguments, signals: _Signals) -> int:
+    values = dict(parsed.values)
+    quiet, _ = values.pop("quiet"), values.pop("update")
+    typed = {name: value for name, value in values.items() if name in parsed.typed}
+    untyped = {name: value for name, value in values.items() if name not in parsed.typed}
+    _say_what_is_missing()
+    return _run(update_request(typed, untyped), quiet, signals)
+
+
+def _run(request: Request, quiet: bool, signals: _Signals) -> int:
     with ProgressBar(quiet=quiet) as bar:
-        report = convert(request, Caller(_notice, bar.show, signals.held))
+        report = convert(request, Caller(_notice, bar.show, signals.held, signals.finish))
     _print_failures(report.first_failures, report.failed, f"in {report.path_failures}")
     _print(_report_lines(report))
     return SOMETHING_FAILED if report.failed else STORED_ALL
 
 
-def _extract(values: dict[str, Any], signals: _Signals) -> int:
+def _verify(parsed: Arguments, signals: _Signals) -> int:
+    values = parsed.values
+    path = values["path_output"]
+    request = None
+    if values["path_images"] is not None:
+        names = ("path_output", "path_images", "path_functions", "workers", "file_timeout")
+        typed = {name: values[name] for name in names if name in parsed.typed}
+        request = update_request(typed, {}, purpose="--verify with --path_images")
+    elif "path_functions" in parsed.typed:
+        raise ConverterError("--path_functions is of no use alone: add --path_images")
+    with ProgressBar(quiet=values["quiet"]) as bar:
+        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        if values["rebuild_index"]:
+            count = rebuild_index(path, caller)
+            _notice(f"an index of {count} datasets was added to {path}")
+        found = verify(
+            path,
+            caller,
+            request=request,
+            workers=values["workers"],
+            file_timeout=values["file_timeout"],
+        )
+    _print(_verification_lines(found))
+    return SOMETHING_FAILED if found.failed else STORED_ALL
+
+
+def _extract(parsed: Arguments, signals: _Signals) -> int:
+    values = parsed.values
     path, folder = values["path_output"], values["extract"]
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Caller(_notice, bar.show, signals.held)
+        caller = Caller(_notice, bar.show, signals.held, signals.finish)
         done = extract(path, folder, overwrite=values["overwrite"], caller=caller)
     _print_failures(done.first_failures, done.failed, "that failed")
     _print([f"{folder}: {done.written} files written, {_size(done.nbytes)}, {done.failed} failed"])
@@ -100,6 +156,7 @@ class _Signals:
     def __init__(self) -> None:
         self._number = 0
         self._holds = 0
+        self.came_too_late = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -114,6 +171,10 @@ class _Signals:
             raise _Signalled(self._number) from None  # whatever came of it in between
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def finish(self) -> None:
+        """Note that all is done, whatever comes."""
+        self.came_too_late = True
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -167,6 +228,12 @@ def _print_failures(first: Sequence[Failure], count: int, where: str) -> None:
 
 
 def _report_lines(report: Report) -> Iterator[str]:
+    if report.changes is not None:
+        yield str(report.changes)
+    if report.is_unchanged:
+        yield f"{report.path_output}: nothing changed, {report.stored} files, nothing written"
+        yield f"{report.seconds:.2f} s"
+        return
     ratio = report.output_nbytes / report.source_nbytes if report.source_nbytes else 0.0
     rate = (report.stored + report.failed) / report.seconds
     yield f"{report.path_output}: {report.stored} stored, {report.failed} failed"
@@ -174,7 +241,10 @@ def _report_lines(report: Report) -> Iterator[str]:
         f"source {_size(report.source_nbytes)}, HDF5 {_size(report.output_nbytes)}, "
         f"ratio {ratio:.2f}"
     )
-    yield f"{report.seconds:.2f} s, {rate:.0f} files/s"
+    yield (
+        f"{report.seconds:.2f} s, {rate:.0f} files/s, {report.fsync_seconds:.2f} s of it waiting "
+        "for the disk (fsync)"
+    )
     if report.path_failures:
         yield f"failures and their reasons: {report.path_failures}"
     yield from _left_out_lines(report)
@@ -182,6 +252,19 @@ def _report_lines(report: Report) -> Iterator[str]:
         yield f"{report.palettes} palette images expanded to colours (README: mode='P')"
     if report.multi_frames:
         yield f"{report.multi_frames} files with several frames or pages"
+
+
+def _verification_lines(found: Verification) -> Iterator[str]:
+    yield f"{found.path}: {found.good} of {found.total} samples good, {found.failed} faults"
+    if not found.has_index:
+        yield (
+            "without an index there are no checksums: all that could be checked is that h5py "
+            "reads everything (--verify --rebuild_index adds an index to a file that has none)"
+        )
+    if found.compared:
+        yield f"compared with the folder; {found.unreadable} files in it cannot be read"
+    rate = found.nbytes / 1e6 / found.seconds
+    yield f"{found.seconds:.2f} s, {found.good / found.seconds:.0f} samples/s, {rate:.0f} MB/s"
 
 
 def _left_out_lines(found: Report | Plan) -> Iterator[str]:

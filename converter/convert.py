@@ -11,20 +11,22 @@ from functools import partial
 from pathlib import Path
 
 from converter import hooks, provenance
+from converter.begin import Begun, begin
 from converter.caller import Caller
 from converter.codec import PLUGIN_FILTERS
-from converter.encoder import Encoded, Settings
+from converter.encoder import Choice, Encoded, Settings
 from converter.errors import ConverterError, StoppedError
-from converter.estimate import Advice, Estimate, Run, choices_of, estimate, survey
-from converter.failures import FailureList, path_of_failures
+from converter.estimate import Advice, choices_of, survey
+from converter.failures import FailureList, paths_of_failures
 from converter.plan import Failure, Plan, make_plan
-from converter.pool import Pool, run_here
+from converter.pool import Batch, Pool, run_here
 from converter.report import Report
 from converter.request import Request, check_request, nearest_folder
-from converter.writer import Writer, path_of_partial
+from converter.reuse import Run
+from converter.unfinished import Paths
+from converter.writer import Writer
 
 FIRST_FILES = 1000  # when so many all fail, the rest will too
-SIZE_WARNING_RATIO = 2.0
 
 
 def convert(request: Request, caller: Caller) -> Report:
@@ -41,7 +43,7 @@ def convert(request: Request, caller: Caller) -> Report:
     """
     start = time.perf_counter()
     check_request(request)
-    found = _load_hooks(request, caller)
+    found = load_functions(request, caller)
     if request.compression.name in PLUGIN_FILTERS:
         caller.notice(
             f"h5py reads {request.compression.name} only after `import hdf5plugin`; H5Folder does "
@@ -50,26 +52,32 @@ def convert(request: Request, caller: Caller) -> Report:
     with ExitStack() as stack:
         # Workers first: a process forked from a small parent stays small.
         run = stack.enter_context(_encoding(request, found, caller))
-        plan = _plan(request, found)
+        plan = plan_of(request, found)
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
-        expected = estimate(request, plan, run)
-        _check_size(request, expected, caller)
         stack.enter_context(_output_folder(request.path_output.parent))
+        writer = Writer(Paths(request.path_output))
+        stack.callback(_held(caller, writer.close))
+        with caller.held():
+            writer.lock()
+        attributes = _attributes(request, found)
+        work = begin(request, plan, run, writer, attributes, caller)
         failures = FailureList(request.path_output)
         stack.callback(failures.discard)
-        writer = Writer(request.path_output, estimate=expected.output_nbytes)
-        stack.callback(_held(caller, writer.abandon))
-        with caller.held():
-            writer.open()
+        report.changes = work.changes
+        if work.is_unchanged:
+            return _report_unchanged(request, plan, work, failures, report, start)
         try:
-            _convert_all(request, plan, run, writer, failures, report, caller)
-            failures.close()
+            with _saying_what_is_kept(writer, report, caller):
+                _convert_all(request, plan, work.batches, writer, failures, report, caller)
+                failures.close()
+                with caller.held():
+                    report.output_nbytes = writer.finish(attributes)
+                    caller.finished()
+                    report.path_failures = failures.publish()
         except OSError as error:  # payloads, or the list of failures, could not be written
             raise writer.explain(error) from error
-        with caller.held():
-            report.output_nbytes = writer.finish(_attributes(request, found))
-            report.path_failures = failures.publish()
+    report.fsync_seconds = writer.fsync_seconds
     report.seconds = time.perf_counter() - start
     return report
 
@@ -77,13 +85,14 @@ def convert(request: Request, caller: Caller) -> Report:
 def advise(request: Request, caller: Caller) -> tuple[Advice, Plan]:
     """Try each store and compression on a sample of the files, in memory. Writes nothing."""
     check_request(request)
-    found = _load_hooks(request, caller)
+    found = load_functions(request, caller)
     with _encoding(request, found, caller, survey=True) as run:
-        plan = _plan(request, found)
+        plan = plan_of(request, found)
         return survey(request, plan, run), plan
 
 
-def _load_hooks(request: Request, caller: Caller) -> hooks.Hooks:
+def load_functions(request: Request, caller: Caller) -> hooks.Hooks:
+    """Import my_read and my_prune, where they are asked for."""
     if not (request.custom_read_func or request.custom_prune_func):
         return hooks.Hooks()
     path = hooks.find_functions(request.path_functions)
@@ -93,11 +102,11 @@ def _load_hooks(request: Request, caller: Caller) -> hooks.Hooks:
     return found
 
 
-@contextmanager
-def _encoding(
-    request: Request, found: hooks.Hooks, caller: Caller, *, survey: bool = False
-) -> Iterator[Run]:
-    settings = Settings(
+def encoding_settings(
+    request: Request, found: hooks.Hooks, *, choices: tuple[Choice, ...] = ()
+) -> Settings:
+    """Return what workers need to know to read and encode."""
+    return Settings(
         root=str(request.path_images.resolve()),
         store=request.store,
         compression=request.compression,
@@ -105,15 +114,40 @@ def _encoding(
         check_decoding=not request.skip_decode_check,
         max_pixels=request.max_pixels,
         path_functions=found.path if request.custom_read_func else None,
-        choices=choices_of(request)[0] if survey else (),
+        choices=choices,
+        file_timeout=request.file_timeout,
     )
-    if request.workers == 1:
+
+
+@contextmanager
+def _encoding(
+    request: Request, found: hooks.Hooks, caller: Caller, *, survey: bool = False
+) -> Iterator[Run]:
+    settings = encoding_settings(request, found, choices=choices_of(request)[0] if survey else ())
+    if request.workers == 1 and request.file_timeout is None:
         yield lambda keys: run_here(settings, keys)
         return
     with caller.held():
         pool = Pool(settings, request.workers)
     with pool:
         yield pool.run
+
+
+@contextmanager
+def _saying_what_is_kept(writer: Writer, report: Report, caller: Caller) -> Iterator[None]:
+    """Tell, when a run is broken off, what the next one can go on from."""
+    try:
+        yield
+    except BaseException:
+        if writer.recorded and writer.is_kept:
+            each = writer.nbytes / max(len(writer), 1)
+            needed = max(0, report.total - report.failed - writer.recorded) * each
+            caller.notice(
+                f"{writer.recorded} of {report.total} files are kept in {writer.paths.partial} "
+                f"({writer.nbytes / 1e6:,.1f} MB): the same command goes on from there and needs "
+                f"about {needed / 1e6:,.1f} MB more; --restart begins anew"
+            )
+        raise
 
 
 def _held(caller: Caller, function: Callable[[], None]) -> Callable[[], None]:
@@ -124,7 +158,8 @@ def _held(caller: Caller, function: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-def _plan(request: Request, found: hooks.Hooks) -> Plan:
+def plan_of(request: Request, found: hooks.Hooks) -> Plan:
+    """List what goes in. Raises ConverterError where that is nothing."""
     keep: Callable[[str], bool]
     if found.prune is not None:
         keep = partial(hooks.call_prune, found.prune, request.ext)
@@ -135,7 +170,7 @@ def _plan(request: Request, found: hooks.Hooks) -> Plan:
         request.path_images.resolve(),
         keep=keep,
         follow_links=request.follow_links,
-        ignore=(output, path_of_partial(output), path_of_failures(output)),
+        ignore=(output, *paths_of_failures(output), *Paths(output).all()),
     )
     if not plan.keys and not plan.failures:
         raise ConverterError(_nothing_found(request, plan.left_out))
@@ -171,56 +206,21 @@ def _nothing_found(request: Request, left_out: Counter[str]) -> str:
     return f"{what} below {request.path_images}; it holds {held}{hint}"
 
 
-def _check_size(request: Request, expected: Estimate, caller: Caller) -> None:
-    if expected.output_nbytes is None or expected.ratio is None:
-        return
-    if expected.output_nbytes > expected.free_nbytes:
-        raise ConverterError(
-            f"{request.path_output} would take about {expected.output_nbytes / 1e6:,.0f} MB, "
-            f"and {expected.free_nbytes / 1e6:,.0f} MB are free: {_cure(request)}, or name "
-            "another disk with --path_output"
-        )
-    if expected.ratio > SIZE_WARNING_RATIO and request.store == "array":
-        caller.notice(
-            f"{request.path_output} will be about {expected.ratio:.1f} times as large as the "
-            f"source ({expected.output_nbytes / 1e6:,.1f} MB), for it holds decoded arrays; "
-            f"to make it smaller {_cure(request)}"
-        )
-
-
-def _cure(request: Request) -> str:
-    """Say how OUT.h5 could become smaller."""
-    cures = []
-    if request.store == "array" and not (request.custom_read_func or request.reader):
-        cures.append("--store=encoded, which keeps the files as they are")
-    if request.compression.name in ("auto", "none"):
-        cures.append("--compression=gzip")
-    if request.store == "array":
-        cures.append("smaller arrays from --custom_read_func")
-    return f"try {', or '.join(cures)} (--dry_run compares)" if cures else "convert a part of it"
-
-
 def _convert_all(
     request: Request,
     plan: Plan,
-    run: Run,
+    batches: Iterator[Batch],
     writer: Writer,
     failures: FailureList,
     report: Report,
     caller: Caller,
 ) -> None:
     def fail(failure: Failure) -> None:
-        report.add_failure(failure)
-        failures.add(failure)
-        if request.on_error == "stop":
-            raise StoppedError(
-                f"{failure.key}: {failure.reason} (stopped at the first failure, "
-                f"--on_error=stop; {request.path_output} was not made)"
-            )
+        _add_failure(request, failure, failures, report)
 
     for failure in plan.failures:
         fail(failure)
-    for batch in run(plan.keys):
+    for batch in batches:
         with caller.held():
             writer.write(batch)
         for result in batch.results:
@@ -231,9 +231,40 @@ def _convert_all(
                     raise _nothing_stored(request, who, failures, report)
             elif isinstance(result, Encoded):
                 report.add(result)
+                if report.changes is not None:
+                    report.changes.add(result)
         caller.progress(report.progress)
     if not report.stored:
         raise _nothing_stored(request, f"all {report.total} files", failures, report)
+
+
+def _add_failure(request: Request, failure: Failure, failures: FailureList, report: Report) -> None:
+    report.add_failure(failure)
+    failures.add(failure)
+    if request.on_error == "stop":
+        undone = "is as it was" if request.update else "was not made"
+        raise StoppedError(
+            f"{failure.key}: {failure.reason} (stopped at the first failure, --on_error=stop; "
+            f"{request.path_output} {undone})"
+        )
+
+
+def _report_unchanged(
+    request: Request,
+    plan: Plan,
+    work: Begun,
+    failures: FailureList,
+    report: Report,
+    start: float,
+) -> Report:
+    """Report an update that has nothing to write."""
+    for failure in (*plan.failures, *work.failures):
+        _add_failure(request, failure, failures, report)
+    report.path_failures = failures.publish()
+    report.is_unchanged = True
+    report.stored = report.total - report.failed
+    report.seconds = time.perf_counter() - start
+    return report
 
 
 def _nothing_stored(
@@ -253,7 +284,7 @@ def _nothing_stored(
 
 def _attributes(request: Request, found: hooks.Hooks) -> dict[str, str]:
     return provenance.describe(
-        extensions=request.extensions,
+        ext=request.ext if request.custom_prune_func else request.extensions,
         read_sha256=found.sha256 if request.custom_read_func else None,
         prune_sha256=found.sha256 if request.custom_prune_func else None,
         reader=request.reader or "imageio",

@@ -34,11 +34,19 @@ class EncodedFile:
 
     def payload(self, position: int) -> Buffer:
         """Return the bytes of a file, perhaps as a part of the mapping."""
-        return self._source.payload(position)
+        data = self._source.payload(position)
+        if isinstance(data, np.ndarray):
+            raise LoadError(
+                f"{self.keys.key(position)!r} in {self.keys.path} is an array, not a file: read it "
+                "as one"
+            )
+        return data
 
     def read(self, position: int) -> np.ndarray:
         """Return the array a file decodes to."""
         data = self._source.payload(position)
+        if isinstance(data, np.ndarray):
+            return data
         key = self.keys.key(position)
         decode = self._decoder
         if decode is None:

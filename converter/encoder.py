@@ -56,6 +56,11 @@ class Settings:
     max_pixels: int | None = None
     path_functions: Path | None = None
     choices: tuple[Choice, ...] = ()
+    file_timeout: float | None = None  # seconds; for `pool`
+
+    def make(self) -> Encoder:
+        """Return what does the work, in this process."""
+        return Encoder(self)
 
 
 class Part(NamedTuple):
@@ -72,6 +77,7 @@ class Encoded(NamedTuple):
     layout: Layout
     parts: tuple[Part, ...]
     source_nbytes: int
+    source_mtime_ns: int
     note: Note = Note.NONE
 
 
@@ -87,7 +93,14 @@ class Surveyed(NamedTuple):
     compressed: tuple[bool, ...]
 
 
-Result = Encoded | Surveyed | Failure
+class Checked(NamedTuple):
+    """A sample that is as it should be."""
+
+    key: str
+    nbytes: int
+
+
+Result = Encoded | Surveyed | Checked | Failure
 
 
 class Encoder:
@@ -128,12 +141,27 @@ class Encoder:
         room.used = used
         return Failure(key, _one_line(reason, self._root))
 
+    def read(self, key: str, room: Room) -> np.ndarray | Failure:
+        """Return what would be stored of a sample, uncompressed."""
+        try:
+            path = self._path(key)
+            _regular_file(path)
+            if self._store == "encoded":
+                return np.frombuffer(readers.read_into(path, room.view), np.uint8)
+            return self._sample(path, room, self._store)[0]
+        except (UnreadableError, UnstorableError) as error:
+            return Failure(key, _one_line(str(error), self._root))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return Failure(key, _one_line(describe(error), self._root))
+
     def _encode(self, key: str, room: Room) -> Encoded:
         path = self._path(key)
-        source_nbytes = _regular_file(path).st_size
+        status = _regular_file(path)  # before it is read: a change behind this shows
         array, content, note = self._sample(path, room, self._store)
         layout, parts = self._keep(array, content, self._compression, room)
-        return Encoded(key, layout, parts, source_nbytes, note)
+        return Encoded(key, layout, parts, status.st_size, status.st_mtime_ns, note)
 
     def _survey(self, key: str, room: Room) -> Surveyed:
         path, begin = self._path(key), room.used

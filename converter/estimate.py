@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +17,8 @@ from converter.encoder import Choice, Encoded, Surveyed
 from converter.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.headers import structure_nbytes
 from converter.plan import KeyList, Plan
-from converter.pool import Batch
 from converter.request import Request, nearest_folder
+from converter.reuse import Reuse, Run
 
 SAMPLED_FILES = 64
 SHARE_SAMPLED = 20  # 1 in so many at most: the real conversion reads these files again
@@ -27,12 +26,11 @@ FEWEST_SAMPLED = 4
 SURVEYED_FILES = 16384
 SECONDS_SURVEYING = 15.0
 #: A sample's row, slot and bucket, and its link where a folder has few or many, without names.
-ENTRY_NBYTES = 32 + 4 + 6
+ENTRY_NBYTES = 32 + 16 + 4 + 6
 LINK_NBYTES, LINK_AMONG_MANY_NBYTES = 20, 50
+STRUCTURE_NBYTES = 100  # of HDF5's, a sample
 FOLDER_NBYTES = 110
 FILE_NBYTES = SMALLEST_HEAP_NBYTES + 700  # without any sample
-
-Run = Callable[[Sequence[str]], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,19 @@ class Advice:
         return min(plain, key=lambda outcome: outcome.output_nbytes, default=None)
 
 
-def estimate(request: Request, plan: Plan, run: Run) -> Estimate:
-    """Encode a few files, spread evenly over the plan."""
-    most = max(math.ceil(len(plan.keys) / SHARE_SAMPLED), FEWEST_SAMPLED)
-    sample = _spread(plan.keys, min(SAMPLED_FILES, most))
+def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on: bool) -> Estimate:
+    """Encode a few of the files that are to be read, spread evenly over the plan.
+
+    None where a run goes on that was broken off: what it has done says as much.
+    """
+    entries = _entries_nbytes(plan, _spread(plan.keys, SAMPLED_FILES))
+    known = work.nbytes + STRUCTURE_NBYTES * work.count
+    absent = work.absent_keys()
+    if is_going_on or not len(absent):
+        nbytes = known * len(plan.keys) // max(work.count, 1) + entries
+        return Estimate(ratio=0.0, output_nbytes=nbytes, free_nbytes=_free_nbytes(request))
+    most = max(math.ceil(len(absent) / SHARE_SAMPLED), FEWEST_SAMPLED)
+    sample = _spread(absent, min(SAMPLED_FILES, most))
     stored, sources, payloads = 0, 0, 0
     for batch in run(sample):
         for result in batch.results:
@@ -99,10 +106,10 @@ def estimate(request: Request, plan: Plan, run: Run) -> Estimate:
                 sources += result.source_nbytes
                 payloads += sum(part.nbytes for part in result.parts)
                 payloads += structure_nbytes(result.layout)
-    entries = _entries_nbytes(plan, sample)
+    nbytes = known + payloads * len(absent) // len(sample) + entries
     return Estimate(
         ratio=payloads / sources if sources else None,
-        output_nbytes=payloads * len(plan.keys) // len(sample) + entries if stored else None,
+        output_nbytes=nbytes if stored else None,
         free_nbytes=_free_nbytes(request),
     )
 

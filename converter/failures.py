@@ -19,7 +19,7 @@ class FailureList:
 
     def __init__(self, path_output: Path) -> None:
         self.path = path_of_failures(path_output)
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        _, self._partial = paths_of_failures(path_output)
         self._file: io.TextIOWrapper | None = None
 
     def add(self, failure: Failure) -> None:
@@ -40,6 +40,7 @@ class FailureList:
         self.close()
         if self._file is None:
             self.path.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)  # of a run that was killed
             return None
         self._partial.replace(self.path)
         return self.path
@@ -49,8 +50,15 @@ class FailureList:
         if self._file is not None:
             with suppress(OSError):  # of a full disk: it is no longer wanted
                 self._file.close()
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):  # what ended the run matters more
+                self._partial.unlink(missing_ok=True)
 
 
 def path_of_failures(path_output: Path) -> Path:
     return path_output.with_name(path_output.name + ".failures.csv")
+
+
+def paths_of_failures(path_output: Path) -> tuple[Path, Path]:
+    """Return the name of the list, and the one it has while it is written."""
+    path = path_of_failures(path_output)
+    return path, path.with_name(path.name + ".partial")

@@ -21,7 +21,7 @@ from converter.handle import Handle
 from converter.index import IndexBuilder
 from converter.layouts import inflation
 from converter.selection import Box, box_of
-from converter.tail import Tail
+from converter.tail import Tail, check_closed
 
 #: An array that claims to be larger must have the stored bytes for it.
 HARMLESS_NBYTES = 1 << 30
@@ -52,7 +52,12 @@ class Datasets:
         """
         file = self._file()
         found: list[tuple[bytes, int]] = []
-        file.id.links.visit(lambda name, info: found.append((name, info.type)), info=True)
+        try:
+            file.id.links.visit(lambda name, info: found.append((name, info.type)), info=True)
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
+            raise LoadError(
+                f"the names in {self._handle.path} cannot be listed: {_short(error)}"
+            ) from error
         for name, kind in found:
             if kind == h5l.TYPE_EXTERNAL and not self._allow_external:
                 raise self._refusal(name.decode(errors="replace"), "is a link to another file")
@@ -79,7 +84,7 @@ class Datasets:
                 dataset.read_direct(array, cut)
             else:
                 dataset.read_direct(array)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except (OSError, OverflowError, RuntimeError, ValueError, TypeError) as error:
             raise LoadError(
                 f"{name!r} in {self._handle.path} cannot be read: {_short(error)}"
             ) from error
@@ -108,12 +113,13 @@ class Datasets:
         return opened[1]
 
     def _open(self) -> h5py.File:
+        check_closed(self._handle)
         # Through a Python file HDF5 takes no lock and shares nothing with handles of others.
         # Only where other files may be read must it know the name.
         source: Any = self._handle.path if self._allow_external else self._handle.reopened()
         try:
             return h5py.File(source, "r")
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise _explained(self._handle, error) from error
 
     def _dataset(self, name: str) -> h5py.Dataset:
@@ -122,7 +128,7 @@ class Datasets:
             self._check_links(file, name)
         try:
             dataset = file[name]
-        except (KeyError, OSError, RuntimeError, ValueError) as error:
+        except (KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
             raise LoadError(
                 f"{name!r} in {self._handle.path} cannot be opened: {_short(error)}"
             ) from error
@@ -142,7 +148,7 @@ class Datasets:
             link = "/".join(parts[:depth])
             try:
                 kind = file.id.links.get_info(link.encode()).type
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (KeyError, OverflowError, RuntimeError, ValueError) as error:
                 raise LoadError(f"{link!r} in {self._handle.path}: {_short(error)}") from error
             if kind != h5l.TYPE_HARD:
                 raise self._refusal(link, "is a link to elsewhere")
@@ -175,7 +181,7 @@ class Datasets:
             if kind == h5l.TYPE_EXTERNAL:
                 return isinstance(file.get(name), h5py.Dataset)
             return bool(h5o.get_info(file.id, name).type == h5o.TYPE_DATASET)
-        except (KeyError, OSError, RuntimeError, ValueError) as error:
+        except (KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
             raise LoadError(f"{name!r} in {self._handle.path}: {_short(error)}") from error
 
     def _refusal(self, name: str, why: str) -> LoadError:
@@ -215,11 +221,11 @@ class ForeignFile:
         """Return the array at a position in range."""
         return self._datasets.read(self.keys.key(position))
 
-    def payload(self, position: int) -> memoryview:
-        """Return the bytes of a sample stored as 1-D uint8."""
+    def payload(self, position: int) -> memoryview | np.ndarray:
+        """Return the bytes of an encoded file, which are stored as 1-D uint8; or an array."""
         array = self.read(position)
         if array.ndim != 1 or array.dtype != np.uint8:
-            raise LoadError(f"{self.keys.key(position)!r} in {self.keys.path} is no encoded file")
+            return array
         return memoryview(array)  # type: ignore[arg-type]
 
     def read_part(self, position: int, selection: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.errors import LoadError
+from converter.errors import ConverterError, LoadError
 
 try:
     import fcntl
@@ -89,6 +89,18 @@ class Handle:
             data = os.read(self.fd, view.nbytes)
         view[: len(data)] = data
         return len(data)
+
+
+def open_handle(path: os.PathLike[str]) -> Handle:
+    """Open a file. Raises ConverterError where it cannot be."""
+    if os.path.isdir(path):
+        raise ConverterError(f"{path} is a folder: --path_output names the HDF5 file")
+    try:
+        return Handle(os.fspath(path))
+    except FileNotFoundError:
+        raise ConverterError(f"no file {path}: --path_output names the HDF5 file") from None
+    except OSError as error:
+        raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

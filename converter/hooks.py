@@ -57,10 +57,15 @@ def load_hooks(path: Path, *, read: bool, prune: bool) -> Hooks:
         functions[name] = function
     return Hooks(
         path=path,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=hash_of(path),
         read=functions["my_read"],
         prune=functions["my_prune"],
     )
+
+
+def hash_of(path: Path) -> str:
+    """Return what a file of functions is recorded by: the SHA-256 of its bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _import(path: Path) -> Any:

@@ -1,7 +1,13 @@
 """Lay out the tail: the index of all payloads, behind HDF5's end of file.
 
-All numbers are little-endian. The tail begins at the first multiple of 8 behind the HDF5
-part and ends with the file::
+All numbers are little-endian. It begins at the first multiple of 8 behind the HDF5 part and
+ends with the file. First comes what only an update asks for, and what differs between two
+copies of a folder that have other times::
+
+    sources      16 bytes a sample: `SOURCE`, the size and time of its source file
+    end          `SOURCES_END`: CRC-32 of the sources, and a magic number
+
+or nothing, where the sources are not known. Then the index::
 
     rows         32 bytes a sample: `ROW`
     chunks       24 bytes a chunk of the samples that have several: `CHUNK`
@@ -13,8 +19,8 @@ part and ends with the file::
     footer       `FOOTER`
 
 Each section begins at a multiple of 8, padded with zeros. A key's bucket is the top
-``bucket_bits`` bits of the CRC-32 (zlib's) of its UTF-8 bytes. The footer's CRC-32 covers the tail
-up to itself.
+``bucket_bits`` bits of the CRC-32 (zlib's) of its UTF-8 bytes. The footer's CRC-32 covers the
+index up to itself.
 """
 
 from __future__ import annotations
@@ -28,7 +34,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 MAGIC = b"\x89D2H5IX\n"  # the first byte is no text, as in PNG
-VERSION = 1
+VERSION = 2
+SOURCES_MAGIC = b"D2H5SRC\n"
 SECTIONS = ("rows", "chunks", "paths", "layouts", "layout_ends", "buckets", "slots")
 
 #: Of a sample with one payload: its offset, size and CRC-32. With several: offset is its
@@ -37,10 +44,16 @@ ROW = np.dtype(
     [("offset", "<u8"), ("nbytes", "<u8"), ("path_end", "<u8"), ("crc32", "<u4"), ("layout", "<u4")]
 )
 CHUNK = np.dtype([("offset", "<u8"), ("nbytes", "<u8"), ("crc32", "<u4"), ("zero", "<u4")])
+SOURCE = np.dtype([("nbytes", "<u8"), ("mtime_ns", "<i8")])
+SOURCE_STRUCT = struct.Struct("<Qq")
+SOURCES_END = struct.Struct("<II8s")  # CRC-32, zero, magic
 ROW_STRUCT = struct.Struct("<QQQII")
 CHUNK_STRUCT = struct.Struct("<QQII")
-#: version, bucket_bits, size of the HDF5 part, section sizes, CRC-32, magic.
-FOOTER = struct.Struct(f"<IIQ{len(SECTIONS)}QI8s")
+#: `Footer`, then the magic number: the last 16 bytes are version, CRC-32 and magic in any version.
+FOOTER = struct.Struct(f"<QQQ{len(SECTIONS)}QIIII8s")
+
+#: Of a block: samples, chunks, bytes of paths and of layouts, layouts.
+BLOCK_COUNTS = struct.Struct("<QQQQQ")
 
 MOST_SAMPLES = 2**32 - 1
 INTERNED_LAYOUTS = 4096
@@ -54,16 +67,48 @@ class Place(NamedTuple):
     crc32: int
 
 
+class Footer(NamedTuple):
+    """The end of a tail.
+
+    From ``groups_begin``, behind all samples, to the end of the HDF5 part the checksum is
+    ``groups_crc32``. ``sizes`` are those of the sections; ``crc32`` covers the index up to itself.
+    """
+
+    hdf5_nbytes: int
+    sources_nbytes: int
+    groups_begin: int
+    sizes: tuple[int, ...]
+    groups_crc32: int
+    bucket_bits: int
+    version: int = VERSION
+    crc32: int = 0
+
+    def pack(self) -> bytes:
+        """Return its bytes, with the magic number."""
+        return FOOTER.pack(*self[:3], *self.sizes, *self[4:], MAGIC)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray) -> Footer | None:
+        """Take one apart; None where the magic number is another."""
+        hdf5, sources, groups, *sizes, crc_groups, bits, version, crc, magic = FOOTER.unpack(data)
+        if magic != MAGIC:
+            return None
+        return cls(hdf5, sources, groups, tuple(sizes), crc_groups, bits, version, crc)
+
+
 class IndexBuilder:
-    """Collect the rows of a file being written: 36 bytes a sample beside its key."""
+    """Collect the rows of a file being written: 52 bytes a sample beside its key."""
 
     def __init__(self) -> None:
         self._rows = bytearray()
         self._chunks = bytearray()
         self._paths = bytearray()
         self._hashes = bytearray()
+        self._sources = bytearray()
         self._layouts = bytearray()
         self._layout_ends = bytearray()
+        self._block = (0, 0, 0)  # rows, chunks and bytes of paths that `take_block` has given
+        self._several: list[int] = []  # rows behind these whose offset is a number of a chunk
         self._known: dict[bytes, int] = {}
 
     def keys(self) -> Iterator[bytes]:
@@ -76,21 +121,65 @@ class IndexBuilder:
     def __len__(self) -> int:
         return len(self._rows) // ROW.itemsize
 
-    def add(self, key: bytes, layout: bytes, places: Sequence[Place]) -> None:
-        """Add a sample in stored order; ``layout`` as `layout_json` gives it."""
+    def add(
+        self,
+        key: bytes,
+        layout: bytes,
+        places: Sequence[Place],
+        source: tuple[int, int] | None = None,
+    ) -> None:
+        """Add a sample in stored order; ``layout`` as `layout_json` gives it.
+
+        ``source`` is the size and time of its file, as in `SOURCE`: of all samples or of none.
+        """
         if len(self) >= MOST_SAMPLES:
             raise ValueError(f"an index holds at most {MOST_SAMPLES} samples: convert in parts")
         self._paths += key
         self._hashes += zlib.crc32(key).to_bytes(4, "little")
+        if source is not None:
+            self._sources += SOURCE_STRUCT.pack(*source)
         if len(places) == 1:
             offset, nbytes, crc32 = places[0]
         else:
             offset, crc32 = len(self._chunks) // CHUNK.itemsize if places else 0, 0
             nbytes = sum(place.nbytes for place in places)
+            if places:
+                self._several.append(len(self))
             for place in places:
                 self._chunks += CHUNK_STRUCT.pack(*place, 0)
         number = self._intern(layout)
         self._rows += ROW_STRUCT.pack(offset, nbytes, len(self._paths), crc32, number)
+
+    def take_block(self) -> bytes:
+        """Return the samples added since the last call, in a form that stands for itself.
+
+        `BLOCK_COUNTS`, then rows, sources, chunks, paths, layouts and their ends: as in the
+        tail, but numbered from the first of each in the block. Of all a source is given.
+        """
+        first, first_chunk, first_path = self._block
+        rows = np.frombuffer(bytes(self._rows[first * ROW.itemsize :]), ROW).copy()
+        rows["path_end"] -= np.uint64(first_path)
+        rows["offset"][np.array(self._several, np.int64) - first] -= np.uint64(first_chunk)
+        numbers, rows["layout"] = np.unique(rows["layout"], return_inverse=True)
+        layouts = [self._layout(int(number)) for number in numbers]
+        chunks = bytes(self._chunks[first_chunk * CHUNK.itemsize :])
+        paths = bytes(self._paths[first_path:])
+        joined, ends = b"".join(layouts), np.cumsum([len(one) for one in layouts], dtype="<u8")
+        counts = (len(rows), len(chunks) // CHUNK.itemsize, len(paths), len(joined), len(layouts))
+        self._block = len(self), len(self._chunks) // CHUNK.itemsize, len(self._paths)
+        self._several.clear()
+        sources = bytes(self._sources[first * SOURCE.itemsize :])
+        return b"".join(
+            (BLOCK_COUNTS.pack(*counts), rows.tobytes(), sources, chunks, paths, joined,
+             ends.tobytes())
+        )  # fmt: skip
+
+    def _layout(self, number: int) -> bytes:
+        ends = self._layout_ends
+        begin = int.from_bytes(ends[8 * number - 8 : 8 * number], "little") if number else 0
+        return bytes(
+            self._layouts[begin : int.from_bytes(ends[8 * number : 8 * number + 8], "little")]
+        )
 
     def _intern(self, layout: bytes) -> int:
         number = self._known.get(layout)
@@ -102,8 +191,30 @@ class IndexBuilder:
             self._layout_ends += len(self._layouts).to_bytes(8, "little")
         return number
 
-    def write(self, file: BinaryIO, hdf5_nbytes: int) -> None:
-        """Write the tail to ``file``, which stands at the end of the HDF5 part."""
+    def write(
+        self,
+        file: BinaryIO,
+        hdf5_nbytes: int,
+        *,
+        groups_begin: int | None = None,
+        groups_crc32: int = 0,
+        claimed_nbytes: int | None = None,
+    ) -> None:
+        """Write the tail to ``file``, which stands at the end of the HDF5 part.
+
+        Parameters
+        ----------
+        file
+            Where to.
+        hdf5_nbytes
+            The size of the HDF5 part.
+        groups_begin
+            Where in it the groups begin, if they are behind all samples.
+        groups_crc32
+            The checksum from there on.
+        claimed_nbytes
+            The size to give of that part, where the tail is not behind it.
+        """
         bits, buckets, slots = _hash_table(np.frombuffer(self._hashes, "<u4"))
         sections: tuple[bytearray | np.ndarray, ...] = (
             self._rows,
@@ -115,6 +226,7 @@ class IndexBuilder:
             slots,
         )
         file.write(bytes(-hdf5_nbytes % 8))
+        sources_nbytes = self._write_sources(file)
         crc, sizes = 0, []
         for section in sections:
             content = memoryview(section).cast("B")  # type: ignore[arg-type]
@@ -122,9 +234,19 @@ class IndexBuilder:
             for piece in (content, bytes(-len(content) % 8)):
                 file.write(piece)
                 crc = zlib.crc32(piece, crc)
-        footer = FOOTER.pack(VERSION, bits, hdf5_nbytes, *sizes, 0, MAGIC)
-        crc = zlib.crc32(footer[: -len(MAGIC) - 4], crc)
-        file.write(FOOTER.pack(VERSION, bits, hdf5_nbytes, *sizes, crc, MAGIC))
+        claimed = hdf5_nbytes if claimed_nbytes is None else claimed_nbytes
+        begin = claimed if groups_begin is None else groups_begin
+        footer = Footer(claimed, sources_nbytes, begin, tuple(sizes), groups_crc32, bits)
+        crc = zlib.crc32(footer.pack()[: -len(MAGIC) - 4], crc)
+        file.write(footer._replace(crc32=crc).pack())
+
+    def _write_sources(self, file: BinaryIO) -> int:
+        if not self._sources:
+            return 0
+        file.write(self._sources)
+        end = SOURCES_END.pack(zlib.crc32(self._sources), 0, SOURCES_MAGIC)
+        file.write(end)
+        return len(self._sources) + len(end)
 
 
 def layout_json(

@@ -51,8 +51,8 @@ class IndexedFile:
 
     @property
     def is_encoded(self) -> bool:
-        """Tell whether it holds files as they were, and not arrays."""
-        return len(self.keys) > 0 and self.keys.layout(self.keys.row(0).layout).is_encoded
+        """Tell whether it holds files as they were; arrays may be among them."""
+        return self.keys.has_encoded
 
     def close(self) -> None:
         """Close HDF5's handle, let threads end; all else closes with its last user."""
@@ -76,9 +76,11 @@ class IndexedFile:
         except IndexError:  # behind the HDF5 part
             raise self.keys.misplaced(position) from None
 
-    def payload(self, position: int) -> Buffer:
-        """Return the bytes of a sample stored as 1-D uint8, perhaps as a part of the mapping."""
+    def payload(self, position: int) -> Buffer | np.ndarray:
+        """Return the bytes of an encoded file, perhaps as a part of the mapping; or an array."""
         layout = self.keys.layout_at(position)
+        if not layout.is_encoded:
+            return self.read(position)
         places = self.keys.places(position)
         if not layout.is_plain or not places:
             return memoryview(self._read_checked(position, -1))  # type: ignore[arg-type]

@@ -90,6 +90,12 @@ class ArrayLayout(NamedTuple):
         """Tell whether its payloads can be damaged without the filter's noticing."""
         return any(number == BLOSC2 for number, _ in self.filters)
 
+    def count_places(self, stored_nbytes: int) -> int:
+        """Return the number of payloads of a sample of so many stored bytes."""
+        if not self.is_sized:
+            return 1 if stored_nbytes else 0
+        return math.prod(self.grid) if self.nbytes else 0
+
     def can_come_from(self, stored_nbytes: int) -> bool:
         """Tell whether so many stored bytes can hold the array, before memory is taken."""
         whole = self.chunk_nbytes * math.prod(self.grid)

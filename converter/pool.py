@@ -1,4 +1,4 @@
-"""Run the encoder in worker processes, and hand back results in plan order.
+"""Run work on samples in worker processes, and hand back results in plan order.
 
 Each worker has a pipe and a few rooms of its own, and nothing is shared between workers: a
 worker that dies takes nothing with it but the task it was at.
@@ -6,6 +6,8 @@ worker that dies takes nothing with it but the task it was at.
 
 from __future__ import annotations
 
+import faulthandler
+import functools
 import io
 import logging
 import multiprocessing
@@ -15,14 +17,14 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TextIO
 
-from converter.encoder import Encoder, Result, Settings
+from converter.encoder import Result
 from converter.errors import ConverterError, WorkersError
 from converter.places import open_to_write, write_at
 from converter.plan import Failure
@@ -36,6 +38,25 @@ DEATHS_ALONE = 2  # a file is to blame when it was alone in a worker that died t
 MOST_DEATHS_AT_START = 5
 #: A message there and back costs as much as copying this.
 SMALLEST_DELEGATED_NBYTES = 256 << 10
+EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
+
+
+class Worker(Protocol):
+    """Does something to samples, as `encoder.Encoder` does."""
+
+    def encode(self, key: str, room: Room) -> Result:
+        """Return what came of a sample, its payload put behind what the room holds."""
+
+
+class Work(Protocol):
+    """What workers are to do, as `encoder.Settings` says it; travels to them."""
+
+    @property
+    def file_timeout(self) -> float | None:
+        """Return the seconds one sample may take."""
+
+    def make(self) -> Worker:
+        """Return what does the work, in this process."""
 
 
 @dataclass
@@ -45,10 +66,11 @@ class Batch:
     results: list[Result]
     payload: memoryview
 
-    def write_elsewhere(self, path: Path, offset: int) -> bool:
+    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
         """Have the payload copied to its place in a file; False: the caller must.
 
-        Errors come out of the iterator the batch came from, at the latest at its end.
+        ``done`` is called when it is there. Errors come out of the iterator the batch came
+        from, at the latest at its end.
         """
         return False
 
@@ -93,25 +115,35 @@ class _PoolBatch(Batch):
         super().__init__(task.answer.results, payload)
         self._pool, self._task = pool, task
 
-    def write_elsewhere(self, path: Path, offset: int) -> bool:
-        return self._pool.delegate(self._task, path, offset)
+    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
+        return self._pool.delegate(self._task, path, offset, done)
 
 
-def run_here(settings: Settings, keys: Sequence[str]) -> Iterator[Batch]:
-    """Encode in this process, without a pool."""
-    encoder, room, start = Encoder(settings), Room(), 0
+def run_here(work: Work, keys: Sequence[str]) -> Iterator[Batch]:
+    """Work in this process, without a pool."""
+    encoder, room, start = work.make(), Room(), 0
     while start < len(keys):
         results = _work(encoder, keys[start : start + MOST_FILES_IN_TASK], room)
         yield Batch(results, room.payload())
         start += len(results)
 
 
-def _work(encoder: Encoder, keys: Sequence[str], room: Room) -> list[Result]:
-    """Encode samples until the room holds `BASE_NBYTES`; the rest is another task."""
+def _work(
+    encoder: Worker, keys: Sequence[str], room: Room, seconds: float | None = None
+) -> list[Result]:
+    """Encode samples until the room holds `BASE_NBYTES`; the rest is another task.
+
+    With ``seconds`` the process ends when one takes longer, whatever it is at.
+    """
     room.reset()
     results: list[Result] = []
     for key in keys:
+        if seconds is not None:
+            # its own thread, which needs no GIL, ends the process
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
         results.append(encoder.encode(key, room))
+        if seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
         if room.used >= BASE_NBYTES:
             break
     return results
@@ -134,22 +166,22 @@ class _Worker:
     memory: list[SharedMemory] | None
     free_rooms: set[int] = field(default_factory=lambda: set(range(ROOMS)))
     tasks: deque[_Task] = field(default_factory=deque)
-    writing: dict[int, Order] = field(default_factory=dict)
+    writing: dict[int, tuple[Order, Callable[[], None]]] = field(default_factory=dict)
     is_ready: bool = False
 
 
 class Pool:
-    """Worker processes that read and encode; use as a context manager.
+    """Worker processes that do one thing to samples; use as a context manager.
 
     Parameters
     ----------
     settings
-        What the workers need to know.
+        What the workers are to do.
     count
         How many processes.
     """
 
-    def __init__(self, settings: Settings, count: int) -> None:
+    def __init__(self, settings: Work, count: int) -> None:
         self._settings = settings
         self._context = multiprocessing.get_context()
         self._workers: list[_Worker] = []
@@ -204,14 +236,15 @@ class Pool:
         assert task.worker is not None and task.worker.memory is not None
         return task.worker.memory[task.room].map()[: task.answer.nbytes]
 
-    def delegate(self, task: _Task, path: Path, offset: int) -> bool:
+    def delegate(self, task: _Task, path: Path, offset: int, done: Callable[[], None]) -> bool:
         """Have a worker write what it holds for a task; False where that does not pay."""
         worker = task.worker
         if worker is None or task.answer is None or task.answer.payload is not None:
             return False
         if task.answer.nbytes < SMALLEST_DELEGATED_NBYTES:
             return False
-        worker.writing[task.room] = order = Order(task.room, [], path, offset, task.answer.nbytes)
+        order = Order(task.room, [], path, offset, task.answer.nbytes)
+        worker.writing[task.room] = order, done
         with suppress(OSError):  # of a dead one, whose writing is then done at its burial
             worker.connection.send(order)
         return True
@@ -290,10 +323,11 @@ class Pool:
         if isinstance(message, Answer):
             self._take_answer(worker, message)
         elif isinstance(message, Written):
-            del worker.writing[message.room]
+            _, done = worker.writing.pop(message.room)
             worker.free_rooms.add(message.room)
             if message.error is not None:
                 raise message.error
+            done()
         elif message.problem is not None:
             raise WorkersError(message.problem)
         else:
@@ -328,10 +362,11 @@ class Pool:
                     f"worker processes die while they start ({_ending(worker.process)}): "
                     "--workers=1 works without them"
                 )
-        for order in worker.writing.values():
+        for order, done in worker.writing.values():
             assert worker.memory is not None and order.path is not None
             with open_to_write(order.path) as file:
                 write_at(file, worker.memory[order.room].map()[: order.nbytes], order.offset)
+            done()
         finished = [task for task in self._order if task.worker is worker and task.answer]
         successor = self._start_worker(worker.memory)
         successor.free_rooms -= {task.room for task in finished}
@@ -347,8 +382,12 @@ class Pool:
         """Find the file that killed a worker: each alone, given up when it kills again."""
         if task.alone:
             task.deaths += 1
-            if task.deaths >= DEATHS_ALONE:
+            timeout = self._settings.file_timeout
+            is_late = timeout is not None and worker.process.exitcode == EXIT_OF_FAULTHANDLER
+            if is_late or task.deaths >= DEATHS_ALONE:
                 reason = f"reading it ended the worker process ({_ending(worker.process)})"
+                if is_late:
+                    reason = f"reading it took longer than {timeout:g} s (--file_timeout)"
                 task.answer = Answer([Failure(task.keys[0], reason)], 0, bytearray(), 0.0)
             return
         place = self._order.index(task)
@@ -364,6 +403,7 @@ class Pool:
         process = self._context.Process(
             target=_serve, args=(self._settings, theirs, memory, others), daemon=True
         )
+        _start_helpers(self._context)
         with _interrupts_blocked():
             process.start()
         theirs.close()
@@ -404,6 +444,15 @@ def _ending(process: Any) -> str:
     return name + (", out of memory or killed from outside" if name == "SIGKILL" else "")
 
 
+def _start_helpers(context: Any) -> None:
+    """Start what multiprocessing starts beside workers: in doing so it lets interrupts in."""
+    method = context.get_start_method()
+    if method != "fork" and hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()
+    if method == "forkserver":
+        forkserver.ensure_running()
+
+
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Keep Ctrl-C from a process that is starting: it is the parent's to handle."""
@@ -421,7 +470,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _serve(
-    settings: Settings,
+    settings: Work,
     pipe: connection.Connection,
     memory: list[SharedMemory] | None,
     others: list[connection.Connection],
@@ -435,7 +484,7 @@ def _serve(
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters too
     try:
-        encoder = Encoder(settings)
+        encoder = settings.make()
     except ConverterError as error:
         pipe.send(Ready(str(error)))
         return
@@ -447,7 +496,7 @@ def _serve(
     while True:
         order = orders.get()
         if order.path is None:
-            pipe.send(_answer(encoder, order.keys, rooms[order.room]))
+            pipe.send(_answer(encoder, order.keys, rooms[order.room], settings.file_timeout))
             continue
         try:
             file = file or open_to_write(order.path)
@@ -459,9 +508,15 @@ def _serve(
             pipe.send(Written(order.room, OSError(error.errno, error.strerror)))
 
 
-def _answer(encoder: Encoder, keys: Sequence[str], room: Room) -> Answer:
+@functools.cache
+def _nowhere() -> TextIO:
+    """Return where the traceback of a file that takes too long goes."""
+    return open(os.devnull, "w")
+
+
+def _answer(encoder: Worker, keys: Sequence[str], room: Room, most_seconds: float | None) -> Answer:
     start = time.perf_counter()
-    results = _work(encoder, keys, room)
+    results = _work(encoder, keys, room, most_seconds)
     seconds = time.perf_counter() - start
     shared = isinstance(room, SharedRoom) and room.is_shared
     payload = None if shared else bytearray(room.payload())

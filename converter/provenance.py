@@ -27,7 +27,7 @@ OPTIONAL_PACKAGES = (
 
 def describe(
     *,
-    extensions: tuple[str, ...],
+    ext: str | tuple[str, ...],
     read_sha256: str | None,
     prune_sha256: str | None,
     reader: str,
@@ -37,10 +37,13 @@ def describe(
     max_pixels: int | None,
     follow_links: bool,
 ) -> dict[str, str]:
-    """Return the root attributes; each is short text or JSON."""
+    """Return the root attributes; each is short text or JSON.
+
+    ``ext`` is a text as my_prune got it, else the extensions.
+    """
     options = {
         "compression": compression,
-        "ext": extensions,
+        "ext": ext,
         "follow_links": follow_links,
         "max_pixels": max_pixels,
         "my_prune_sha256": prune_sha256,
@@ -50,8 +53,8 @@ def describe(
     if read_sha256 is not None:
         reader = "my_read"
     plugins = {}
-    if reader == "imageio":
-        plugins = {extension: plugin_of(extension) for extension in extensions}
+    if reader == "imageio" and not isinstance(ext, str):
+        plugins = {extension: plugin_of(extension) for extension in ext}
     return {
         "format": FORMAT,
         "store": store,
@@ -60,6 +63,41 @@ def describe(
         "plugins": _json(plugins),
         "versions": _json(_versions()),
     }
+
+
+#: Options that decide which files go in, and not what becomes of them.
+OF_SELECTION = ("ext", "follow_links", "my_prune_sha256")
+
+
+def manner(attributes: dict[str, str]) -> dict[str, str]:
+    """Return what of the root attributes decides how a file becomes a payload."""
+    options = {
+        name: _json(value)
+        for name, value in json.loads(attributes["options"]).items()
+        if name not in OF_SELECTION
+    }
+    rest = {name: attributes[name] for name in ("format", "store", "reader", "versions")}
+    return {**rest, **options}
+
+
+def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
+    """Say how one `manner` differs from another; None where it does not."""
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if one == other:
+            continue
+        if name == "versions" and one and other:
+            return _difference_of_versions(json.loads(one), json.loads(other))
+        return f"{name} was {one} and is {other}"
+    return None
+
+
+def _difference_of_versions(before: dict[str, str], now: dict[str, str]) -> str:
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if one != other:
+            return f"it was made with {name} {one or 'missing'}, and this is {other or 'missing'}"
+    return "the versions of packages are written otherwise"
 
 
 def _versions() -> dict[str, str]:

@@ -7,11 +7,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.encoder import Encoded
+from converter.existing import Existing
 from converter.plan import Failure
 from converter.progress import Progress
 from converter.readers import Note
 
 FAILURES_SHOWN = 10
+
+
+@dataclass
+class Changes:
+    """What an update changes in a finished file, in samples stored."""
+
+    before: Existing
+    added: int = 0
+    changed: int = 0
+    kept: int = 0
+
+    @property
+    def removed(self) -> int:
+        """Return how many are no longer in it."""
+        return len(self.before) - self.changed - self.kept
+
+    def add(self, sample: Encoded) -> None:
+        """Count a sample of the new file."""
+        has = self.before.has(sample.key, (sample.source_nbytes, sample.source_mtime_ns))
+        if has is None:
+            self.added += 1
+        elif has:
+            self.kept += 1
+        else:
+            self.changed += 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.added} added, {self.changed} changed, {self.removed} removed, {self.kept} kept"
+        )
 
 
 @dataclass
@@ -26,6 +57,9 @@ class Report:
     payload_nbytes: int = 0
     output_nbytes: int = 0
     seconds: float = 0.0
+    fsync_seconds: float = 0.0
+    is_unchanged: bool = False
+    changes: Changes | None = None
     palettes: int = 0
     multi_frames: int = 0
     left_out: Counter[str] = field(default_factory=Counter)

@@ -12,7 +12,7 @@ from converter import opencv
 from converter.codec import AUTO, Compression, check_installed
 from converter.errors import ConverterError
 from converter.failures import path_of_failures
-from converter.writer import path_of_partial
+from converter.unfinished import Paths
 
 STORES = ("array", "encoded")
 READERS = ("imageio", "opencv")
@@ -37,12 +37,20 @@ class Request:
     max_pixels: int | None = None
     follow_links: bool = False
     overwrite: bool = False
+    restart: bool = False
+    update: bool = False
+    file_timeout: float | None = None  # seconds
 
     @property
     def extensions(self) -> tuple[str, ...]:
         """Return the extensions of ``ext``: lower case, without leading dots, sorted."""
-        parts = (part.strip().lower().removeprefix(".") for part in self.ext.split(","))
-        return tuple(sorted({part for part in parts if part}))
+        return extensions_of(self.ext)
+
+
+def extensions_of(text: str) -> tuple[str, ...]:
+    """Return the extensions of ``--ext``: lower case, without leading dots, sorted."""
+    parts = (part.strip().lower().removeprefix(".") for part in text.split(","))
+    return tuple(sorted({part for part in parts if part}))
 
 
 def check_request(request: Request) -> None:
@@ -51,8 +59,8 @@ def check_request(request: Request) -> None:
     _check_options(request)
 
 
-def _check_paths(request: Request) -> None:
-    source, output = request.path_images, request.path_output
+def check_folder(source: Path) -> None:
+    """Raise ConverterError where there is no folder to walk."""
     try:
         is_folder = stat.S_ISDIR(os.stat(source).st_mode)
     except OSError as error:
@@ -63,14 +71,24 @@ def _check_paths(request: Request) -> None:
         raise ConverterError(f"{source} is a file: --path_images names the folder it is in")
     if not os.access(source, os.R_OK | os.X_OK):
         raise ConverterError(f"{source} cannot be listed: you have no permission to read it")
+
+
+def _check_paths(request: Request) -> None:
+    output = request.path_output
+    check_folder(request.path_images)
     try:
-        os.stat(path_of_failures(path_of_partial(output)))
+        os.stat(path_of_failures(Paths(output).aside_journal))
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ConverterError(f"the name {output.name} is too long: choose another") from error
     if os.path.isdir(output):
         raise ConverterError(f"{output} is a folder: --path_output names the HDF5 file to make")
-    if os.path.lexists(output) and not request.overwrite:
+    if request.update and not os.path.isfile(output):
+        raise ConverterError(
+            f"no file {output}: --update brings an existing one in line with the folder, so "
+            "convert without it"
+        )
+    if os.path.lexists(output) and not (request.overwrite or request.update):
         raise ConverterError(f"{output} exists: name another file, or replace it with --overwrite")
     folder = nearest_folder(output.parent)
     if not os.path.isdir(folder):

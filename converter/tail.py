@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import math
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,14 @@ import numpy as np
 from converter.errors import LoadError
 from converter.filters import crc32
 from converter.handle import Handle
-from converter.index import CHUNK, FOOTER, MAGIC, ROW, SECTIONS, VERSION, Place
+from converter.index import CHUNK, FOOTER, MAGIC, ROW, SECTIONS, VERSION, Footer, Place
 from converter.layouts import ArrayLayout, parse_layout
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-#: Of superblock versions 2 and 3, behind the signature: version and, 20 bytes on, the size.
-SUPERBLOCK = struct.Struct("<8sB19xQ")
+#: Of superblock versions 2 and 3, behind the signature: version, flags and the size.
+SUPERBLOCK = struct.Struct("<8sB2xB16xQ")
+#: Of a file that is open for writing, or was and was not closed (specification, II.C).
+WRITING_FLAGS = 0x01 | 0x04
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 ROW_STRUCT = struct.Struct("<QQQII")
 ROWS_AT_ONCE = 1 << 18
@@ -46,9 +47,10 @@ class Tail:
     def __init__(self, content: bytes | mmap.mmap, begin: int, path: str) -> None:
         self.path = path
         self._content = content
-        version, self._bits, self.hdf5_nbytes, *sizes, self.crc32, _ = FOOTER.unpack_from(
-            content, len(content) - FOOTER.size
-        )
+        footer = Footer.unpack(bytes(content[len(content) - FOOTER.size :]))
+        assert footer is not None
+        self.hdf5_nbytes, self.sources_nbytes, self.groups_begin, sizes, *numbers = footer
+        self.groups_crc32, self._bits, version, self.crc32 = numbers
         if version != VERSION:
             raise self.damage(f"has version {version}, not {VERSION}")
         self._check_crc(begin)
@@ -67,6 +69,13 @@ class Tail:
         self.offsets, self.nbytes = _ints(self.rows["offset"]), _ints(self.rows["nbytes"])
         self.layout_numbers = _ints(self.rows["layout"])
         self._layouts: dict[int, ArrayLayout] = {}
+
+    @property
+    def has_encoded(self) -> bool:
+        """Tell whether a layout is of files as they were."""
+        begin = self._begins["layouts"]
+        end = begin + self._sizes["layouts"]
+        return self._content.find(b'"content":"encoded"', begin, end) >= 0
 
     def __len__(self) -> int:
         return self._len
@@ -181,7 +190,7 @@ class Tail:
         They lie within the HDF5 part, and what they hold can be the array.
         """
         row, layout = self.row(position), self.layout_at(position)
-        count = math.prod(layout.grid) if layout.nbytes else 0
+        count = layout.count_places(row.nbytes)
         if count == 1:
             places = [Place(row.offset, row.nbytes, row.crc32)]
         elif not count:
@@ -243,7 +252,7 @@ class Tail:
         if crc32(memoryview(self._content)[begin:end]) != self.crc32:
             raise self.damage("is damaged (its checksum differs)")
 
-    def _place_sections(self, begin: int, sizes: list[int]) -> list[int]:
+    def _place_sections(self, begin: int, sizes: tuple[int, ...]) -> list[int]:
         begins, at = [], begin
         for size in sizes:
             begins.append(at)
@@ -297,6 +306,21 @@ def _is_sorted(values: np.ndarray) -> bool:
     return True
 
 
+def check_closed(handle: Handle) -> None:
+    """Raise LoadError where a program writes the file, or did and was killed.
+
+    HDF5 refuses such files too, but not those it is given as Python files.
+    """
+    if handle.nbytes < SUPERBLOCK.size:
+        return
+    signature, version, flags, _ = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
+    if signature == SIGNATURE and version == 3 and flags & WRITING_FLAGS:
+        raise LoadError(
+            f"{handle.path} is being written by another program, or was not closed by it: close "
+            "it there, or convert again"
+        )
+
+
 def open_tail(handle: Handle) -> Tail | None:
     """Return the file's tail, mapped; None where it has none.
 
@@ -304,15 +328,16 @@ def open_tail(handle: Handle) -> Tail | None:
     """
     if handle.nbytes < FOOTER.size + SUPERBLOCK.size:
         return None
-    footer = FOOTER.unpack(handle.read(FOOTER.size, handle.nbytes - FOOTER.size))
-    if footer[-1] != MAGIC:
+    footer = Footer.unpack(handle.read(FOOTER.size, handle.nbytes - FOOTER.size))
+    if footer is None:
         return None
-    hdf5_nbytes = footer[2]
-    begin = hdf5_nbytes + -hdf5_nbytes % 8
-    signature, version, end_of_file = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
+    hdf5_nbytes, sources_nbytes = footer[:2]
+    begin = hdf5_nbytes + -hdf5_nbytes % 8 + sources_nbytes
+    check_closed(handle)
+    signature, version, _, end_of_file = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
     if signature != SIGNATURE:
         raise LoadError(f"{handle.path} is not an HDF5 file, though it ends like one of ours")
-    is_known = footer[0] == VERSION
+    is_known = footer.version == VERSION
     is_inside = begin <= handle.nbytes - FOOTER.size
     if is_known and not (is_inside and (version < 2 or end_of_file == hdf5_nbytes)):
         raise LoadError(

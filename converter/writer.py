@@ -7,10 +7,15 @@ takes 30 us and 270 bytes for what takes 2 us and 90 bytes here, and it can cras
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import time
 from array import array
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,10 +25,14 @@ from converter import groups
 from converter.chunk_tree import chunk_tree
 from converter.encoder import Encoded
 from converter.errors import ConverterError, WriteError
+from converter.existing import ExistingBatch
+from converter.filters import crc32
 from converter.headers import UNDEFINED, Kind, fill_headers, kind_of, structure_nbytes, template
 from converter.index import IndexBuilder, Place, layout_json
+from converter.journal import Head, Journal
 from converter.places import write_at
 from converter.pool import Batch
+from converter.unfinished import MARK_NBYTES, Paths, move_aside, read_mark
 
 try:
     import fcntl
@@ -31,36 +40,112 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class Writer:
-    """Write samples in plan order to ``path``.partial, which becomes ``path`` when complete.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-    The copying of payloads a worker does where it can, from the cache they are still in.
+
+@dataclass(eq=False)
+class _Written:
+    """Samples that may not be in the file yet."""
+
+    block: bytes
+    count: int
+    is_done: bool = False
+
+
+class Writer:
+    """Write samples in plan order to a file that becomes ``paths.output`` when complete.
+
+    Until then it has another name, and beside it is a journal of what is safely in it. The
+    copying of payloads a worker does where it can, from the cache they are still in.
     """
 
-    def __init__(self, path: Path, *, estimate: int | None = None) -> None:
-        """Take the name, and how many bytes are expected: no more than a guess."""
-        self.path = path
-        self.partial = path_of_partial(path)
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
         self.payload_nbytes = 0
-        self._estimate = estimate or 0
+        self.fsync_seconds = 0.0
+        self.expected_nbytes: int | None = None
         self._index = IndexBuilder()
         self._headers = array("Q")  # where each dataset's object header is
         self._end = groups.SUPERBLOCK_NBYTES
         self._file: io.FileIO | None = None
+        self._journal: Journal | None = None
+        self._unrecorded: deque[_Written] = deque()
+        self._recorded = 0
+        self._adopted = 0
+        self._is_adopting = False
+        self._is_finished = False
+        self._is_discarded = False
 
-    def open(self) -> None:
-        """Begin the file.
+    def lock(self) -> None:
+        """Keep other runs away. What there is stays as it is.
 
-        Raises ConverterError while another run writes it, WriteError where it cannot be made.
+        Raises ConverterError while another run writes, WriteError where nothing can be made.
         """
         try:
-            self._file = _open_locked(self.partial)
-            self._file.truncate(0)
+            self._file = _open_locked(self.paths.partial)
         except OSError as error:
             raise self.explain(error) from error
 
+    def begin(self, head: Head) -> None:
+        """Begin the file anew. Raises WriteError."""
+        assert self._file is not None
+        mark = os.urandom(MARK_NBYTES)
+        self._is_discarded = False
+        try:
+            self.paths.journal.unlink(missing_ok=True)  # first: it tells of what is cut off now
+            self._file.truncate(0)
+            write_at(self._file, memoryview(mark), 0)
+            self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
+        except OSError as error:
+            raise self.explain(error) from error
+
+    def go_on(self, head: Head, count: int) -> None:
+        """Keep the samples that are in the file; those that stay are written first.
+
+        They are written to a new journal, the old one, of ``count`` samples, standing until
+        others follow. Raises WriteError.
+        """
+        self._adopted = count
+        mark = read_mark(self.paths.partial)
+        try:
+            self._journal = Journal.begin(self.paths.new_journal, head._replace(mark=mark))
+        except OSError as error:
+            raise self.explain(error) from error
+        self._is_adopting = True
+
+    def move_aside(self) -> None:
+        """Keep the file under another name, and lock a new one."""
+        assert self._file is not None
+        before = self._file
+        try:
+            move_aside(self.paths)
+        except OSError as error:
+            raise self.explain(error) from error
+        self.lock()
+        before.close()
+
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the samples so far."""
+        return self._end
+
+    @property
+    def is_kept(self) -> bool:
+        """Tell whether a next run will find what was written: nobody has removed it."""
+        try:
+            status = os.stat(self.paths.partial)
+        except OSError:
+            return False
+        is_own = self._file is not None and os.path.samestat(status, os.fstat(self._file.fileno()))
+        return is_own and self.paths.journal.exists()
+
+    @property
+    def recorded(self) -> int:
+        """Return how many samples a next run need not read."""
+        return max(self._recorded, self._adopted if self._is_adopting else 0)
 
     def write(self, batch: Batch) -> None:
         """Append the samples of a batch.
@@ -73,49 +158,119 @@ class Writer:
             return
         start = self._end
         self._complete(samples, np.frombuffer(batch.payload, np.uint8))
+        written = _Written(self._index.take_block(), len(samples))
+        self._unrecorded.append(written)
         try:
-            if not batch.write_elsewhere(self.partial, start):
+            if isinstance(batch, ExistingBatch) and batch.is_at(self.paths.partial, start):
+                self._record(written)
+                return
+            if self._is_adopting:
+                os.replace(self.paths.new_journal, self.paths.journal)
+                self._is_adopting = False
+            if not batch.write_elsewhere(self.paths.partial, start, lambda: self._record(written)):
                 write_at(self._file, batch.payload, start)
+                self._record(written)
         except OSError as error:
             raise self.explain(error) from error
+
+    def _record(self, written: _Written) -> None:
+        """Put into the journal what is in the file, in order: then nothing before it is missing."""
+        assert self._journal is not None
+        written.is_done = True
+        while self._unrecorded and self._unrecorded[0].is_done:
+            first = self._unrecorded.popleft()
+            self._journal.append(first.block)
+            self._recorded += first.count
 
     def finish(self, attributes: Mapping[str, str]) -> int:
         """Write groups and tail, give the file its name; return its bytes.
 
         ``attributes`` are those of the root group.
         """
-        assert self._file is not None
+        assert self._file is not None and self._journal is not None
         try:
             self._file.seek(self._end)
             buffered = io.BufferedWriter(self._file)  # it writes on after a short write
-            root = self._write_groups(buffered, attributes)
-            self._index.write(buffered, self._end)
+            begin = self._end
+            root, crc = self._write_groups(buffered, attributes)
+            self._index.write(buffered, self._end, groups_begin=begin, groups_crc32=crc)
             nbytes = buffered.tell()
             buffered.flush()
             buffered.detach()
+            self._file.truncate(nbytes)
             write_at(self._file, memoryview(groups.superblock(root, self._end)), 0)
+            self._synchronise(self._file.fileno())
             if os.name == "nt":  # no open file can be renamed there
                 self._file.close()
-            os.replace(self.partial, self.path)
-            self._file.close()
+            os.replace(self.paths.partial, self.paths.output)
+            self._is_finished = True
+            self._synchronise_folder()
         except OSError as error:
             raise self.explain(error) from error
+        self.close()
         return nbytes
 
-    def abandon(self) -> None:
-        """Leave nothing behind. Does nothing after `finish`."""
-        if self._file is None or self._file.closed:
+    def close(self) -> None:
+        """Leave nothing behind but what a next run can go on with."""
+        if self._file is None:
             return
-        self._file.truncate(0)  # a worker may still hold it open
-        self.partial.unlink(missing_ok=True)
+        if self._journal is not None:
+            self._journal.close()
+        if self._is_finished:
+            leftovers = self.paths.all()[1:]  # the first is another run's by now, if it is there
+        elif self._is_discarded:
+            leftovers = self.paths.all()
+        elif self._is_adopting:
+            leftovers = (self.paths.new_journal,)
+        elif self._journal is not None and not self._recorded and not self.paths.aside.exists():
+            self._file.truncate(0)  # a worker may still hold it open
+            leftovers = self.paths.all()
+        elif self._journal is None and not os.fstat(self._file.fileno()).st_size:
+            leftovers = (self.paths.partial,)  # it was only for the lock
+        else:
+            leftovers = ()
+        for path in leftovers:
+            with suppress(OSError):  # what ended the run matters more
+                path.unlink(missing_ok=True)
         self._file.close()
+        self._file = None
+
+    def discard(self) -> None:
+        """Remove what earlier runs have left."""
+        assert self._file is not None
+        try:
+            for path in self.paths.all()[1:]:
+                path.unlink(missing_ok=True)
+            self._file.truncate(0)
+        except OSError as error:
+            raise self.explain(error) from error
+        self._is_discarded = True
+
+    def _synchronise(self, descriptor: int) -> None:
+        start = time.perf_counter()
+        os.fsync(descriptor)
+        self.fsync_seconds += time.perf_counter() - start
+
+    def _synchronise_folder(self) -> None:
+        """Have the disk know the new name too; not all file systems can."""
+        if os.name == "nt":
+            return
+        descriptor = os.open(self.paths.output.parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                self._synchronise(descriptor)
+        finally:
+            os.close(descriptor)
 
     def explain(self, error: OSError) -> WriteError:
         """Return the error to raise when the file system refuses."""
-        needed = max(self._estimate, self.payload_nbytes)
+        expected = self.expected_nbytes
+        cure = "name another place with --path_output"
+        if error.errno in DISK_FULL:
+            needs = f" (it needs about {expected / 1e6:,.0f} MB in all)" if expected else ""
+            cure = f"free space, or name another disk with --path_output{needs}"
         return WriteError(
-            f"{self.path} could not be written ({error.strerror or error}): it needs about "
-            f"{needed / 1e6:,.0f} MB: free that much, or name another disk with --path_output"
+            f"{self.paths.output} could not be written ({error.strerror or error}): {cure}"
         )
 
     def _complete(self, samples: Sequence[Encoded], buffer: np.ndarray) -> None:
@@ -155,7 +310,9 @@ class Writer:
         offsets = (self._end + starts).tolist()
         for sample, offset in zip(samples, offsets, strict=True):
             places = _places(sample, offset)
-            self._index.add(sample.key.encode(), known[id(sample.layout)][2], places)
+            described = known[id(sample.layout)][2]
+            source = (sample.source_nbytes, sample.source_mtime_ns)
+            self._index.add(sample.key.encode(), described, places, source)
         self._headers.extend((self._end + headers).tolist())
         self.payload_nbytes += int(nbytes.sum())
         self._end += int(ends[-1])
@@ -170,11 +327,17 @@ class Writer:
         buffer[address - self._end :][: len(nodes)] = np.frombuffer(nodes, np.uint8)
         return root
 
-    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> int:
-        """Write all groups, each behind those within it; return where the root's header is."""
+    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> tuple[int, int]:
+        """Write all groups, each behind those within it.
+
+        Returns where the root's header is, and the checksum of all that was written.
+        """
+        crc = 0
 
         def write(data: bytes) -> None:
+            nonlocal crc
             file.write(data)
+            crc = crc32(data, crc)
             self._end += len(data)
 
         open_folders = [groups.Links(b"")]
@@ -198,7 +361,7 @@ class Writer:
         write(heap)
         data, root = groups.group(open_folders[0].sorted(), self._end, messages)
         write(data)
-        return root
+        return root, crc
 
 
 def _common(parts: Sequence[bytes], open_folders: Sequence[groups.Links]) -> int:
@@ -217,11 +380,6 @@ def _places(sample: Encoded, offset: int) -> list[Place]:
         places.append(Place(offset, part.nbytes, part.crc32))
         offset += part.nbytes
     return places
-
-
-def path_of_partial(path: Path) -> Path:
-    """Return the name a file has while it is being written."""
-    return path.with_name(path.name + ".partial")
 
 
 def _open_locked(path: Path) -> io.FileIO:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converter.cli import main
-from converter.index import FOOTER, MAGIC, SECTIONS
+from converter.index import FOOTER, MAGIC, SECTIONS, Footer
 
 READER = """
 import numpy
@@ -82,16 +82,45 @@ class TailEditor:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.content = bytearray(path.read_bytes())
-        self.footer = list(FOOTER.unpack_from(self.content, len(self.content) - FOOTER.size))
+        footer = Footer.unpack(self.content[-FOOTER.size :])
+        assert footer is not None
+        self.footer = footer
+
+    @property
+    def index_begin(self) -> int:
+        """Return where the footer says that the index begins, behind the sources."""
+        return self.sources_begin + self.footer.sources_nbytes
+
+    @property
+    def sources_begin(self) -> int:
+        return self.footer.hdf5_nbytes + -self.footer.hdf5_nbytes % 8
 
     def begin(self, section: str) -> int:
         """Return where a section begins in the file."""
-        at = self.footer[2] + -self.footer[2] % 8
-        for name, size in zip(SECTIONS, self.footer[3:-2], strict=True):
+        at = self.index_begin
+        for name, size in zip(SECTIONS, self.footer.sizes, strict=True):
             if name == section:
                 return at
             at += size + -size % 8
         raise KeyError(section)
+
+    def field(self, name: str) -> int:
+        """Return a field of the footer, or the size of a section."""
+        if name in SECTIONS:
+            return self.footer.sizes[SECTIONS.index(name)]
+        value = getattr(self.footer, name)
+        assert isinstance(value, int)
+        return value
+
+    def set_field(self, name: str, value: int) -> TailEditor:
+        """Change a field of the footer, or the size of a section."""
+        if name in SECTIONS:
+            sizes = list(self.footer.sizes)
+            sizes[SECTIONS.index(name)] = value
+            self.footer = self.footer._replace(sizes=tuple(sizes))
+        else:
+            self.footer = self.footer._replace(**{name: value})
+        return self
 
     def put(self, section: str, offset: int, form: str, value: int) -> TailEditor:
         """Overwrite one number within a section."""
@@ -100,27 +129,26 @@ class TailEditor:
 
     def replace_layouts(self, layouts: bytes) -> TailEditor:
         """Put one other layout in the place of all, moving what is behind."""
-        begin = self.footer[2] + -self.footer[2] % 8
-        sections, at = {}, begin
-        for name, size in zip(SECTIONS, self.footer[3:-2], strict=True):
-            sections[name] = bytes(self.content[at : at + size])
-            at += size + -size % 8
+        sections = {}
+        for name in SECTIONS:
+            begin = self.begin(name)
+            sections[name] = bytes(self.content[begin : begin + self.field(name)])
         sections["layouts"], sections["layout_ends"] = layouts, struct.pack("<Q", len(layouts))
-        del self.content[begin:]
+        del self.content[self.index_begin :]
         for section in sections.values():
             self.content += section + bytes(-len(section) % 8)
-        self.footer[3:-2] = [len(section) for section in sections.values()]
+        self.footer = self.footer._replace(sizes=tuple(map(len, sections.values())))
         self.content += bytes(FOOTER.size)
         return self
 
     def save(self, *, good_crc: bool = True) -> Path:
         """Write the file back."""
-        begin = self.footer[2] + -self.footer[2] % 8
         end = len(self.content) - FOOTER.size
-        self.content[end:] = FOOTER.pack(*self.footer)
+        self.content[end:] = self.footer.pack()
         if good_crc:
             limit = len(self.content) - len(MAGIC) - 4
-            self.footer[-2] = zlib.crc32(self.content[min(begin, end) : limit])
-            self.content[end:] = FOOTER.pack(*self.footer)
+            crc = zlib.crc32(self.content[min(self.index_begin, end) : limit])
+            self.footer = self.footer._replace(crc32=crc)
+            self.content[end:] = self.footer.pack()
         self.path.write_bytes(self.content)
         return self.path

@@ -140,7 +140,11 @@ def test_the_report_counts_files_bytes_seconds_and_their_ratio(folder, output, c
     made = output.stat().st_size
     assert f"source {source / 1e6:.2f} MB, HDF5 {made / 1e6:.2f} MB" in ended.out
     assert f"ratio {made / source:.2f}" in ended.out
-    assert re.search(r"^\d+\.\d\d s, \d+ files/s$", ended.out, re.MULTILINE)
+    assert re.search(
+        r"^\d+\.\d\d s, \d+ files/s, \d+\.\d\d s of it waiting for the disk \(fsync\)$",
+        ended.out,
+        re.MULTILINE,
+    )
 
 
 def test_palette_and_multi_frame_files_are_counted(folder, output, convert, workers):
@@ -388,7 +392,12 @@ def test_help_names_every_flag():
         "--compression",
         "--skip_decode_check",
         "--workers",
+        "--file_timeout",
+        "--restart",
         "--dry_run",
+        "--update",
+        "--verify",
+        "--rebuild_index",
         "--extract",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from world import (
     failures,
     finish,
     processes_left,
+    processes_of,
     run,
     save_jpegs,
     start,
@@ -390,3 +392,174 @@ def test_the_file_of_a_run_that_was_killed_is_replaced_by_the_next_run(folder, o
     assert convert(folder, output).status == 0
     assert list(stored(output)) == ["a.jpg"]
     assert os.listdir(output.parent) == ["OUT.h5"]
+
+
+# Files that take for ever
+
+HANGING = {
+    "sleeps": "time.sleep(1000)",
+    "loops": "while True: pass",
+    "swallows_everything": """
+            while True:
+                try:
+                    time.sleep(1000)
+                except BaseException:
+                    pass""",
+    "holds_the_gil_in_a_regular_expression": 're.match(r"(a+)+$", "a" * 60 + "b")',
+    "holds_the_gil_in_c": "ctypes.PyDLL(None).sleep(1000)",
+    "blocks_all_signals": """
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+            time.sleep(1000)""",
+    "waits_for_a_process": 'subprocess.run(["sleep", "1000"], stdout=-3, stderr=-3)',
+    "reads_a_pipe_nobody_writes": "os.read(os.pipe()[0], 1)",
+    "locks_itself_out": """
+            lock = threading.Lock()
+            lock.acquire()
+            lock.acquire()""",
+}
+
+
+def write_hanging_reader(path: Path, what: str, condition: str) -> Path:
+    return write_functions(
+        path,
+        f"""
+        import ctypes, os, re, signal, subprocess, threading, time
+
+        def my_read(path_sample):
+            number = int(os.path.basename(path_sample)[:4])
+            if {condition}:
+                {what.replace(chr(10) + "    ", chr(10) + "            ")}
+            return number
+        """,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", HANGING)
+def test_a_file_that_never_returns_is_given_up_and_the_rest_is_stored(
+    kind, workers, folder, output, tmp_path
+):
+    write_numbered(folder, 12)
+    functions = write_hanging_reader(tmp_path / "hanging.py", HANGING[kind], "number == 7")
+    flags = ("--ext=num", f"--workers={workers}", "--file_timeout=1")
+    process = start(
+        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
+    )
+    ended = finish(process)
+    assert ended.status == 1, ended.err
+    reason = "reading it took longer than 1 s (--file_timeout)"
+    assert failures(output) == {"0007.num": reason}
+    assert f"0007.num: {reason}" in ended.err
+    found = stored(output)
+    assert set(found) == {f"{number:04}.num" for number in range(12)} - {"0007.num"}
+    assert all(int(key[:4]) == value for key, value in found.items())
+    assert "Traceback" not in ended.err
+    assert "Timeout" not in ended.err
+    assert sorted(os.listdir(output.parent)) == ["OUT.h5", "OUT.h5.failures.csv"]
+    wait_until(lambda: not [p for p in processes_of(process.pid) if name_of(p) != "sleep"])
+    for left in processes_of(process.pid):  # what my_read starts is its own
+        os.kill(left, signal.SIGKILL)
+
+
+def test_files_that_never_return_are_given_up_whatever_their_place(folder, output, tmp_path):
+    """The first, whose turn it is at the estimate too, two in a row, and the last."""
+    write_numbered(folder, 40)
+    functions = write_hanging_reader(
+        tmp_path / "hanging.py", HANGING["sleeps"], "number in (0, 17, 18, 39)"
+    )
+    flags = ("--ext=num", "--workers=2", "--file_timeout=0.5")
+    ended = run(
+        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
+    )
+    assert ended.status == 1, ended.err
+    assert set(failures(output)) == {"0000.num", "0017.num", "0018.num", "0039.num"}
+    assert set(failures(output).values()) == {"reading it took longer than 0.5 s (--file_timeout)"}
+    assert len(stored(output)) == 36
+
+
+def test_all_that_can_befall_a_worker_in_one_run(folder, output, tmp_path):
+    """Those files are the only failures, and each has its own reason."""
+    write_numbered(folder, 60)
+    functions = write_functions(
+        tmp_path / "worst_functions.py",
+        """
+        import os, re, signal, time
+
+        def my_read(path_sample):
+            number = int(os.path.basename(path_sample)[:4])
+            if number == 3:
+                os.abort()
+            if number == 11:
+                much = []
+                while True:
+                    much.append(bytearray(500_000_000))
+            if number == 23:
+                re.match(r"(a+)+$", "a" * 60 + "b")
+            if number == 37:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number == 41:
+                raise SystemExit("enough")
+            return number
+        """,
+    )
+    flags = ("--ext=num", "--workers=2", "--file_timeout=2")
+    ended = run(
+        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}"),
+        preexec_fn=limit_memory(6_000_000_000),
+    )
+    assert ended.status == 1, ended.err
+    reasons = failures(output)
+    assert set(reasons) == {f"{n:04}.num" for n in (3, 11, 23, 37, 41)}
+    assert "SIGABRT" in reasons["0003.num"]
+    assert "MemoryError" in reasons["0011.num"]
+    assert "longer than 2 s" in reasons["0023.num"]
+    assert "SIGKILL" in reasons["0037.num"]
+    assert reasons["0041.num"] == "SystemExit: enough"
+    found = stored(output)
+    assert len(found) == 55
+    assert all(int(key[:4]) == value for key, value in found.items())
+
+
+def test_a_file_that_takes_its_time_is_stored(folder, output, tmp_path):
+    """The limit is one for each file, not for a task or a run."""
+    write_numbered(folder, 30)
+    functions = write_hanging_reader(tmp_path / "slow.py", "time.sleep(0.2)", "True")
+    flags = ("--ext=num", "--workers=2", "--file_timeout=60")
+    ended = run(
+        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
+    )
+    assert ended.status == 0, ended.err
+    assert len(stored(output)) == 30
+
+
+def test_on_error_stop_ends_at_a_file_that_never_returns(folder, output, tmp_path):
+    write_numbered(folder, 12)
+    functions = write_hanging_reader(tmp_path / "hanging.py", "time.sleep(1000)", "number == 7")
+    flags = ("--ext=num", "--workers=2", "--file_timeout=1", "--on_error=stop")
+    process = start(
+        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
+    )
+    ended = finish(process)
+    assert ended.status == 1
+    assert "0007.num: reading it took longer than 1 s" in ended.err
+    assert not output.exists()
+    assert not processes_left(process.pid)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e9", "soon", ""])
+def test_a_time_that_is_none_is_refused(seconds, folder, output, convert):
+    save_jpegs(folder, ["a.jpg"])
+    ended = convert(folder, output, f"--file_timeout={seconds}")
+    assert ended.status == 2
+    assert f"{seconds!r} is no number of seconds above 0" in ended.err
+
+
+def limit_memory(nbytes: int):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+
+    return limit
+
+
+def name_of(process: int) -> str:
+    return Path(f"/proc/{process}/comm").read_text().strip()

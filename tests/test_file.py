@@ -40,6 +40,8 @@ class Row(NamedTuple):
 
 class Tail(NamedTuple):
     hdf5_nbytes: int
+    groups_begin: int
+    sources: list[tuple[int, int]]  # size and time in nanoseconds
     rows: list[Row]
     bucket_bits: int
     buckets: list[int]
@@ -49,11 +51,15 @@ class Tail(NamedTuple):
 def parse_tail(path: Path) -> Tail:
     """Read the tail as the docstring of converter/index.py describes it, with struct alone."""
     data = path.read_bytes()
-    footer = struct.Struct("<IIQ7QI8s")
-    version, bits, hdf5_nbytes, *sizes, crc, magic = footer.unpack(data[-footer.size :])
-    assert (version, magic) == (1, MAGIC)
+    footer = struct.Struct("<QQQ7QIIII8s")
+    hdf5_nbytes, sources_nbytes, groups_begin, *rest = footer.unpack(data[-footer.size :])
+    *sizes, groups_crc, bits, version, crc, magic = rest
+    assert (version, magic) == (2, MAGIC)
+    assert zlib.crc32(data[groups_begin:hdf5_nbytes]) == groups_crc
     place = hdf5_nbytes + -hdf5_nbytes % 8
     assert not any(data[hdf5_nbytes:place])
+    sources = parse_sources(data[place : place + sources_nbytes])
+    place += sources_nbytes
     assert zlib.crc32(data[place:-12]) == crc
     sections = []
     for size in sizes:
@@ -82,13 +88,24 @@ def parse_tail(path: Path) -> Tail:
         path_start = path_end
     assert path_start == len(paths)
     assert chunks_seen == len(chunk_rows)
+    assert len(sources) == len(rows)
     return Tail(
         hdf5_nbytes,
+        groups_begin,
+        sources,
         rows,
         bits,
         list(struct.unpack(f"<{len(buckets) // 4}I", buckets)),
         list(struct.unpack(f"<{len(slots) // 4}I", slots)),
     )
+
+
+def parse_sources(section: bytes) -> list[tuple[int, int]]:
+    end = struct.Struct("<II8s")
+    crc, zero, magic = end.unpack(section[-end.size :])
+    assert (zero, magic) == (0, b"D2H5SRC\n")
+    assert zlib.crc32(section[: -end.size]) == crc
+    return list(struct.iter_unpack("<Qq", section[: -end.size]))
 
 
 def dtype_of(described: Any) -> np.dtype:
@@ -226,11 +243,30 @@ def test_every_row_says_where_hdf5_says_it_is(made):
                 assert 0 < offset <= offset + nbytes <= tail.hdf5_nbytes
 
 
-def test_no_two_payloads_overlap(made):
+def test_no_two_payloads_overlap_and_the_groups_are_behind_all(made):
     _, output = made
-    pieces = sorted(piece for row in parse_tail(output).rows for piece in row.pieces)
+    tail = parse_tail(output)
+    pieces = sorted(piece for row in tail.rows for piece in row.pieces)
     for (offset, nbytes, _), (following, _, _) in itertools.pairwise(pieces):
         assert offset + nbytes <= following
+    assert sum(pieces[-1][:2]) <= tail.groups_begin < tail.hdf5_nbytes
+
+
+def test_the_tail_knows_size_and_time_of_every_source_file(made):
+    folder, output = made
+    tail = parse_tail(output)
+    for source, row in zip(tail.sources, tail.rows, strict=True):
+        status = (folder / row.key).stat()
+        assert source == (status.st_size, status.st_mtime_ns)
+
+
+def test_a_source_file_from_before_1970_has_its_time(folder, output, convert):
+    save_jpegs(folder, ["a.jpg"])
+    os.utime(folder / "a.jpg", ns=(-5_000_000_001, -5_000_000_001))
+    assert convert(folder, output).status == 0
+    time = (folder / "a.jpg").stat().st_mtime_ns
+    assert time < 0
+    assert parse_tail(output).sources[0][1] == time
 
 
 def test_every_key_is_found_through_its_bucket(made):
@@ -434,7 +470,7 @@ def test_a_file_costs_at_most_350_bytes_and_a_folder_450(
     assert tail.hdf5_nbytes - payload <= 350 * count + 450 * made_folders
     paths_nbytes = sum(len(row.key.encode()) for row in tail.rows)
     tail_nbytes = output.stat().st_size - tail.hdf5_nbytes
-    assert tail_nbytes <= paths_nbytes + 48 * count + 2000
+    assert tail_nbytes <= paths_nbytes + 64 * count + 2000
 
 
 def test_compressed_files_cost_no_more(folder, output, tmp_path, convert):

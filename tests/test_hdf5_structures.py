@@ -19,9 +19,11 @@ from converter.codec import GZIP, pipeline, shrink
 from converter.encoder import Encoded, Part
 from converter.filters import FilterPipeline, Layout, crc32, encode_chunks
 from converter.headers import kind_of, structure_nbytes, template
+from converter.journal import Head
 from converter.lookup3 import lookup3
 from converter.pool import Batch
 from converter.storable import as_storable
+from converter.unfinished import Paths
 from converter.writer import Writer
 from world import assert_same, failures, stored, write_functions
 
@@ -45,8 +47,9 @@ def write_file(
     most_in_batch: int = 256,
 ) -> Path:
     """Write samples, in plan order, as a conversion does."""
-    writer, waiting = Writer(path), iter(samples)
-    writer.open()
+    writer, waiting = Writer(Paths(path)), iter(samples)
+    writer.lock()
+    writer.begin(Head(output=path.name, mark="", root="", manner={}))
     while some := list(itertools.islice(waiting, most_in_batch)):
         writer.write(batch_of(some))
     writer.finish(attributes or {})
@@ -65,7 +68,7 @@ def batch_of(samples: Sequence[Sample]) -> Batch:
                 parts.append(Part(len(payload), crc32(payload)))
                 room += payload
         room += bytes(structure_nbytes(layout))
-        results.append(Encoded(sample.key, layout, tuple(parts), 0))
+        results.append(Encoded(sample.key, layout, tuple(parts), 0, 0))
     return Batch(results, memoryview(room))
 
 

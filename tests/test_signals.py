@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: workers gone, nothing left behind, no traceback."""
+"""Ctrl-C and its like: workers gone, nothing left but what can be gone on with, no traceback."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from world import (
     command,
     everything_below,
     finish,
+    names_kept,
     processes_left,
     save_jpegs,
     start,
+    stored,
     wait_until,
     write_functions,
 )
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 SLOW = """
 import time
 def my_read(path_sample):
+    open(__file__ + ".called", "w").close()
     end = time.monotonic() + 0.1
     while time.monotonic() < end:
         time.sleep(0.01)
@@ -51,7 +54,7 @@ def send(process, number: int, to_whole_group: bool) -> None:
 
 @pytest.mark.parametrize("to_whole_group", [True, False], ids=["group", "parent"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_leaves_nothing_behind(workers, to_whole_group, folder, tmp_path):
+def test_ctrl_c_leaves_nothing_but_what_is_kept(workers, to_whole_group, folder, tmp_path):
     output = tmp_path / "new" / "deep" / "OUT.h5"
     process = start_slowly(folder, output, tmp_path, f"--workers={workers}")
     wait_until(output.with_name("OUT.h5.partial").exists)
@@ -61,19 +64,20 @@ def test_ctrl_c_leaves_nothing_behind(workers, to_whole_group, folder, tmp_path)
     assert ended.status == 130
     assert "interrupted" in ended.err
     assert "Traceback" not in ended.err
-    assert not (tmp_path / "new").exists()
+    kept = names_kept(ended, output)
+    assert set(os.listdir(output.parent)) == kept if kept else not (tmp_path / "new").exists()
     assert not processes_left(process.pid)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_to_end_leaves_nothing_behind(number, status, folder, output, tmp_path):
+def test_a_signal_to_end_leaves_nothing_but_what_is_kept(number, status, folder, output, tmp_path):
     process = start_slowly(folder, output, tmp_path, "--workers=2")
     wait_until(output.with_name("OUT.h5.partial").exists)
     send(process, number, to_whole_group=False)
     ended = finish(process)
     assert ended.status == status
     assert "Traceback" not in ended.err
-    assert not os.listdir(output.parent)
+    assert set(os.listdir(output.parent)) == names_kept(ended, output)
     assert not processes_left(process.pid)
 
 
@@ -87,7 +91,7 @@ def test_an_impatient_second_ctrl_c_changes_nothing(folder, output, tmp_path):
     ended = finish(process)
     assert ended.status == 130
     assert "Traceback" not in ended.err
-    assert not os.listdir(output.parent)
+    assert set(os.listdir(output.parent)) == names_kept(ended, output)
     assert not processes_left(process.pid)
 
 
@@ -99,7 +103,7 @@ def test_ctrl_c_at_any_moment_gives_no_traceback(milliseconds, folder, output, t
     ended = finish(process)
     assert str(ROOT / "converter") not in ended.err  # Python's own start is not ours to mend
     assert ended.status in (130, -signal.SIGINT)  # a shell shows both as 130
-    assert not os.listdir(output.parent)
+    assert set(os.listdir(output.parent)) == names_kept(ended, output)
     assert not processes_left(process.pid)
 
 
@@ -112,13 +116,16 @@ def test_ctrl_c_keeps_an_older_output_and_its_list_of_failures(folder, output, t
     wait_until(output.with_name("OUT.h5.partial").exists)
     time.sleep(0.5)
     send(process, signal.SIGINT, to_whole_group=True)
-    assert finish(process).status == 130
-    assert everything_below(output.parent) == before
+    ended = finish(process)
+    assert ended.status == 130
+    left = everything_below(output.parent)
+    assert set(left) == {*before, *names_kept(ended, output)}
+    assert {name: left[name] for name in before} == before
 
 
 def test_ctrl_c_ends_a_dry_run(folder, output, tmp_path):
     process = start_slowly(folder, output, tmp_path, "--workers=2", "--dry_run")
-    time.sleep(1)
+    wait_until((tmp_path / "slow_functions.py.called").exists)
     send(process, signal.SIGINT, to_whole_group=True)
     ended = finish(process)
     assert ended.status == 130
@@ -126,8 +133,10 @@ def test_ctrl_c_ends_a_dry_run(folder, output, tmp_path):
     assert not processes_left(process.pid)
 
 
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.6])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_ctrl_c_ends_the_workers_of_every_start_method(method, folder, output, tmp_path):
+def test_ctrl_c_ends_the_workers_of_every_start_method(method, seconds, folder, output, tmp_path):
+    """While they start, too: the output is begun by then, and their interpreter is not."""
     save_jpegs(folder, [f"{number:03}.jpg" for number in range(60)])
     functions = write_functions(tmp_path / "slow_functions.py", SLOW)
     driver = write_functions(
@@ -145,10 +154,48 @@ def test_ctrl_c_ends_the_workers_of_every_start_method(method, folder, output, t
     flags = ("--custom_read_func", f"--path_functions={functions}", "--workers=2")
     process = start([sys.executable, str(driver), *command(folder, output, *flags)[2:]])
     wait_until(output.with_name("OUT.h5.partial").exists)
-    time.sleep(0.2)
+    time.sleep(seconds)
     send(process, signal.SIGINT, to_whole_group=True)
     ended = finish(process)
     assert ended.status == 130
     assert "Traceback" not in ended.err
-    assert not os.listdir(output.parent)
+    assert set(os.listdir(output.parent)) == names_kept(ended, output)
     assert not processes_left(process.pid)
+
+
+ENDING = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from converter.cli import main
+
+real, calls = os.{function}, 0
+
+
+def interrupted(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(*arguments, **options)
+
+
+os.{function} = interrupted
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("function", "call"), [("fsync", 1), ("replace", 1), ("fsync", 2)])
+def test_ctrl_c_while_the_file_is_completed_comes_too_late(
+    function, call, folder, output, tmp_path
+):
+    """It is not left half done: what is said of it must be true, too."""
+    save_jpegs(folder, [f"{number:03}.jpg" for number in range(10)])
+    text = ENDING.format(root=str(ROOT), function=function, call=call)
+    driver = write_functions(tmp_path / "driver.py", text)
+    arguments = command(folder, output, "--workers=1")[2:]
+    ended = finish(start([sys.executable, str(driver), *arguments]))
+    assert os.listdir(output.parent) == ["OUT.h5"]
+    assert len(stored(output)) == 10
+    assert "was not made" not in ended.err
+    assert "are kept in" not in ended.err
+    assert "Traceback" not in ended.err

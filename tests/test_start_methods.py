@@ -83,10 +83,10 @@ def functions(tmp_path_factory) -> Path:
     return write_functions(tmp_path_factory.mktemp("hooks") / "mixed_functions.py", FUNCTIONS)
 
 
-def convert_with(method: str, folder: Path, output: Path, *flags: str) -> Finished:
-    """Convert in a process whose workers are started by this method."""
-    driver = write_functions(
-        output.parent / "driver.py",
+def write_driver(path: Path, method: str) -> Path:
+    """Write a program like the converter whose workers are started by this method."""
+    return write_functions(
+        path,
         f"""
         import multiprocessing, sys
         sys.path.insert(0, {str(ROOT)!r})
@@ -97,6 +97,10 @@ def convert_with(method: str, folder: Path, output: Path, *flags: str) -> Finish
             sys.exit(main())
         """,
     )
+
+
+def convert_with(method: str, folder: Path, output: Path, *flags: str) -> Finished:
+    driver = write_driver(output.parent / "driver.py", method)
     return run([sys.executable, str(driver), *command(folder, output, *flags)[2:]])
 
 
@@ -188,18 +192,7 @@ def test_every_start_method_gets_over_a_killed_worker(method, mixed, tmp_path):
 def test_an_error_of_the_disk_ends_the_run_under_every_start_method(method, mixed, tmp_path):
     output = tmp_path / "out" / "OUT.h5"
     output.parent.mkdir()
-    driver = write_functions(
-        tmp_path / "driver.py",
-        f"""
-        import multiprocessing, sys
-        sys.path.insert(0, {str(ROOT)!r})
-        from converter.cli import main
-
-        if __name__ == "__main__":
-            multiprocessing.set_start_method({method!r})
-            sys.exit(main())
-        """,
-    )
+    driver = write_driver(tmp_path / "driver.py", method)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
@@ -211,7 +204,7 @@ def test_an_error_of_the_disk_ends_the_run_under_every_start_method(method, mixe
     assert ended.status == 1, ended.err
     assert "could not be written" in ended.err
     assert "Traceback" not in ended.err
-    assert not os.listdir(output.parent)
+    assert set(os.listdir(output.parent)) <= {"OUT.h5.partial", "OUT.h5.partial.journal"}
 
 
 def test_a_second_later_the_same_folder_makes_the_same_bytes(mixed, functions, alone, tmp_path):
@@ -262,3 +255,26 @@ def _killed():
     assert run(command(mixed, calm, "--workers=1", *flags_of(functions))).status == 1
     assert set(stored(output)) == set(stored(alone))
     assert sha256(output) == sha256(calm)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_run_broken_off_is_gone_on_with_under_every_start_method(
+    method, mixed, functions, alone, tmp_path
+):
+    """By a limit of the file's size, which the second run does not have."""
+    output = tmp_path / "out" / "OUT.h5"
+    output.parent.mkdir()
+    driver = write_driver(tmp_path / "driver.py", method)
+    arguments = command(mixed, output, *flags_of(functions), "--workers=2")[2:]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (alone.stat().st_size // 2,) * 2)
+
+    ended = run([sys.executable, str(driver), *arguments], preexec_fn=limit)
+    assert ended.status == 1, ended.err
+    assert " files are kept in " in ended.err
+    ended = run([sys.executable, str(driver), *arguments])
+    assert ended.status == 1, ended.err  # of the files that fail
+    assert " files are kept from the run that was broken off" in ended.err
+    assert sha256(output) == sha256(alone)
+    assert sorted(os.listdir(output.parent)) == ["OUT.h5", "OUT.h5.failures.csv"]

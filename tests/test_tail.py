@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import struct
 
@@ -14,11 +15,13 @@ import converter.layouts
 import converter.payload
 from converter import H5Folder
 from converter.errors import LoadError
-from converter.index import CHUNK, FOOTER, ROW, SECTIONS
+from converter.index import CHUNK, FOOTER, ROW, SECTIONS, SOURCE, Footer
 from loader_files import TailEditor, assert_same, equal_samples, make_h5, smooth
 
 COUNT = 12
-FOOTER_FIELDS = ["version", "bucket_bits", "hdf5_nbytes", *SECTIONS]
+#: Those `H5Folder` relies on; of the groups' checksum alone `--verify` takes notice.
+FOOTER_FIELDS = ["version", "bucket_bits", "hdf5_nbytes", "sources_nbytes", *SECTIONS]
+FIELDS_OF_32_BITS = ("version", "bucket_bits", "groups_crc32")
 LAYOUT = {
     "dtype": "|u1", "shape": [4, 5, 3], "chunks": None, "filters": [], "content": "array",
 }  # fmt: skip
@@ -104,27 +107,30 @@ def test_without_its_magic_the_file_reads_through_hdf5(path, at):
     read_everything(path)
 
 
-@pytest.mark.parametrize("good_crc", [True, False])
+@pytest.mark.parametrize(
+    ("field", "good_crc"),
+    [
+        *itertools.product(FOOTER_FIELDS, [True, False]),
+        ("groups_begin", False),
+        ("groups_crc32", False),
+    ],
+)
 @pytest.mark.parametrize("change", [-8, -1, 1, 8, 2**31, "zero", "most"])
-@pytest.mark.parametrize("field", range(len(FOOTER_FIELDS)))
 def test_each_field_of_the_footer_is_checked(path, field, change, good_crc):
     editor = TailEditor(path)
-    old = editor.footer[field]
-    most = 2**32 - 1 if field < 2 else 2**64 - 1
+    old = editor.field(field)
+    most = 2**32 - 1 if field in FIELDS_OF_32_BITS else 2**64 - 1
     new = {"zero": 0, "most": most}[change] if isinstance(change, str) else old + change
     if new == old or not 0 <= new <= most:
         pytest.skip("no change")
-    editor.footer[field] = new
-    editor.save(good_crc=good_crc)
+    editor.set_field(field, new).save(good_crc=good_crc)
     with pytest.raises(LoadError, match=r"index of .*read the file with h5py"):
         len(H5Folder(path))
 
 
 def test_an_unknown_version_is_named(path):
-    editor = TailEditor(path)
-    editor.footer[0] = 2
-    editor.save()
-    with pytest.raises(LoadError, match=r"has version 2, not 1"):
+    TailEditor(path).set_field("version", 3).save()
+    with pytest.raises(LoadError, match=r"has version 3, not 2"):
         len(H5Folder(path))
 
 
@@ -141,7 +147,7 @@ def test_a_row_that_leads_astray_is_refused_when_it_is_read(path, field, values)
     for value in values:
         path.write_bytes(original)
         editor = TailEditor(path)
-        end = editor.footer[2]
+        end = editor.field("hdf5_nbytes")
         number = {"end": end, "near end": end - 59}.get(value, value)
         at, dtype = ROW.fields[field][1], ROW.fields[field][0]
         form = "<Q" if dtype.itemsize == 8 else "<I"
@@ -182,7 +188,7 @@ def test_a_path_that_is_not_utf8_is_refused(path):
 @pytest.mark.parametrize("number", [0, 3, -1])
 def test_buckets_out_of_order_are_refused_or_find_nothing(path, number, value):
     editor = TailEditor(path)
-    count = editor.footer[3 + SECTIONS.index("buckets")] // 4
+    count = editor.field("buckets") // 4
     editor.put("buckets", (number % count) * 4, "<I", value).save()
     try:
         folder = H5Folder(path)
@@ -287,7 +293,7 @@ def test_the_unchanged_layout_rewritten_reads_right(path):
 @pytest.mark.parametrize("field", ["offset", "nbytes"])
 def test_a_chunk_that_leads_astray_is_refused(chunked, field, value, good_crc):
     editor = TailEditor(chunked)
-    assert editor.footer[3 + SECTIONS.index("chunks")] >= 2 * CHUNK.itemsize
+    assert editor.field("chunks") >= 2 * CHUNK.itemsize
     at = CHUNK.itemsize + CHUNK.fields[field][1]
     editor.put("chunks", at, "<Q", value).save(good_crc=good_crc)
     with pytest.raises(LoadError):
@@ -371,12 +377,29 @@ def test_bytes_behind_the_tail_hide_it_and_change_nothing(path):
     read_everything(path)
 
 
+@pytest.mark.parametrize("change", ["damaged", "of more files", "of fewer files"])
+def test_what_it_says_of_its_sources_matters_to_no_reader(path, change):
+    """Sizes and times of the files it was made of are for updates."""
+    editor = TailEditor(path)
+    begin, end = editor.sources_begin, editor.index_begin
+    if change == "damaged":
+        editor.content[begin:end] = bytes(end - begin)
+    elif change == "of more files":
+        editor.content[begin:begin] = bytes(SOURCE.itemsize)
+    else:
+        del editor.content[begin : begin + SOURCE.itemsize]
+    editor.set_field("sources_nbytes", len(editor.content) - len(path.read_bytes()) + end - begin)
+    editor.save()
+    assert path.stat().st_size == len(editor.content)
+    read_everything(path)
+
+
 def test_a_tail_of_another_file_is_refused(path, tmp_path):
     other = make_h5(tmp_path / "other", equal_samples(3))
     editor = TailEditor(other)
-    tail = bytes(editor.content[editor.begin("rows") :])
+    tail = bytes(editor.content[editor.index_begin :])
     content = path.read_bytes()
-    begin = TailEditor(path).begin("rows")
+    begin = TailEditor(path).index_begin
     path.write_bytes(content[:begin] + tail)
     with pytest.raises(LoadError, match=r"HDF5 part"):
         len(H5Folder(path))
@@ -385,8 +408,8 @@ def test_a_tail_of_another_file_is_refused(path, tmp_path):
 def test_footers_without_an_hdf5_part_are_refused(tmp_path):
     path = tmp_path / "footer.h5"
     for nbytes in (0, 8, 40, 100):
-        footer = FOOTER.pack(1, 0, nbytes, *[0] * len(SECTIONS), 0, b"\x89D2H5IX\n")
-        path.write_bytes(bytes(nbytes) + footer)
+        footer = Footer(nbytes, 0, nbytes, (0,) * len(SECTIONS), 0, 0)
+        path.write_bytes(bytes(nbytes) + footer.pack())
         with pytest.raises(LoadError):
             len(H5Folder(path))
 

@@ -173,6 +173,14 @@ def failures(output: Path) -> dict[str, str]:
     return dict(rows[1:])
 
 
+def names_kept(ended: Finished, output: Path) -> set[str]:
+    """Return the names a run that was broken off leaves beside its output; none if it kept none."""
+    partial = output.with_name(output.name + ".partial")
+    if f" files are kept in {partial} (" not in ended.err:
+        return set()
+    return {partial.name, partial.name + ".journal"}
+
+
 def everything_below(folder: Path) -> dict[str, Any]:
     """Return each path below a folder, with the contents of the files."""
     return {

@@ -1,0 +1,153 @@
+"""Decide what of a conversion is done already, and begin its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import h5py
+
+from converter import provenance
+from converter.caller import Caller
+from converter.errors import ConverterError
+from converter.estimate import Estimate, estimate
+from converter.existing import Existing, open_finished
+from converter.journal import Head
+from converter.plan import Failure, Plan
+from converter.pool import Batch
+from converter.report import Changes
+from converter.request import Request
+from converter.reuse import Reuse, Run
+from converter.unfinished import find_unfinished
+from converter.writer import Writer
+
+SIZE_WARNING_RATIO = 2.0
+
+
+@dataclass
+class Begun:
+    """What there is to write: samples in plan order; of an update also what changes."""
+
+    batches: Iterator[Batch]
+    changes: Changes | None = None
+    is_unchanged: bool = False
+    failures: list[Failure] = field(default_factory=list)
+
+
+def begin(
+    request: Request,
+    plan: Plan,
+    run: Run,
+    writer: Writer,
+    attributes: dict[str, str],
+    caller: Caller,
+) -> Begun:
+    """Look at what earlier runs have left, and begin the file or go on with it.
+
+    ``writer`` holds the lock. Raises ConverterError where the disk has too little space.
+    """
+    head = Head(
+        output=request.path_output.name,
+        mark="",
+        root=str(request.path_images.resolve()),
+        manner=provenance.manner(attributes),
+    )
+    if request.restart:
+        writer.discard()
+    left = find_unfinished(writer.paths, head, caller.notice)
+    finished = _finished(request, attributes, caller) if request.update else None
+    begun = Begun(iter(()), Changes(finished) if finished is not None else None)
+    own, aside = left.own, left.aside
+    work = _checked(plan, (own, aside, finished), caller)
+    if finished is not None and own is None and work.is_all_of(finished, run):
+        assert begun.changes is not None
+        begun.changes.kept = len(finished)
+        begun.is_unchanged, begun.failures = True, work.failures
+        writer.discard()
+        return begun
+    is_in_place = own is not None and work.count_in(own) > 0 and work.is_in_place(own, run)
+    is_to_move = False
+    if own is not None and not is_in_place:
+        is_to_move = _gives_more(plan, own, aside)
+        files = (own, finished) if is_to_move else (aside, finished)
+        work = _checked(plan, files, caller)
+    kept = sum(work.count_in(file) for file in (own, aside) if file is not None)
+    if kept:
+        caller.notice(f"{kept} of {len(plan.keys)} files are kept from the run that was broken off")
+    expected = estimate(request, plan, run, work, is_going_on=kept > 0)
+    if not kept:
+        _check_size(request, expected, caller)
+    with caller.held():
+        writer.expected_nbytes = expected.output_nbytes
+        if own is not None and is_in_place:
+            writer.go_on(head, len(own))
+        else:
+            if is_to_move:
+                writer.move_aside()
+            writer.begin(head)
+    begun.batches = work.batches(run)
+    return begun
+
+
+def _checked(plan: Plan, files: tuple[Existing | None, ...], caller: Caller) -> Reuse:
+    """Find samples in files, the first that has one giving it; compare their checksums."""
+    work = Reuse(plan, [file for file in files if file is not None])
+    damaged = work.check()
+    if damaged:
+        caller.notice(f"{damaged} of the samples kept are damaged, and are read again")
+    return work
+
+
+def _gives_more(plan: Plan, own: Existing, aside: Existing | None) -> bool:
+    """Tell whether the file has more to give than one that was moved aside before."""
+    return aside is None or Reuse(plan, [own]).count > Reuse(plan, [aside]).count
+
+
+def _finished(request: Request, attributes: dict[str, str], caller: Caller) -> Existing:
+    """Open the file that is to be updated.
+
+    Nothing of it is kept where it was made by other versions of the packages: these may give
+    other arrays.
+    """
+    finished = open_finished(request.path_output)
+    with h5py.File(request.path_output, "r") as file:
+        before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
+    difference = provenance.difference(provenance.manner(before), provenance.manner(attributes))
+    if difference is not None:
+        caller.notice(
+            f"of {request.path_output} nothing can be kept, for {difference}: everything is read "
+            "again"
+        )
+        finished.distrust()
+    return finished
+
+
+def _check_size(request: Request, expected: Estimate, caller: Caller) -> None:
+    if expected.output_nbytes is None or expected.ratio is None:
+        return
+    if expected.output_nbytes > expected.free_nbytes:
+        raise ConverterError(
+            f"{request.path_output} would take about {expected.output_nbytes / 1e6:,.0f} MB, "
+            f"and {expected.free_nbytes / 1e6:,.0f} MB are free: {_cure(request)}, or name "
+            "another disk with --path_output"
+        )
+    if expected.ratio > SIZE_WARNING_RATIO and request.store == "array" and not request.update:
+        caller.notice(
+            f"{request.path_output} will be about {expected.ratio:.1f} times as large as the "
+            f"source ({expected.output_nbytes / 1e6:,.1f} MB), for it holds decoded arrays; "
+            f"to make it smaller {_cure(request)}"
+        )
+
+
+def _cure(request: Request) -> str:
+    """Say how OUT.h5 could become smaller."""
+    cures = []
+    if request.update:
+        return "free space"
+    if request.store == "array" and not (request.custom_read_func or request.reader):
+        cures.append("--store=encoded, which keeps the files as they are")
+    if request.compression.name in ("auto", "none"):
+        cures.append("--compression=gzip")
+    if request.store == "array":
+        cures.append("smaller arrays from --custom_read_func")
+    return f"try {', or '.join(cures)} (--dry_run compares)" if cures else "convert a part of it"

@@ -1,0 +1,202 @@
+"""Hold samples that lie encoded in a file already, as the rows of an index describe them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from converter.encoder import Encoded, Part, Result
+from converter.errors import LoadError, StoppedError
+from converter.filters import Layout, crc32
+from converter.handle import Handle, open_handle
+from converter.headers import structure_nbytes
+from converter.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuilder, Place
+from converter.layouts import ArrayLayout
+from converter.pool import Batch
+from converter.tail import Tail, open_tail
+
+
+class Existing:
+    """Encoded samples in a file. The file may grow behind them meanwhile."""
+
+    def __init__(self, handle: Handle, tail: Tail, sources: np.ndarray) -> None:
+        self.path = handle.path
+        self.keys = tail
+        self.sources = sources
+        self._handle = handle
+        self._layouts: dict[int, tuple[ArrayLayout, Layout, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find_current(self, keys: Sequence[str], sources: np.ndarray) -> np.ndarray:
+        """Return positions of samples whose source file is as it was, -1 for the others.
+
+        ``sources`` ``(N,)`` of `SOURCE` is what the files are now.
+        """
+        positions = self.keys.find_all(list(keys))
+        found = positions >= 0
+        same = self.sources[positions[found]] == sources[found]
+        positions[np.flatnonzero(found)[~same]] = -1
+        return positions
+
+    def has(self, key: str, source: tuple[int, int]) -> bool | None:
+        """Tell whether a sample is of the file as it is; None where there is none."""
+        position = self.keys.find(key)
+        return None if position is None else tuple(self.sources[position].tolist()) == source
+
+    def distrust(self) -> None:
+        """Take no sample to be as it would be now."""
+        self.sources = np.full(len(self), np.array((2**64 - 1, 0), SOURCE))
+
+    def start(self, position: int) -> int | None:
+        """Return where a sample's payload begins; None for one without."""
+        places = self.keys.places(position)
+        return places[0].offset if places else None
+
+    def record_nbytes(self, position: int) -> int:
+        """Return the bytes of a sample: its payload, and HDF5's structures behind it."""
+        row = self.keys.row(position)
+        return row.nbytes + self._layout(row.layout)[2]
+
+    def is_whole(self, position: int) -> bool:
+        """Tell whether a sample's payload has its checksum still."""
+        try:
+            for place in self.keys.places(position):
+                data = np.empty(place.nbytes, np.uint8)
+                self._handle.read_into(data, place.offset)
+                if crc32(data) != place.crc32:
+                    return False
+        except (LoadError, OSError):
+            return False
+        return True
+
+    def batch(self, positions: Sequence[int]) -> ExistingBatch:
+        """Return samples as the pool would.
+
+        Raises StoppedError where a payload has changed since it was checked.
+        """
+        records = [self.record_nbytes(position) for position in positions]
+        buffer = np.empty(sum(records), np.uint8).data
+        results: list[Result] = []
+        begin = 0
+        first = self.start(positions[0])
+        if first is not None and self._lie_together(positions, records, first):
+            self._handle.read_into(buffer, first)
+        for position, nbytes in zip(positions, records, strict=True):
+            places = self.keys.places(position)
+            at = begin
+            for place in places:
+                part = buffer[at : at + place.nbytes]
+                if crc32(part) != place.crc32:
+                    self._handle.read_into(part, place.offset)
+                self._check(position, part, place)
+                at += place.nbytes
+            results.append(self._encoded(position, places))
+            begin += nbytes
+        return ExistingBatch(results, buffer, self, first)
+
+    def holds(self, data: memoryview, offset: int) -> bool:
+        """Tell whether these bytes are in the file there."""
+        size = os.fstat(self._handle.fd).st_size
+        return offset + len(data) <= size and self._handle.read(len(data), offset) == data
+
+    def _lie_together(self, positions: Sequence[int], records: list[int], first: int) -> bool:
+        """Tell whether the records can be read at once; wrong where it does not matter."""
+        last = self.start(positions[-1])
+        end = first + sum(records)
+        size = os.fstat(self._handle.fd).st_size
+        return last == first + sum(records[:-1]) and end <= size
+
+    def _check(self, position: int, part: memoryview, place: Place) -> None:
+        if crc32(part) != place.crc32:
+            raise StoppedError(
+                f"{self.keys.key(position)!r} in {self.path} changed while it was copied: repeat "
+                "the command"
+            )
+
+    def _encoded(self, position: int, places: Sequence[Place]) -> Encoded:
+        row = self.keys.row(position)
+        known, layout, _ = self._layout(row.layout)
+        if not known.is_sized:
+            layout = layout._replace(shape=(row.nbytes,))
+        parts = tuple(Part(place.nbytes, place.crc32) for place in places)
+        nbytes, mtime_ns = self.sources[position].tolist()
+        return Encoded(self.keys.key(position), layout, parts, nbytes, mtime_ns)
+
+    def _layout(self, number: int) -> tuple[ArrayLayout, Layout, int]:
+        known = self._layouts.get(number)
+        if known is None:
+            found = self.keys.layout(number)
+            layout = Layout(found.dtype, found.shape, found.chunks, found.filters, found.content)
+            if len(self._layouts) >= 4096:
+                self._layouts.clear()
+            known = self._layouts[number] = found, layout, structure_nbytes(layout)
+        return known
+
+
+class ExistingBatch(Batch):
+    """Samples copied from elsewhere, or from the very place they belong to."""
+
+    def __init__(
+        self, results: list[Result], payload: memoryview, existing: Existing, offset: int | None
+    ) -> None:
+        super().__init__(results, payload)
+        self._existing, self._offset = existing, offset
+
+    def is_at(self, path: Path, offset: int) -> bool:
+        """Tell whether all of it, with HDF5's structures, is at a place in a file already."""
+        existing = self._existing
+        is_same_file = os.path.samestat(os.stat(path), os.fstat(existing._handle.fd))
+        return is_same_file and existing.holds(self.payload, offset)
+
+
+def open_finished(path: Path) -> Existing:
+    """Open a file the converter has finished.
+
+    Raises LoadError where it has no index, or one that does not know its source files.
+    """
+    handle = open_handle(path)
+    tail = open_tail(handle)
+    if tail is None:
+        raise LoadError(
+            f"{path} has no index, by which its samples are found: it was made or changed by "
+            "another program, convert again with --overwrite"
+        )
+    begin = tail.hdf5_nbytes + -tail.hdf5_nbytes % 8
+    sources = read_sources(handle.read(tail.sources_nbytes, begin))
+    if not len(tail):  # a shard without files
+        sources = np.empty(0, SOURCE)
+    if sources is None or len(sources) != len(tail):
+        raise LoadError(
+            f"{path} does not know the sizes and times of its source files, by which changes "
+            "are found: convert again with --overwrite"
+        )
+    return Existing(handle, tail, sources)
+
+
+def open_recorded(path: Path, samples: IndexBuilder) -> Existing:
+    """Open a file that was not finished, with the samples its journal has."""
+    content = io.BytesIO()
+    handle = Handle(os.fspath(path))
+    samples.write(content, 0, claimed_nbytes=handle.nbytes)
+    data = content.getvalue()
+    nbytes = len(samples) * SOURCE.itemsize
+    begin = nbytes + SOURCES_END.size if nbytes else 0
+    tail = Tail(data, begin, os.fspath(path))
+    return Existing(handle, tail, np.frombuffer(data, SOURCE, len(samples)))
+
+
+def read_sources(section: bytes | bytearray) -> np.ndarray | None:
+    """Return the sources of a tail ``(N,)`` of `SOURCE`; None where there are none, or damaged."""
+    if len(section) < SOURCES_END.size or (len(section) - SOURCES_END.size) % SOURCE.itemsize:
+        return None
+    crc, _, magic = SOURCES_END.unpack(section[-SOURCES_END.size :])
+    rows = section[: -SOURCES_END.size]
+    if magic != SOURCES_MAGIC or crc32(rows) != crc:
+        return None
+    return np.frombuffer(rows, SOURCE)

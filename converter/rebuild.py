@@ -1,0 +1,186 @@
+"""Add an index to a finished HDF5 file that has none."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+from h5py import h5d
+
+from converter.caller import Caller
+from converter.errors import ConverterError, LoadError, WriteError
+from converter.filters import Layout, chunk_starts, crc32
+from converter.foreign import Datasets
+from converter.handle import Handle, open_handle
+from converter.index import IndexBuilder, Place, layout_json
+from converter.layouts import parse_layout
+from converter.places import open_to_write, write_at
+from converter.progress import Progress
+from converter.tail import SIGNATURE, SUPERBLOCK, check_closed, open_tail
+
+PIECE_NBYTES = 1 << 24
+
+
+def rebuild_index(path: Path, caller: Caller) -> int:
+    """Describe all datasets in an index behind the file; return how many there are.
+
+    Their checksums are those of the bytes as they are now. What is in the file already is not
+    touched, and other programs do not see the index.
+
+    Raises
+    ------
+    ConverterError
+        The file holds what an index cannot describe, and is left as it is.
+    WriteError
+        The disk is full; the file is as good as before.
+    """
+    handle = open_handle(path)
+    if open_tail(handle) is not None:
+        raise ConverterError(f"{path} has an index: drop --rebuild_index")
+    end = _end_of_hdf5(handle, path)
+    index = IndexBuilder()
+    datasets = Datasets(handle, allow_external=False)
+    try:
+        names = list(datasets.names())
+        is_encoded = datasets.store() == "encoded"
+    finally:
+        datasets.close()
+    nbytes = 0
+    with _opened(path) as file:
+        for done, name in enumerate(names):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that names h5py gives to values are not kept
+                    layout, places = _describe(handle, file, name, end, is_encoded=is_encoded)
+                    described = layout_json(*layout)
+            except _IndescribableError as error:
+                raise ConverterError(
+                    f"{path} cannot have an index, for {name!r} {error}: read it through h5py"
+                ) from None
+            index.add(name.encode(), described, places)
+            nbytes += sum(place.nbytes for place in places)
+            caller.progress(Progress(len(names), done, 0, nbytes))
+    content = io.BytesIO()
+    index.write(content, end)
+    try:
+        with open_to_write(path) as target:
+            write_at(target, memoryview(content.getvalue()), end)
+            target.truncate(end + len(content.getvalue()))
+            os.fsync(target.fileno())
+    except OSError as error:
+        raise WriteError(
+            f"the index could not be added to {path} ({error.strerror or error}): the file is as "
+            "good as before"
+        ) from error
+    return len(names)
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError as error:
+        raise ConverterError(f"{path} is open in another program: close it there") from error
+    except (OSError, RuntimeError) as error:
+        raise ConverterError(f"{path} is no HDF5 file that can be read") from error
+
+
+class _IndescribableError(Exception):
+    """What an index cannot describe."""
+
+
+def _end_of_hdf5(handle: Handle, path: Path) -> int:
+    """Return where HDF5's part ends, if nothing is behind it."""
+    if handle.nbytes < SUPERBLOCK.size:
+        raise LoadError(f"{path} is not an HDF5 file: name the file the converter made")
+    check_closed(handle)
+    signature, version, _, end = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
+    if signature != SIGNATURE:
+        raise ConverterError(f"{path} does not begin as HDF5 files do: it cannot have an index")
+    if version < 2:
+        end = handle.nbytes
+    if end > handle.nbytes:
+        raise ConverterError(f"{path} is truncated: copy it, or convert again")
+    return int(end)
+
+
+def _describe(
+    handle: Handle, file: h5py.File, name: str, end: int, *, is_encoded: bool
+) -> tuple[Layout, list[Place]]:
+    dataset = file[name]
+    _check_type(dataset)
+    creation = dataset.id.get_create_plist()
+    kind = creation.get_layout()
+    if dataset.shape is None or dataset.dtype.hasobject or not dataset.dtype.itemsize:
+        raise _IndescribableError("holds no array of numbers")
+    filters = tuple(_filter(creation.get_filter(n)) for n in range(creation.get_nfilters()))
+    content = dataset.attrs.get("content", "array")
+    if isinstance(content, bytes):
+        content = content.decode(errors="replace")
+    if not isinstance(content, str) or content not in ("text", "bytes"):
+        content = "array"
+    is_bytes = dataset.dtype == np.uint8 and dataset.ndim == 1
+    if is_encoded and is_bytes:
+        content = "encoded"
+    chunks = dataset.chunks
+    if chunks is not None and any(c > n for c, n in zip(chunks, dataset.shape, strict=True)):
+        raise _IndescribableError("has chunks larger than itself")
+    layout = Layout(dataset.dtype, dataset.shape, chunks, filters, content)
+    try:
+        known = parse_layout(layout_json(*layout))
+    except ValueError as error:
+        raise _IndescribableError(f"has {error}") from None
+    if known.dtype != dataset.dtype:
+        raise _IndescribableError(f"has dtype {dataset.dtype}")
+    if not dataset.size:
+        return layout._replace(chunks=None, filters=()), []
+    if kind == h5d.CONTIGUOUS:
+        places = [(dataset.id.get_offset(), dataset.nbytes)]
+    elif kind == h5d.CHUNKED:
+        places = _chunks(dataset)
+    else:
+        raise _IndescribableError("is stored within its own header, or in other files")
+    found = []
+    for offset, nbytes in places:
+        if offset is None or offset + nbytes > end:
+            raise _IndescribableError("has bytes that were never written")
+        found.append(Place(offset, nbytes, _crc_of(handle, offset, nbytes)))
+    return layout, found
+
+
+def _check_type(dataset: h5py.Dataset) -> None:
+    """Refuse types whose bytes in the file are not those of a numpy array."""
+    try:
+        kind = h5py.h5t.py_create(dataset.dtype, logical=True)
+    except (TypeError, ValueError):
+        raise _IndescribableError("has a type that numpy has not") from None
+    if not dataset.dtype.hasobject and not kind.equal(dataset.id.get_type()):
+        raise _IndescribableError("has a type whose bytes are not numpy's")
+
+
+def _chunks(dataset: h5py.Dataset) -> list[tuple[int, int]]:
+    places = []
+    for start in chunk_starts(dataset.shape, dataset.chunks):
+        chunk = dataset.id.get_chunk_info_by_coord(start)
+        if chunk.byte_offset is None:
+            raise _IndescribableError("has bytes that were never written")
+        if chunk.filter_mask:
+            raise _IndescribableError("has chunks that leave filters out")
+        places.append((chunk.byte_offset, chunk.size))
+    return places
+
+
+def _filter(described: tuple[int, int, tuple[int, ...], bytes]) -> tuple[int, tuple[int, ...]]:
+    number, _, values, _ = described
+    return number, tuple(values)
+
+
+def _crc_of(handle: Handle, offset: int, nbytes: int) -> int:
+    crc = 0
+    for begin in range(0, nbytes, PIECE_NBYTES):
+        piece = min(PIECE_NBYTES, nbytes - begin)
+        crc = crc32(handle.read(piece, offset + begin), crc)
+    return crc

@@ -1,0 +1,99 @@
+"""Take the options of a conversion from the file it made, to bring that file up to date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from converter import hooks
+from converter.codec import parse_compression
+from converter.errors import ConverterError
+from converter.handle import open_handle
+from converter.request import Request, extensions_of
+
+
+def update_request(
+    typed: Mapping[str, Any], untyped: Mapping[str, Any], *, purpose: str = "--update"
+) -> Request:
+    """Return the request that made ``typed["path_output"]``, as an update of it.
+
+    ``typed`` are the flags the user gave, ``untyped`` the defaults of the others. Raises
+    ConverterError where a flag differs from what the file was made with, or it has none.
+    """
+    output: Path = typed["path_output"]
+    recorded = _recorded(output, purpose)
+    for name, value in typed.items():
+        if name in recorded and not _alike(name, value, recorded):
+            raise ConverterError(
+                f"{output} was made with {_flag(name, recorded[name])}, not "
+                f"{_flag(name, value)}: drop that flag, or convert anew with --overwrite"
+            )
+    request = Request(**{**untyped, **recorded, **typed, "update": True})
+    if request.custom_read_func or request.custom_prune_func:
+        _check_functions(request, output)
+    return request
+
+
+def _recorded(output: Path, purpose: str) -> dict[str, Any]:
+    """Return the flags a file was made with."""
+    open_handle(output)  # says what is wrong with the name
+    unknown = f"which {purpose} needs: convert anew with --overwrite"
+    try:
+        with h5py.File(output, "r") as file:
+            attributes = {name: file.attrs[name] for name in ("store", "reader", "options")}
+    except (OSError, RuntimeError) as error:
+        raise ConverterError(f"{output} is no HDF5 file that can be read, {unknown}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConverterError(f"{output} does not say how it was made, {unknown}") from error
+    try:
+        options = json.loads(attributes["options"])
+        reader = attributes["reader"]
+        return {
+            "ext": options["ext"] if isinstance(options["ext"], str) else ",".join(options["ext"]),
+            "custom_read_func": options["my_read_sha256"] is not None,
+            "custom_prune_func": options["my_prune_sha256"] is not None,
+            "reader": None if reader in ("imageio", "my_read") else reader,
+            "store": attributes["store"],
+            "skip_decode_check": options["skip_decode_check"],
+            "compression": parse_compression(options["compression"]),
+            "max_pixels": options["max_pixels"],
+            "follow_links": options["follow_links"],
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConverterError(
+            f"{output} says in a way unknown here how it was made, {unknown}"
+        ) from error
+
+
+def _check_functions(request: Request, output: Path) -> None:
+    """Refuse other functions than those the file was made with."""
+    path = hooks.find_functions(request.path_functions)
+    with h5py.File(output, "r") as file:
+        options = json.loads(file.attrs["options"])
+    now = hooks.hash_of(path)
+    for name in ("my_read", "my_prune"):
+        if options[f"{name}_sha256"] not in (None, now):
+            raise ConverterError(
+                f"{output} was made with another {name} than that of {path}: name the file it was "
+                "made with by --path_functions, or convert anew with --overwrite"
+            )
+
+
+def _alike(name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
+    """Tell whether a flag asks for what was recorded."""
+    before = recorded[name]
+    if name == "reader":
+        return (value or "imageio") == (before or "imageio")
+    if name == "ext" and not recorded["custom_prune_func"]:  # which gets it as it is typed
+        return extensions_of(value) == extensions_of(before)
+    return bool(value == before)
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"no --{name}"
+    return f"no --{name}" if value is None else f"--{name}={value}"
