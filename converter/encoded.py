@@ -65,7 +65,8 @@ class EncodedFile:
         """Return a part of the array; all of it is decoded."""
         array = self.read(position)
         box = box_of(selection, array.shape)
-        inner = tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))
+        spans = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+        inner: Any = (*spans, ...)  # ...: without an axis it would be no array
         return np.array(array[inner][(*box.take, ...)])
 
     def read_all(self, positions: np.ndarray) -> list[np.ndarray]:

@@ -75,7 +75,7 @@ class Tail:
         """Tell whether a layout is of files as they were."""
         begin = self._begins["layouts"]
         end = begin + self._sizes["layouts"]
-        return self._content.find(b'"content":"encoded"', begin, end) >= 0
+        return self._content.find(b'"encoded"', begin, end) >= 0
 
     def __len__(self) -> int:
         return self._len
