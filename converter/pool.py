@@ -488,7 +488,8 @@ def _serve(
     except ConverterError as error:
         pipe.send(Ready(str(error)))
         return
-    pipe.send(Ready())
+    with suppress(OSError):  # the parent may be gone: `_receive` ends this process
+        pipe.send(Ready())
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
     rooms: list[Room] = [SharedRoom(part) for part in memory] if memory else [Room()] * ROOMS
