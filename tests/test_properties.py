@@ -100,11 +100,16 @@ words = st.one_of(
 )
 
 
+def as_listed(name: str) -> str:
+    """Spell a name as Python lists it: bytes that are UTF-8 after all become letters."""
+    return os.fsdecode(os.fsencode(name))
+
+
 def is_name(name: str) -> bool:
     return name not in (".", "..") and 0 < len(os.fsencode(name)) <= 255
 
 
-names = words.filter(is_name)
+names = words.map(as_listed).filter(is_name)
 paths = st.lists(names, min_size=1, max_size=4).map(tuple)
 trees = st.lists(paths, min_size=1, max_size=12)
 
@@ -360,7 +365,7 @@ def change(source: Path, output: Path, step: tuple[str, int, int], clock: int) -
         path = target
     elif what == "damage":
         content = bytearray(output.read_bytes())
-        content[48 + number] ^= 1  # mostly of the first payload
+        content[48 + number % 8] ^= 1  # of the first payload, which is behind 48 bytes
         output.write_bytes(content)
     if what in ("write", "break", "touch") and path.exists():
         os.utime(path, (clock, clock))
