@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 BLOCK_NBYTES = 96 << 10  # fixed: Blosc2's own choice depends on the machine's caches
+BLOCKS_A_THREAD = 2  # at least: a thread takes 50 us to start
 LARGEST_TYPESIZE = 127
 REVISION, ZSTD_CODEC, BYTE_SHUFFLE = 1, 5, 1  # of the plugin's filter values
 MAGIC = b"\x9e\xa8b2frame\x00"
@@ -85,10 +86,10 @@ def shrink(chunk: np.ndarray, values: tuple[int, ...]) -> bytes:
     return frame.to_cframe()  # type: ignore[no-any-return]
 
 
-def expand(payload: Any, target: np.ndarray) -> None:
+def expand(payload: Any, target: np.ndarray, threads: int = 1) -> None:
     """Fill ``target``, C-contiguous, from the frame of a chunk of its size.
 
-    Raises ValueError for anything else.
+    ``threads`` at most share the work. Raises ValueError for anything else.
     """
     blosc2 = _module()
     data = memoryview(payload)
@@ -109,9 +110,10 @@ def expand(payload: Any, target: np.ndarray) -> None:
         inner, _, inner_nbytes = CHUNK_HEAD.unpack_from(data, head)
         if inner != target.nbytes or not CHUNK_HEAD_NBYTES <= inner_nbytes <= len(data) - head:
             raise ValueError("has a chunk that inflates to another size")
+        blocks = target.nbytes // BLOCK_NBYTES // BLOCKS_A_THREAD
         chunk = data[head : head + inner_nbytes]
         try:
-            blosc2.decompress2(chunk, dst=target, nthreads=1)
+            blosc2.decompress2(chunk, dst=target, nthreads=max(1, min(threads, blocks)))
         except ValueError as error:
             raise RuntimeError(str(error)) from None
     except RuntimeError as error:

@@ -72,6 +72,8 @@ class EncodedFile:
     def read_all(self, positions: np.ndarray) -> list[np.ndarray]:
         """Return the arrays at positions, decoded by several threads where that is faster."""
         places = positions.tolist()
+        if isinstance(self._source, IndexedFile):
+            self._source.fetch(positions)
         if self._threads.count == 1 or len(places) == 1 or not self._are_large(positions):
             return [self.read(position) for position in places]
         return self._threads.map(self.read, places)

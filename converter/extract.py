@@ -17,6 +17,7 @@ import numpy as np
 from converter.caller import Caller
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
 from converter.loader import H5Folder
+from converter.places import LONGEST_WRITE_NBYTES
 from converter.plan import Failure
 from converter.progress import Progress
 from converter.report import FAILURES_SHOWN
@@ -257,4 +258,4 @@ def _leads_out(part: str) -> str:
 def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view.nbytes:
-        view = view[file.write(view[: 1 << 30]) :]
+        view = view[file.write(view[:LONGEST_WRITE_NBYTES]) :]

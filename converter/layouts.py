@@ -8,7 +8,9 @@ import math
 import operator
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +31,12 @@ SCALAR_DTYPE = re.compile(
 )
 
 
-class ArrayLayout(NamedTuple):
-    """A checked layout: no size in it can be negative, overflow or contradict another."""
+@dataclass(frozen=True)
+class ArrayLayout:
+    """A checked layout: no size in it can be negative, overflow or contradict another.
+
+    What follows from it is computed once: one layout serves all samples that have it.
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -39,40 +45,45 @@ class ArrayLayout(NamedTuple):
     nbytes: int
     content: str = "array"
 
-    @property
+    @cached_property
     def is_encoded(self) -> bool:
         """Tell whether it is a file as it was, and not an array."""
         return self.content == "encoded"
 
-    @property
+    @cached_property
     def is_sized(self) -> bool:
         """Tell whether the shape is known; else it is that of the payload, in bytes."""
         return self.content != "encoded" or self.chunks is not None
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Tell whether the bytes in the file are the array's own, in one piece."""
         return self.chunks is None
 
-    @property
+    @cached_property
+    def is_in_parts(self) -> bool:
+        """Tell whether it lies in several chunks."""
+        return self.is_sized and self._chunk_count > 1
+
+    @cached_property
     def chunk_nbytes(self) -> int:
         """Return the bytes of one decoded chunk."""
         return self.dtype.itemsize * math.prod(self.chunks or self.shape)
 
-    @property
+    @cached_property
     def strides(self) -> tuple[int, ...]:
         """Return the bytes from one index to the next on each axis."""
         lengths = (self.dtype.itemsize, *reversed(self.shape[1:]))
         return tuple(itertools.accumulate(lengths, operator.mul))[::-1] if self.shape else ()
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, ...]:
         """Return the number of chunks along each axis."""
         if self.chunks is None:
             return (1,) * len(self.shape)
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
 
-    @property
+    @cached_property
     def is_decodable(self) -> bool:
         """Tell whether its filters can be undone without HDF5."""
         itemsize = self.dtype.itemsize
@@ -85,23 +96,31 @@ class ArrayLayout(NamedTuple):
             values == (itemsize,) for number, values in self.filters if number == SHUFFLE
         )
 
-    @property
+    @cached_property
     def has_no_checksum(self) -> bool:
         """Tell whether its payloads can be damaged without the filter's noticing."""
         return any(number == BLOSC2 for number, _ in self.filters)
+
+    @cached_property
+    def _chunk_count(self) -> int:
+        return math.prod(self.grid)
+
+    @cached_property
+    def _inflation(self) -> int:
+        return inflation([number for number, _ in self.filters])
 
     def count_places(self, stored_nbytes: int) -> int:
         """Return the number of payloads of a sample of so many stored bytes."""
         if not self.is_sized:
             return 1 if stored_nbytes else 0
-        return math.prod(self.grid) if self.nbytes else 0
+        return self._chunk_count if self.nbytes else 0
 
     def can_come_from(self, stored_nbytes: int) -> bool:
         """Tell whether so many stored bytes can hold the array, before memory is taken."""
-        whole = self.chunk_nbytes * math.prod(self.grid)
+        whole = self.chunk_nbytes * self._chunk_count
         if not self.filters:
             return stored_nbytes == whole
-        most = stored_nbytes * inflation([number for number, _ in self.filters]) + HEADER_NBYTES
+        most = stored_nbytes * self._inflation + HEADER_NBYTES
         if not self.is_decodable:  # HDF5 undoes them, of which some need no bytes at all
             most = max(most, HARMLESS_NBYTES)
         return stored_nbytes > 0 and whole <= most

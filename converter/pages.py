@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,6 +20,8 @@ LARGEST_UNPROBED_NBYTES = 8 << 10
 READS_PER_PROBE = 16
 LARGE_NBYTES = 64 << 10
 PIECES_PROBED = 8  # of those that are gathered at once
+ADVISED_NBYTES = 128 << 10  # at a time: Linux fetches what its read-ahead allows, or a request
+MOST_ABSENT = 16
 NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
@@ -29,7 +33,7 @@ class Pages:
         self.nbytes = nbytes
         self.reads_to_probe = 0
         self._handle = handle
-        self._absent = -1  # where the last large read began that was not cached
+        self._absent: set[int] = set()  # where reads began of which a byte was asked for in vain
         self._mapped: mmap.mmap | None = None
         if nbytes >= samples * LARGE_NBYTES and hasattr(os, "posix_fadvise"):
             # no reading ahead: it would fetch parts of neighbours, which then seem cached
@@ -51,14 +55,27 @@ class Pages:
     def gather(self, offsets: np.ndarray, nbytes: int) -> np.ndarray:
         """Return pieces of equal size as 1-D uint8, one behind the other."""
         count = self.nbytes - nbytes + 1
-        if nbytes <= LARGEST_UNPROBED_NBYTES and self._seem_cached(offsets, nbytes):
+        spans = [(offset, nbytes) for offset in offsets.tolist()]
+        seem_cached = self._seem_cached(spans)
+        if nbytes <= LARGEST_UNPROBED_NBYTES and seem_cached:
             items = np.ndarray((count,), f"V{nbytes}", self._map(), 0, (1,))
             pieces: np.ndarray = items[offsets]
             return pieces.view(np.uint8)
+        if not seem_cached:
+            self._advise(spans)
         pieces = np.empty((len(offsets), nbytes), np.uint8)
-        for piece, offset in zip(pieces, offsets.tolist(), strict=True):
+        for piece, (offset, _) in zip(pieces, spans, strict=True):
             self.read_into(piece, offset)
         return pieces.reshape(-1)
+
+    def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Have the disk fetch offsets with so many bytes at once where they are not cached.
+
+        For what is read next: one by one, each read would wait for the one before. On an SSD
+        batches of 32 came 3 to 10 times as fast for small samples, twice for photos.
+        """
+        if not self._seem_cached(spans):
+            self._advise(spans)
 
     def window(self, layout: ArrayLayout) -> np.ndarray | None:
         """Return the bytes as overlapping arrays: ``window[offset]`` is the one there.
@@ -75,12 +92,13 @@ class Pages:
     def are_cached(self, nbytes: int, offset: int) -> bool:
         """Tell whether to read through the mapping."""
         if nbytes > LARGEST_UNPROBED_NBYTES:
-            if offset == self._absent:  # asking has brought that byte in, but no other
-                self._absent = -1
+            if offset in self._absent:  # asking has brought that byte in, but no other
+                self._absent.discard(offset)
                 return False
             # not near its ends, which may have come with its neighbours
             cached = self._is_cached(offset + nbytes // 4 * 3)
-            self._absent = -1 if cached else offset
+            if not cached:
+                self._note_absent(offset)
             return cached
         if self.reads_to_probe > 0:
             self.reads_to_probe -= 1
@@ -90,10 +108,29 @@ class Pages:
         self.reads_to_probe = READS_PER_PROBE
         return True
 
-    def _seem_cached(self, offsets: np.ndarray, nbytes: int) -> bool:
-        step = max(1, len(offsets) // PIECES_PROBED)
-        lasts = (offsets[::step] + (nbytes - 1)).tolist()
-        return all(self._is_cached(last, unknown=True) for last in lasts)
+    def _seem_cached(self, spans: Sequence[tuple[int, int]]) -> bool:
+        """Tell whether some of them are in the page cache."""
+        for offset, nbytes in spans[:: max(1, len(spans) // PIECES_PROBED)]:
+            if not self._is_cached(offset + nbytes // 4 * 3, unknown=True):
+                self._note_absent(offset)
+                return False
+        return True
+
+    def _note_absent(self, offset: int) -> None:
+        if len(self._absent) >= MOST_ABSENT:
+            self._absent.clear()
+        self._absent.add(offset)
+
+    def _advise(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Have the disk begin to read."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with contextlib.suppress(OSError):  # a file system that takes no advice
+            for offset, nbytes in spans:
+                end = offset + nbytes
+                for begin in range(offset, end, ADVISED_NBYTES):
+                    some = min(ADVISED_NBYTES, end - begin)
+                    os.posix_fadvise(self._handle.fd, begin, some, os.POSIX_FADV_WILLNEED)
 
     def _is_cached(self, offset: int, *, unknown: bool = False) -> bool:
         """Tell whether a byte is in the page cache; ``unknown`` where the system cannot."""

@@ -62,12 +62,16 @@ def read_chunks(
     *,
     box: Box | None = None,
     verify: bool,
+    threads: int = 1,
 ) -> None:
     """Fill ``target`` from chunks: the whole array, or a box of it, touching no others.
 
     Raises ValueError when a payload does not inflate to exactly its chunk.
     """
     chunks = layout.chunks or layout.shape
+    if chunks == target.shape == layout.shape:
+        expand(_stored(pages, places[0], layout, verify=verify), layout, target, threads)
+        return
     start = box.start if box else (0,) * len(layout.shape)
     stop = box.stop if box else layout.shape
     strides = [1]
@@ -76,14 +80,8 @@ def read_chunks(
     spans = [range(a // c, -(-b // c)) for a, b, c in zip(start, stop, chunks, strict=True)]
     for corner in itertools.product(*spans):
         place = places[sum(n * stride for n, stride in zip(corner, strides, strict=True))]
-        payload = pages.read(place.nbytes, place.offset)
-        if verify or layout.has_no_checksum:
-            check(place, payload)
-        if chunks == target.shape == layout.shape:
-            expand(payload, layout, target)
-            return
         chunk = np.empty(chunks, layout.dtype)
-        expand(payload, layout, chunk)
+        expand(_stored(pages, place, layout, verify=verify), layout, chunk, threads)
         inner, outer = [], []
         for n, length, a, b in zip(corner, chunks, start, stop, strict=True):
             first, last = max(a, n * length), min(b, (n + 1) * length)
@@ -92,7 +90,15 @@ def read_chunks(
         target[tuple(outer)] = chunk[tuple(inner)]
 
 
-def expand(payload: Payload, layout: ArrayLayout, target: np.ndarray) -> None:
+def _stored(pages: Pages, place: Place, layout: ArrayLayout, *, verify: bool) -> Payload:
+    """Return the bytes of a chunk as they are in the file."""
+    payload = pages.read(place.nbytes, place.offset)
+    if verify or layout.has_no_checksum:
+        check(place, payload)
+    return payload
+
+
+def expand(payload: Payload, layout: ArrayLayout, target: np.ndarray, threads: int = 1) -> None:
     """Fill ``target``, C-contiguous and as large as one chunk, from a payload.
 
     Raises ValueError when the payload does not come to exactly that.
@@ -105,7 +111,7 @@ def expand(payload: Payload, layout: ArrayLayout, target: np.ndarray) -> None:
         return
     number, _ = layout.filters[-1]
     if number == BLOSC2:
-        blosc.expand(payload, raw)
+        blosc.expand(payload, raw, threads)
     elif len(layout.filters) == 1 and number == ZSTD:
         zstd.expand(payload, raw)
     elif len(layout.filters) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
@@ -182,27 +183,25 @@ class Tail:
         layout = self.layout(row.layout)
         if layout.is_sized:
             return layout
-        return layout._replace(shape=(row.nbytes,), nbytes=row.nbytes)
+        return dataclasses.replace(layout, shape=(row.nbytes,), nbytes=row.nbytes)
 
     def places(self, position: int) -> list[Place]:
         """Return the checked places of a sample's payloads, one for each chunk.
 
         They lie within the HDF5 part, and what they hold can be the array.
         """
-        row, layout = self.row(position), self.layout_at(position)
+        row = self.row(position)
+        layout = self.layout(row.layout)
+        if not layout.is_sized:
+            layout = self.layout_at(position)
         count = layout.count_places(row.nbytes)
         if count == 1:
             places = [Place(row.offset, row.nbytes, row.crc32)]
-        elif not count:
-            places = []
+            fits = True
         else:
-            places = self._chunk_places(row.offset, count)
-        if not layout.nbytes:
-            fits = row.nbytes == 0
-        else:
-            fits = sum(place.nbytes for place in places) == row.nbytes and layout.can_come_from(
-                row.nbytes
-            )
+            places = self._chunk_places(row.offset, count) if count else []
+            fits = sum(place.nbytes for place in places) == row.nbytes
+        fits = fits and layout.can_come_from(row.nbytes) if layout.nbytes else row.nbytes == 0
         end = self.hdf5_nbytes
         if not fits or any(p.nbytes < 1 or p.offset + p.nbytes > end for p in places):
             raise self.misplaced(position)

@@ -866,3 +866,44 @@ def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_pa
         for position, array in enumerate(samples.values()):
             np.testing.assert_array_equal(folder[position], array)
     assert read == [100_000] * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="takes no advice")
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize("shape", [(20, 30, 3), (300, 500, 3)])
+def test_a_batch_that_is_not_cached_is_fetched_at_once(tmp_path, monkeypatch, shape, compression):
+    samples = {f"{n}.npy": smooth((*shape, n // 40 + 1)) for n in range(41)}
+    path = make_h5(tmp_path, samples, compression=compression)
+    advised, advise = [], os.posix_fadvise
+
+    def record(fd, offset, nbytes, advice):
+        if advice == os.POSIX_FADV_WILLNEED:
+            advised.append((offset, nbytes))
+        advise(fd, offset, nbytes, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", record)
+    folder = H5Folder(path)
+    for is_cached in (False, True):
+        monkeypatch.setattr(converter.pages.Pages, "_is_cached", lambda *_, **__: is_cached)  # noqa: B023
+        for keys in (list(samples)[:40], list(samples)[5:]):  # of one shape, of two
+            advised.clear()
+            for key, array in zip(keys, folder.read_batch(keys), strict=True):
+                assert_same(array, samples[key])
+            spans = [] if is_cached else spans_of(path, keys)
+            assert sum(nbytes for _, nbytes in advised) == sum(nbytes for _, nbytes in spans)
+            assert {offset for offset, _ in advised} >= {offset for offset, _ in spans}
+            assert all(nbytes <= converter.pages.ADVISED_NBYTES for _, nbytes in advised)
+
+
+def spans_of(path: Path, keys: list[str]) -> list[tuple[int, int]]:
+    """Return where h5py finds the stored bytes of datasets."""
+    spans = []
+    with h5py.File(path) as file:
+        for key in keys:
+            dataset = file[key].id
+            if file[key].chunks is None:
+                spans.append((dataset.get_offset(), dataset.get_storage_size()))
+                continue
+            chunks = [dataset.get_chunk_info(n) for n in range(dataset.get_num_chunks())]
+            spans += [(chunk.byte_offset, chunk.size) for chunk in chunks]
+    return spans
