@@ -6,13 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converter.errors import ConverterError as ConverterError
+    from converter.errors import StoppedError as StoppedError
+    from converter.library import convert as convert
     from converter.loader import H5Folder as H5Folder
     from converter.readers import read_image as read_image
 
 __version__ = "0.1.0"
 
-_HOMES = {"H5Folder": "converter.loader", "read_image": "converter.readers"}
-__all__ = ["H5Folder", "read_image"]
+_HOMES = {
+    "ConverterError": "converter.errors",
+    "StoppedError": "converter.errors",
+    "H5Folder": "converter.loader",
+    "convert": "converter.library",
+    "read_image": "converter.readers",
+}
+__all__ = ["ConverterError", "H5Folder", "StoppedError", "convert", "read_image"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,24 @@ from typing import Any, NoReturn
 
 from converter.codec import AUTO, Compression, parse_compression
 from converter.cores import usable_cores
-from converter.request import READERS, STORES
+from converter.errors import ConverterError
+from converter.request import READERS, STORES, parse_shard
 
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
-CONVERT, UPDATE, VERIFY, EXTRACT = "convert", "update", "verify", "extract"
+CONVERT, UPDATE, VERIFY = "convert", "update", "verify"
+MERGE, EXTRACT = "merge", "extract"
 #: The flag that asks for a mode; without any it is a conversion.
-MODE_FLAGS = {UPDATE: "update", VERIFY: "verify", EXTRACT: "extract"}
+MODE_FLAGS = {UPDATE: "update", VERIFY: "verify", MERGE: "merge", EXTRACT: "extract"}
+#: Of two flags the first would do nothing, and why.
+CONTRADICTIONS = (
+    ("workers", "dask", "whose workers are those of the scheduler"),
+    ("dask", "dry_run", "which reads a few files on this machine"),
+)
 USAGE = """converter --path_images=FOLDER --path_output=OUT.h5 [--ext=EXT] [more flags]
        converter --update --path_images=FOLDER --path_output=OUT.h5
        converter --verify --path_output=OUT.h5 [--path_images=FOLDER]
+       converter --merge A.h5 B.h5 ... --path_output=OUT.h5 [--overwrite]
        converter --extract=FOLDER --path_output=OUT.h5 [--overwrite] [--quiet]"""
 
 
@@ -39,6 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     _add_convert(flags)
     _add_update(flags)
     _add_verify(flags)
+    _add_merge(flags)
     _add_extract(flags)
     return flags.parse(argv)
 
@@ -88,6 +97,9 @@ class _Flags:
         for name in typed:
             if mode not in self._modes[name]:
                 self._parser.error(_of_another_mode(name, mode, self._modes[name]))
+        for one, other, why in CONTRADICTIONS:
+            if one in typed and other in typed:
+                self._parser.error(f"--{one} does not go with --{other}, {why}: leave one out")
         missing = [n for n, modes in self._required.items() if mode in modes and n not in typed]
         if missing:
             names = ", ".join("--" + name for name in missing)
@@ -103,17 +115,16 @@ def _of_another_mode(name: str, mode: str, modes: tuple[str, ...]) -> str:
 
 
 def _add_common(flags: _Flags) -> None:
-    add = flags.group("every mode", CONVERT, UPDATE, VERIFY, EXTRACT)
+    add = flags.group("every mode", CONVERT, UPDATE, VERIFY, MERGE, EXTRACT)
     add(
         "path_output",
         type=_path,
         required=True,
         metavar="OUT.h5",
-        help="the HDF5 file to make, to update, to verify or to extract; its folder is made if "
-        "missing",
+        help="the HDF5 file to make, update, verify or extract; its folder is made if missing",
     )
     add("quiet", action="store_true", help="no progress bar")
-    add = flags.group("convert and extract", CONVERT, EXTRACT)
+    add = flags.group("convert, merge and extract", CONVERT, MERGE, EXTRACT)
     add(
         "overwrite",
         action="store_true",
@@ -222,6 +233,19 @@ def _add_convert(flags: _Flags) -> None:
         help="give up a file whose reading takes longer: it is a failure (default: wait)",
     )
     add(
+        "shard",
+        type=_shard,
+        metavar="K/N",
+        help="convert the K-th of N equal parts of the files, the same on every machine, into a "
+        "file of its own, to be joined by --merge",
+    )
+    add(
+        "dask",
+        metavar="tcp://HOST:PORT",
+        help="read and encode in the workers of this Dask scheduler, which must see the folder "
+        "under the same path; this process writes",
+    )
+    add(
         "restart",
         action="store_true",
         help="begin anew, and not from where a run that was broken off had come to",
@@ -258,6 +282,18 @@ def _add_verify(flags: _Flags) -> None:
         "rebuild_index",
         action="store_true",
         help="before that, add an index to an OUT.h5 that has none",
+    )
+
+
+def _add_merge(flags: _Flags) -> None:
+    add = flags.group("merge", MERGE)
+    add(
+        "merge",
+        type=_path,
+        nargs="+",
+        metavar="PART.h5",
+        help="join files into OUT.h5 without decoding: the shards of one folder, or files made "
+        "with the same options",
     )
 
 
@@ -304,6 +340,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        return parse_shard(text)
+    except ConverterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _compression(text: str) -> Compression:

@@ -14,12 +14,14 @@ from typing import Any
 from converter import arguments, filters, readers
 from converter.arguments import WRONG_USAGE, Arguments
 from converter.caller import Caller
+from converter.cluster import dask_executor
 from converter.codec import AUTO, PLUGIN_FILTERS
-from converter.convert import advise, convert
+from converter.conversion import advise, run_request
 from converter.encoder import Choice
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice
 from converter.extract import extract
+from converter.merge import merge
 from converter.plan import Failure, Plan
 from converter.progress import ProgressBar
 from converter.rebuild import rebuild_index
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.CONVERT: _convert,
         arguments.UPDATE: _update,
         arguments.VERIFY: _verify,
+        arguments.MERGE: _merge,
         arguments.EXTRACT: _extract,
     }[parsed.mode]
     undone = f"{parsed.values['path_output']} was not made"
@@ -75,28 +78,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(parsed: Arguments, signals: _Signals) -> int:
     values = dict(parsed.values)
-    quiet, dry_run = values.pop("quiet"), values.pop("dry_run")
+    quiet, dry_run, address = values.pop("quiet"), values.pop("dry_run"), values.pop("dask")
     request = Request(**values)
     _say_what_is_missing()
     if dry_run:
         advice, plan = advise(request, Caller(_notice, held=signals.held))
         _print(_advice_lines(request, advice, plan))
         return STORED_ALL
-    return _run(request, quiet, signals)
+    return _run(request, quiet, signals, address)
 
 
 def _update(parsed: Arguments, signals: _Signals) -> int:
     values = dict(parsed.values)
-    quiet, _ = values.pop("quiet"), values.pop("update")
+    quiet, _, address = values.pop("quiet"), values.pop("update"), values.pop("dask")
     typed = {name: value for name, value in values.items() if name in parsed.typed}
     untyped = {name: value for name, value in values.items() if name not in parsed.typed}
     _say_what_is_missing()
-    return _run(update_request(typed, untyped), quiet, signals)
+    return _run(update_request(typed, untyped), quiet, signals, address)
 
 
-def _run(request: Request, quiet: bool, signals: _Signals) -> int:
+def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) -> int:
     with ProgressBar(quiet=quiet) as bar:
-        report = convert(request, Caller(_notice, bar.show, signals.held, signals.finish))
+        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        if address is None:
+            report = run_request(request, caller)
+        else:
+            with dask_executor(address) as executor:
+                report = run_request(request, caller, executor)
     _print_failures(report.first_failures, report.failed, f"in {report.path_failures}")
     _print(_report_lines(report))
     return SOMETHING_FAILED if report.failed else STORED_ALL
@@ -126,6 +134,24 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
         )
     _print(_verification_lines(found))
     return SOMETHING_FAILED if found.failed else STORED_ALL
+
+
+def _merge(parsed: Arguments, signals: _Signals) -> int:
+    values = parsed.values
+    with ProgressBar(quiet=values["quiet"]) as bar:
+        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        report = merge(
+            values["merge"], values["path_output"], caller, overwrite=values["overwrite"]
+        )
+    rate = report.output_nbytes / 1e6 / report.seconds
+    _print(
+        (
+            f"{report.path_output}: {report.stored} files joined, {_size(report.output_nbytes)}",
+            f"{report.seconds:.2f} s, {report.stored / report.seconds:.0f} files/s, "
+            f"{rate:.0f} MB/s, {report.fsync_seconds:.2f} s of it waiting for the disk (fsync)",
+        )
+    )
+    return STORED_ALL
 
 
 def _extract(parsed: Arguments, signals: _Signals) -> int:

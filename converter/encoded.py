@@ -20,6 +20,8 @@ SMALLEST_THREADED_NBYTES = 4 << 10
 class EncodedFile:
     """An open file whose samples are image files; gives the arrays they decode to."""
 
+    holds_files = True
+
     def __init__(self, source: IndexedFile | ForeignFile, threads: Threads) -> None:
         self.keys = source.keys
         self.identity = source.identity
@@ -69,7 +71,7 @@ class EncodedFile:
         inner: Any = (*spans, ...)  # ...: without an axis it would be no array
         return np.array(array[inner][(*box.take, ...)])
 
-    def read_all(self, positions: np.ndarray) -> list[np.ndarray]:
+    def read_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Return the arrays at positions, decoded by several threads where that is faster."""
         places = positions.tolist()
         if isinstance(self._source, IndexedFile):

@@ -55,6 +55,7 @@ class Settings:
     check_decoding: bool = True
     max_pixels: int | None = None
     path_functions: Path | None = None
+    functions_text: bytes | None = None  # in its place, where that file may not be at hand
     choices: tuple[Choice, ...] = ()
     file_timeout: float | None = None  # seconds; for `pool`
 
@@ -115,6 +116,8 @@ class Encoder:
         self._my_read = None
         if settings.path_functions is not None:
             self._my_read = hooks.load_hooks(settings.path_functions, read=True, prune=False).read
+        if settings.functions_text is not None:
+            self._my_read = hooks.load_read(settings.functions_text)
         self._read: Callable[[str, Allocate], Image] = readers.read_noted
         if settings.reader == "opencv":
             self._read = lambda path, _: opencv.read_noted(path)

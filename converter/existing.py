@@ -115,8 +115,8 @@ class Existing:
     def _check(self, position: int, part: memoryview, place: Place) -> None:
         if crc32(part) != place.crc32:
             raise StoppedError(
-                f"{self.keys.key(position)!r} in {self.path} changed while it was copied: repeat "
-                "the command"
+                f"{self.keys.key(position)!r} in {self.path} is damaged (its checksum differs): "
+                "convert that file again"
             )
 
     def _encoded(self, position: int, places: Sequence[Place]) -> Encoded:

@@ -8,7 +8,7 @@ import io
 import math
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -207,6 +207,8 @@ def _closing_at_exit() -> weakref.WeakSet[Datasets]:
 class ForeignFile:
     """A file without a tail, read through HDF5. Its names are kept as a tail in memory."""
 
+    holds_files = False
+
     def __init__(self, handle: Handle, *, allow_external: bool) -> None:
         self._datasets = Datasets(handle, allow_external=allow_external)
         self.keys = _tail_of(self._datasets.names(), handle.path)
@@ -234,9 +236,9 @@ class ForeignFile:
         box = box_of(selection, self._datasets.shape(name))
         return np.array(self._datasets.read(name, box)[(*box.take, ...)])
 
-    def read_batch(self, positions: Sequence[int]) -> list[np.ndarray]:
+    def read_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Return the arrays at positions in range."""
-        return [self.read(position) for position in positions]
+        return [self.read(position) for position in positions.tolist()]
 
 
 def _has_filter(number: int) -> bool:

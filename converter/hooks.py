@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,17 @@ def load_hooks(path: Path, *, read: bool, prune: bool) -> Hooks:
         read=functions["my_read"],
         prune=functions["my_prune"],
     )
+
+
+def load_read(text: bytes) -> Callable[[str], Any] | None:
+    """Return my_read of a file of functions that is not at hand, from its bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE_NAME
+        path.write_bytes(text)
+        try:
+            return load_hooks(path, read=True, prune=False).read
+        finally:
+            sys.path[:] = [entry for entry in sys.path if entry != folder]
 
 
 def hash_of(path: Path) -> str:

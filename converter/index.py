@@ -249,6 +249,12 @@ class IndexBuilder:
         return len(self._sources) + len(end)
 
 
+def order_of(key: str) -> tuple[tuple[int, str], ...]:
+    """Return what sorts keys as a conversion stores them: files of a folder before its folders."""
+    *folders, name = key.split("/")
+    return (*((1, folder) for folder in folders), (0, name))
+
+
 def layout_json(
     dtype: np.dtype,
     shape: tuple[int, ...],

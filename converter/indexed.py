@@ -37,6 +37,8 @@ class Window(NamedTuple):
 class IndexedFile:
     """An open file with its tail."""
 
+    holds_files = False
+
     def __init__(
         self, handle: Handle, tail: Tail, *, threads: Threads, verify: bool, allow_external: bool
     ) -> None:

@@ -2,8 +2,9 @@
 
 To copy it into another project take, in a folder named ``converter``: blosc.py, cache.py,
 cores.py, encoded.py, errors.py, filters.py, foreign.py, handle.py, index.py, indexed.py,
-layouts.py, loader.py, near.py, pages.py, payload.py, selection.py, tail.py, threads.py,
-zstd.py and an ``__init__.py``; for files stored with ``--store=encoded`` also readers.py.
+layouts.py, loader.py, near.py, pages.py, payload.py, selection.py, several.py, tail.py,
+threads.py, zstd.py and an ``__init__.py``; for files stored with ``--store=encoded`` also
+readers.py.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from converter.foreign import ForeignFile
 from converter.handle import Handle
 from converter.indexed import IndexedFile
 from converter.near import unknown_key
+from converter.several import OneFile, SeveralFiles
 from converter.tail import open_tail
 from converter.threads import Threads
 
-Source = IndexedFile | ForeignFile | EncodedFile
+Source = IndexedFile | ForeignFile | EncodedFile | SeveralFiles
+Path = str | os.PathLike[str]
 
 
 class _Opened(NamedTuple):
@@ -49,7 +52,7 @@ class H5Folder(Mapping[str, np.ndarray]):
     Parameters
     ----------
     path
-        The HDF5 file.
+        The HDF5 file; or several, such as the shards of one folder, to be read as one.
     cache_nbytes
         Keep recently read arrays, up to this many bytes in each process.
     verify
@@ -82,7 +85,7 @@ class H5Folder(Mapping[str, np.ndarray]):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Path | Sequence[Path],
         *,
         cache_nbytes: int = 0,
         verify: bool = False,
@@ -93,13 +96,17 @@ class H5Folder(Mapping[str, np.ndarray]):
             raise ValueError(f"cache_nbytes is {cache_nbytes}: give 0 for no cache, or more")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}: give 1 or more, or None")
-        self.path = os.path.abspath(os.fspath(path))
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        if not paths:
+            raise ValueError("no path is given: give one file or several")
+        self.paths = tuple(os.path.abspath(os.fspath(one)) for one in paths)
+        self.path = ", ".join(self.paths)
         self._cache_nbytes = cache_nbytes
         self._verify = verify
         self._allow_external = allow_external
         self._threads = threads
         self._opened: _Opened | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[Any, ...] | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -166,7 +173,7 @@ class H5Folder(Mapping[str, np.ndarray]):
     @property
     def is_encoded(self) -> bool:
         """Tell whether the file holds files as they were, which are decoded on reading."""
-        return isinstance(self._open().source, EncodedFile)
+        return self._open().source.holds_files
 
     def read_bytes(self, key: str | SupportsIndex) -> bytes:
         """Return the original file, of files stored with ``--store=encoded``.
@@ -175,12 +182,13 @@ class H5Folder(Mapping[str, np.ndarray]):
         """
         opened = self._open()
         position = self._position(opened, key)
-        if not isinstance(opened.source, EncodedFile):
+        data = opened.source.payload(position) if opened.source.holds_files else None
+        if data is None or isinstance(data, np.ndarray):
             raise LoadError(
                 f"{self.path} holds arrays, not the original files: convert with --store=encoded "
                 "to keep these"
             )
-        return bytes(opened.source.payload(position))
+        return bytes(data)
 
     def read_batch(
         self, keys: Sequence[str | SupportsIndex] | np.ndarray
@@ -193,15 +201,10 @@ class H5Folder(Mapping[str, np.ndarray]):
         positions = self._positions(opened, keys)
         if not len(positions):
             return []
-        if isinstance(opened.source, IndexedFile) and opened.cache is None:
-            return opened.source.read_batch(positions)
-        if opened.cache is not None:
-            arrays = [_read_cached(opened, position) for position in positions.tolist()]
-        elif isinstance(opened.source, EncodedFile):
-            arrays = opened.source.read_all(positions)
-        else:
-            arrays = [opened.source.read(position) for position in positions.tolist()]
-        return _stacked(arrays)
+        if opened.cache is None:
+            found = opened.source.read_batch(positions)
+            return found if isinstance(found, np.ndarray) else _stacked(found)
+        return _stacked([_read_cached(opened, position) for position in positions.tolist()])
 
     def close(self) -> None:
         """Close the file in this process; reading afterwards raises LoadError."""
@@ -223,9 +226,21 @@ class H5Folder(Mapping[str, np.ndarray]):
         return opened
 
     def _open_source(self) -> Source:
-        handle, threads = Handle(self.path), Threads(self._threads)
+        threads = Threads(self._threads)
+        files = [self._open_one(path, threads) for path in self.paths]
+        source: Source = files[0] if len(files) == 1 else SeveralFiles(files)
+        if self._identity not in (None, source.identity):
+            raise LoadError(
+                f"{self.path} was replaced since this H5Folder was first used, in another "
+                "process: make a new H5Folder"
+            )
+        self._identity = source.identity
+        return source
+
+    def _open_one(self, path: str, threads: Threads) -> OneFile:
+        handle = Handle(path)
         tail = open_tail(handle)
-        source: Source
+        source: IndexedFile | ForeignFile
         if tail is None:
             source = ForeignFile(handle, allow_external=self._allow_external)
         else:
@@ -236,15 +251,7 @@ class H5Folder(Mapping[str, np.ndarray]):
                 verify=self._verify,
                 allow_external=self._allow_external,
             )
-        if source.is_encoded:
-            source = EncodedFile(source, threads)
-        if self._identity not in (None, source.identity):
-            raise LoadError(
-                f"{self.path} was replaced since this H5Folder was first used, in another "
-                "process: make a new H5Folder"
-            )
-        self._identity = source.identity
-        return source
+        return EncodedFile(source, threads) if source.is_encoded else source
 
     def _position(self, opened: _Opened, key: str | SupportsIndex) -> int:
         if isinstance(key, str):

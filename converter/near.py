@@ -8,6 +8,7 @@ import itertools
 import os
 
 from converter.errors import LoadError
+from converter.several import SeveralTails
 from converter.tail import Tail
 
 NEAR_MATCHES = 3
@@ -15,7 +16,7 @@ KEYS_COMPARED = 2000
 KEYS_COMPARED_CLOSELY = 20
 
 
-def unknown_key(keys: Tail, key: str) -> KeyError | LoadError:
+def unknown_key(keys: Tail | SeveralTails, key: str) -> KeyError | LoadError:
     """Return the error for a key that was not found: with what is near it.
 
     Of a million keys only those that have something in common with it are looked at.

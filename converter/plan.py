@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -36,6 +38,12 @@ class KeyList(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def digest(self) -> str:
+        """Return what tells these keys from any others: a SHA-256."""
+        found = hashlib.sha256(self._names)
+        found.update(self._ends.tobytes())
+        return found.hexdigest()
+
     @overload
     def __getitem__(self, item: int) -> str: ...
     @overload
@@ -58,6 +66,27 @@ class Plan:
     linked_folders: int = 0
     failures: list[Failure] = field(default_factory=list)
     folders: int = 0  # those that hold keys
+    shard: dict[str, int | str] | None = None  # which part of a whole it is
+
+    def part(self, number: int, count: int) -> Plan:
+        """Return the ``number``-th of ``count`` equal parts; the first has all failures."""
+        total = len(self.keys)
+        begin, end = (number - 1) * total // count, number * total // count
+        keys = KeyList()
+        for key in self.keys[begin:end]:
+            keys.append(key.encode())
+        shard: dict[str, int | str] = {
+            "number": number,
+            "of": count,
+            "files": total,
+            "keys": self.keys.digest(),
+        }
+        failures = self.failures if number == 1 else []
+        return replace(self, keys=keys, failures=failures, shard=shard)
+
+    def shard_attribute(self) -> dict[str, str]:
+        """Return the root attribute that tells which part it is; none of a whole."""
+        return {} if self.shard is None else {"shard": json.dumps(self.shard, sort_keys=True)}
 
     def path(self, key: str) -> str:
         """Return where a sample's file is."""

@@ -65,6 +65,8 @@ def describe(
     }
 
 
+#: The root attributes in the order in which they are written.
+NAMES = ("format", "store", "reader", "options", "plugins", "versions")
 #: Options that decide which files go in, and not what becomes of them.
 OF_SELECTION = ("ext", "follow_links", "my_prune_sha256")
 

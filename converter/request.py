@@ -38,6 +38,7 @@ class Request:
     follow_links: bool = False
     overwrite: bool = False
     restart: bool = False
+    shard: tuple[int, int] | None = None  # number and count
     update: bool = False
     file_timeout: float | None = None  # seconds
 
@@ -147,3 +148,13 @@ def nearest_folder(folder: Path) -> Path:
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return number and count of ``K/N``. Raises ConverterError."""
+    number, _, count = text.partition("/")
+    if number.isascii() and number.isdigit() and count.isascii() and count.isdigit():
+        k, n = int(number), int(count)
+        if 1 <= k <= n:
+            return k, n
+    raise ConverterError(f"--shard={text} is no part of a whole: give K/N with 1 <= K <= N, as 2/4")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -206,15 +206,21 @@ class Reuse:
 
     def _copies(self, begin: int, end: int) -> Iterator[Batch]:
         file = self._files[int(self._file[begin])]
-        positions, nbytes = [], 0
-        for position in self._position[begin:end].tolist():
-            positions.append(position)
-            nbytes += file.record_nbytes(position)
-            if nbytes >= BATCH_NBYTES or len(positions) >= BATCH_FILES:
-                yield file.batch(positions)
-                positions, nbytes = [], 0
-        if positions:
-            yield file.batch(positions)
+        return copies(file, self._position[begin:end].tolist())
+
+
+def copies(file: Existing, positions: Iterable[int]) -> Iterator[Batch]:
+    """Yield samples of a file, a few at a time."""
+    some: list[int] = []
+    nbytes = 0
+    for position in positions:
+        some.append(position)
+        nbytes += file.record_nbytes(position)
+        if nbytes >= BATCH_NBYTES or len(some) >= BATCH_FILES:
+            yield file.batch(some)
+            some, nbytes = [], 0
+    if some:
+        yield file.batch(some)
 
 
 class _Fresh:

@@ -7,6 +7,7 @@ import dataclasses
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 from zlib import crc32 as crc32_of_key  # for short keys quicker than zlib_ng's
 
@@ -15,7 +16,7 @@ import numpy as np
 from converter.errors import LoadError
 from converter.filters import crc32
 from converter.handle import Handle
-from converter.index import CHUNK, FOOTER, MAGIC, ROW, SECTIONS, VERSION, Footer, Place
+from converter.index import CHUNK, FOOTER, MAGIC, ROW, SECTIONS, VERSION, Footer, Place, order_of
 from converter.layouts import ArrayLayout, parse_layout
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -27,6 +28,7 @@ U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 ROW_STRUCT = struct.Struct("<QQQII")
 ROWS_AT_ONCE = 1 << 18
 MOST_LAYOUTS_KEPT = 4096
+KEYS_PROBED = 64
 
 
 class Row(NamedTuple):
@@ -70,6 +72,13 @@ class Tail:
         self.offsets, self.nbytes = _ints(self.rows["offset"]), _ints(self.rows["nbytes"])
         self.layout_numbers = _ints(self.rows["layout"])
         self._layouts: dict[int, ArrayLayout] = {}
+
+    @property
+    def is_in_order(self) -> bool:
+        """Tell whether the keys seem to lie in the order of a conversion, from a few of them."""
+        step = max(1, self._len // KEYS_PROBED)
+        orders = [order_of(self.key(position)) for position in range(0, self._len, step)]
+        return all(one < other for one, other in pairwise(orders))
 
     @property
     def has_encoded(self) -> bool:

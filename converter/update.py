@@ -45,11 +45,17 @@ def _recorded(output: Path, purpose: str) -> dict[str, Any]:
     try:
         with h5py.File(output, "r") as file:
             attributes = {name: file.attrs[name] for name in ("store", "reader", "options")}
+            if "shard" in file.attrs:
+                attributes["shard"] = file.attrs["shard"]
     except (OSError, RuntimeError) as error:
         raise ConverterError(f"{output} is no HDF5 file that can be read, {unknown}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConverterError(f"{output} does not say how it was made, {unknown}") from error
     try:
+        if "shard" in attributes and purpose == "--update":
+            raise ConverterError(
+                f"{output} is a part of a whole, which changes as a whole: convert it anew"
+            )
         options = json.loads(attributes["options"])
         reader = attributes["reader"]
         return {
@@ -62,6 +68,7 @@ def _recorded(output: Path, purpose: str) -> dict[str, Any]:
             "compression": parse_compression(options["compression"]),
             "max_pixels": options["max_pixels"],
             "follow_links": options["follow_links"],
+            "shard": _shard(attributes.get("shard")),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ConverterError(
@@ -81,6 +88,13 @@ def _check_functions(request: Request, output: Path) -> None:
                 f"{output} was made with another {name} than that of {path}: name the file it was "
                 "made with by --path_functions, or convert anew with --overwrite"
             )
+
+
+def _shard(recorded: str | None) -> tuple[int, int] | None:
+    if recorded is None:
+        return None
+    shard = json.loads(recorded)
+    return shard["number"], shard["of"]
 
 
 def _alike(name: str, value: Any, recorded: Mapping[str, Any]) -> bool:

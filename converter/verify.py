@@ -10,7 +10,7 @@ from pathlib import Path
 
 from converter.caller import Caller
 from converter.checker import Checks
-from converter.convert import encoding_settings, load_functions, plan_of
+from converter.conversion import encoding_settings, load_functions, plan_of
 from converter.encoder import Checked, Encoded, Settings
 from converter.errors import LoadError
 from converter.existing import read_sources

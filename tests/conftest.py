@@ -60,7 +60,8 @@ def convert(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run the command line within this process, without worker processes."""
 
     def convert(folder: Path, output: Path, *flags: str) -> Finished:
-        workers = [] if any(flag.startswith("--workers") for flag in flags) else ["--workers=1"]
+        has_own = any(flag.startswith(("--workers", "--dask")) for flag in flags)
+        workers = [] if has_own else ["--workers=1"]
         try:
             status = main([f"--path_images={folder}", f"--path_output={output}", *workers, *flags])
         except SystemExit as error:  # as argparse ends

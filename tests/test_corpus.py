@@ -73,7 +73,10 @@ def extension_of(key: str) -> str:
 
 
 def with_imageio(path: Path) -> np.ndarray:
-    return iio.imread(path, plugin=plugin_of(extension_of(path.name)))
+    array = iio.imread(path, plugin=plugin_of(extension_of(path.name)))
+    if not array.size:
+        raise ValueError("a cut TIFF, of which imageio makes an empty array")
+    return array
 
 
 def with_json(path: Path) -> np.ndarray:

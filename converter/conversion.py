@@ -6,7 +6,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from converter.codec import PLUGIN_FILTERS
 from converter.encoder import Choice, Encoded, Settings
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice, choices_of, survey
+from converter.executors import ExecutorRun, check_executor
 from converter.failures import FailureList, paths_of_failures
 from converter.plan import Failure, Plan, make_plan
 from converter.pool import Batch, Pool, run_here
@@ -29,8 +32,10 @@ from converter.writer import Writer
 FIRST_FILES = 1000  # when so many all fail, the rest will too
 
 
-def convert(request: Request, caller: Caller) -> Report:
+def run_request(request: Request, caller: Caller, executor: Executor | None = None) -> Report:
     """Convert the folder to one HDF5 file; see `Request` for what can be asked.
+
+    With an ``executor`` that reads and encodes, and this process writes.
 
     The file appears under its name only when it is complete.
 
@@ -43,6 +48,13 @@ def convert(request: Request, caller: Caller) -> Report:
     """
     start = time.perf_counter()
     check_request(request)
+    if executor is not None:
+        check_executor(executor)
+        if request.file_timeout is not None:
+            raise ConverterError(
+                "a time limit for files works with processes of this machine alone: drop "
+                "--file_timeout"
+            )
     found = load_functions(request, caller)
     if request.compression.name in PLUGIN_FILTERS:
         caller.notice(
@@ -51,16 +63,16 @@ def convert(request: Request, caller: Caller) -> Report:
         )
     with ExitStack() as stack:
         # Workers first: a process forked from a small parent stays small.
-        run = stack.enter_context(_encoding(request, found, caller))
+        run = stack.enter_context(_encoding(request, found, caller, executor))
         plan = plan_of(request, found)
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
-        stack.enter_context(_output_folder(request.path_output.parent))
+        stack.enter_context(output_folder(request.path_output.parent))
         writer = Writer(Paths(request.path_output))
         stack.callback(_held(caller, writer.close))
         with caller.held():
             writer.lock()
-        attributes = _attributes(request, found)
+        attributes = _attributes(request, found) | plan.shard_attribute()
         work = begin(request, plan, run, writer, attributes, caller)
         failures = FailureList(request.path_output)
         stack.callback(failures.discard)
@@ -121,9 +133,20 @@ def encoding_settings(
 
 @contextmanager
 def _encoding(
-    request: Request, found: hooks.Hooks, caller: Caller, *, survey: bool = False
+    request: Request,
+    found: hooks.Hooks,
+    caller: Caller,
+    executor: Executor | None = None,
+    *,
+    survey: bool = False,
 ) -> Iterator[Run]:
     settings = encoding_settings(request, found, choices=choices_of(request)[0] if survey else ())
+    if executor is not None:
+        if settings.path_functions is not None:  # the worker's machine may not have it
+            text = settings.path_functions.read_bytes()
+            settings = replace(settings, path_functions=None, functions_text=text)
+        yield ExecutorRun(executor, settings).run
+        return
     if request.workers == 1 and request.file_timeout is None:
         yield lambda keys: run_here(settings, keys)
         return
@@ -174,7 +197,7 @@ def plan_of(request: Request, found: hooks.Hooks) -> Plan:
     )
     if not plan.keys and not plan.failures:
         raise ConverterError(_nothing_found(request, plan.left_out))
-    return plan
+    return plan if request.shard is None else plan.part(*request.shard)
 
 
 def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
@@ -220,13 +243,15 @@ def _convert_all(
 
     for failure in plan.failures:
         fail(failure)
+    most_failed = FIRST_FILES + len(plan.failures)
     for batch in batches:
         with caller.held():
             writer.write(batch)
         for result in batch.results:
             if isinstance(result, Failure):
                 fail(result)
-                if not report.stored and report.failed == FIRST_FILES + len(plan.failures):
+                is_whole = request.shard is None
+                if is_whole and not report.stored and report.failed == most_failed:
                     who = f"the first {FIRST_FILES} files all"
                     raise _nothing_stored(request, who, failures, report)
             elif isinstance(result, Encoded):
@@ -234,7 +259,7 @@ def _convert_all(
                 if report.changes is not None:
                     report.changes.add(result)
         caller.progress(report.progress)
-    if not report.stored:
+    if not report.stored and request.shard is None:  # the others are merged with an empty one
         raise _nothing_stored(request, f"all {report.total} files", failures, report)
 
 
@@ -297,7 +322,7 @@ def _attributes(request: Request, found: hooks.Hooks) -> dict[str, str]:
 
 
 @contextmanager
-def _output_folder(folder: Path) -> Iterator[None]:
+def output_folder(folder: Path) -> Iterator[None]:
     """Make the output's folder; remove it again when the conversion fails."""
     made = []
     nearest = nearest_folder(folder)

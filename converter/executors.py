@@ -1,0 +1,231 @@
+"""Run work on samples through a ``concurrent.futures.Executor``, on other machines perhaps."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from converter import __version__
+from converter.cluster import cluster_of
+from converter.encoder import Encoder, Result, Settings
+from converter.errors import ConverterError, StoppedError, describe
+from converter.plan import Failure
+from converter.pool import Batch
+from converter.rooms import BASE_NBYTES, Room
+
+MOST_BYTES_AHEAD = 256 << 20
+MOST_TASKS_AHEAD = 64
+MOST_FILES_IN_TASK = 256
+SECONDS_IN_TASK = 0.2
+SECONDS_BETWEEN_LOOKS = 5
+ENCODERS_KEPT = 4
+_of_thread = threading.local()  # in the executor's workers, of which some have several threads
+
+
+class Answer(NamedTuple):
+    """What comes back of a task; ``problem`` where a worker cannot do any."""
+
+    results: list[Result]
+    payload: np.ndarray
+    seconds: float
+    problem: str | None = None
+
+
+class _Task:
+    def __init__(self, keys: list[str], future: Future[Answer]) -> None:
+        self.keys, self.future = keys, future
+        self.is_seen = False
+
+
+class ExecutorRun:
+    """Hands samples to an executor, and their results back in order.
+
+    What is on its way is bounded in bytes. A task that fails as a whole, as when its worker
+    dies, is given out again file by file; a file that fails alone so is a Failure.
+    """
+
+    def __init__(self, executor: Executor, settings: Settings) -> None:
+        self._executor = executor
+        self._cluster = cluster_of(executor)
+        self._settings = settings
+        self._order: deque[_Task] = deque()
+        self._nbytes = BASE_NBYTES / 8  # of a file, as far as is known
+        self._seconds = SECONDS_IN_TASK / 8
+        self._largest: float = BASE_NBYTES  # of an answer
+
+    def run(self, keys: Sequence[str]) -> Iterator[Batch]:
+        """Yield the results of all keys in order.
+
+        Raises StoppedError when the executor can do no more work.
+        """
+        start = 0
+        if self._cluster is not None:
+            self._cluster.check_versions()
+        try:
+            while start < len(keys) or self._order:
+                self._look_at_done()
+                start = self._submit_ahead(keys, start - self._take_back())
+                task = self._order.popleft()
+                answer = self._answer_of(task)
+                if answer is None:
+                    continue
+                if not task.is_seen:
+                    self._learn(answer)
+                    self._give_out_rest(task, answer, 0)
+                yield Batch(answer.results, answer.payload.data)
+        finally:
+            for task in self._order:
+                task.future.cancel()
+            self._order.clear()
+
+    def _look_at_done(self) -> None:
+        """Learn from answers that are there; give out at once what they leave over."""
+        place = 0
+        while place < len(self._order):
+            task = self._order[place]
+            place += 1
+            if task.is_seen or not task.future.done() or task.future.cancelled():
+                continue
+            if task.future.exception() is None:
+                task.is_seen = True
+                self._learn(task.future.result())
+                self._give_out_rest(task, task.future.result(), place)
+
+    def _give_out_rest(self, task: _Task, answer: Answer, place: int) -> None:
+        """Submit the files of a task that are not in its answer, which had bytes enough."""
+        done = len(answer.results)
+        if done < len(task.keys) and answer.problem is None:
+            self._order.insert(place, self._submit(task.keys[done:]))
+            task.keys = task.keys[:done]
+
+    def _take_back(self) -> int:
+        """Cancel what was submitted when files seemed smaller; return how many files."""
+        files = 0
+        while len(self._order) > max(1, self._most_tasks()):
+            if self._order[-1].is_seen or not self._order[-1].future.cancel():
+                break
+            files += len(self._order.pop().keys)
+        return files
+
+    def _most_tasks(self) -> int:
+        return min(MOST_TASKS_AHEAD, int(MOST_BYTES_AHEAD / self._largest))
+
+    def _submit_ahead(self, keys: Sequence[str], start: int) -> int:
+        while start < len(keys) and len(self._order) < max(1, self._most_tasks()):
+            count = self._files_in_task(len(keys) - start)
+            self._order.append(self._submit(list(keys[start : start + count])))
+            start += count
+        return start
+
+    def _files_in_task(self, left: int) -> int:
+        by_nbytes = BASE_NBYTES / max(self._nbytes, 1)
+        by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
+        by_rest = left / 8  # the last ones should not all be one worker's
+        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), MOST_FILES_IN_TASK))
+
+    def _submit(self, keys: list[str]) -> _Task:
+        try:
+            future = self._executor.submit(encode_there, __version__, self._settings, keys)
+        except (BrokenExecutor, RuntimeError) as error:
+            raise _broken(error) from error
+        return _Task(keys, future)
+
+    def _answer_of(self, task: _Task) -> Answer | None:
+        """Wait for a task; None where its files were given out again one by one."""
+        try:
+            answer = self._wait(task.future)
+        except StoppedError:
+            raise
+        except (BrokenExecutor, CancelledError) as error:
+            raise _broken(error) from error
+        except ImportError as error:
+            raise StoppedError(
+                f"a worker of the executor cannot import what it needs ({error}): install the "
+                f"converter {__version__} there, with the same packages"
+            ) from error
+        except Exception as error:  # whatever an executor makes of a dead worker
+            if len(task.keys) > 1:
+                self._order.extendleft(self._submit([key]) for key in reversed(task.keys))
+                return None
+            reason = f"reading it ended the worker ({describe(error)})"
+            return Answer([Failure(task.keys[0], reason)], np.empty(0, np.uint8), 0.0)
+        if answer.problem is not None:
+            raise StoppedError(answer.problem)
+        return answer
+
+    def _wait(self, future: Future[Answer]) -> Answer:
+        """Wait for an answer, looking now and then if anybody is there to give it."""
+        if self._cluster is not None:
+            while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
+                self._cluster.check_workers()
+        return future.result()
+
+    def _learn(self, answer: Answer) -> None:
+        files = max(len(answer.results), 1)
+        self._seconds += (answer.seconds / files - self._seconds) / 2
+        self._nbytes += (answer.payload.nbytes / files - self._nbytes) / 2
+        # at once larger, slowly smaller: so much may be on its way for each task
+        self._largest = max(answer.payload.nbytes, self._largest * 0.98, BASE_NBYTES)
+
+
+def encode_there(version: str, settings: Settings, keys: Sequence[str]) -> Answer:
+    """Encode samples: in the executor's worker."""
+    start = time.perf_counter()
+    try:
+        problem = _problem(version, settings)
+        encoder = None if problem else _encoder(settings)
+    except ConverterError as error:
+        problem, encoder = str(error), None
+    if encoder is None:
+        return Answer([], np.empty(0, np.uint8), 0.0, problem)
+    room, results = Room(), []
+    for key in keys:
+        results.append(encoder.encode(key, room))
+        if room.used >= BASE_NBYTES:
+            break
+    payload = np.frombuffer(room.payload(), np.uint8)
+    return Answer(results, payload, time.perf_counter() - start)
+
+
+def _problem(version: str, settings: Settings) -> str | None:
+    if version != __version__:
+        return (
+            f"a worker has version {__version__} of the converter, and this is {version}: install "
+            "the same on all"
+        )
+    if not os.path.isdir(settings.root):
+        return (
+            f"a worker on {os.uname().nodename if hasattr(os, 'uname') else 'another machine'} "
+            f"sees no folder {settings.root}: all workers must see it under that path"
+        )
+    return None
+
+
+def _encoder(settings: Settings) -> Encoder:
+    """Return this thread's encoder: making one reads my_functions.py anew."""
+    made: dict[Settings, Encoder] = _of_thread.__dict__.setdefault("made", {})
+    if settings not in made:
+        if len(made) >= ENCODERS_KEPT:
+            made.clear()
+        made[settings] = settings.make()
+    return made[settings]
+
+
+def _broken(error: BaseException) -> StoppedError:
+    return StoppedError(f"the executor can do no more work ({describe(error)}): start it anew")
+
+
+def check_executor(executor: Any) -> None:
+    """Raise ConverterError for what is no executor."""
+    if not callable(getattr(executor, "submit", None)):
+        raise ConverterError(
+            f"executor is a {type(executor).__name__}: give a concurrent.futures.Executor, such as "
+            "distributed.Client(...).get_executor()"
+        )

@@ -1,0 +1,241 @@
+"""Join finished files into one, by copying what lies encoded in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+
+from converter import provenance
+from converter.caller import Caller
+from converter.conversion import output_folder
+from converter.errors import ConverterError
+from converter.existing import Existing, open_finished
+from converter.index import order_of
+from converter.journal import Head, read_journal
+from converter.pool import Batch
+from converter.report import Report
+from converter.request import nearest_folder
+from converter.reuse import copies
+from converter.unfinished import Paths
+from converter.writer import Writer
+
+MERGING = "a merge"  # in the place of the folder that is converted
+
+
+class _Part(NamedTuple):
+    """A file to be joined: its root attributes, and which shard it is, if it is one."""
+
+    path: Path
+    samples: Existing
+    attributes: dict[str, str]
+    shard: dict[str, int | str] | None
+
+
+def merge(
+    paths: Sequence[Path], path_output: Path, caller: Caller, *, overwrite: bool = False
+) -> Report:
+    """Join files into ``path_output``.
+
+    Shards of one folder come in their order, and the result is what converting the whole
+    folder at once would have made, byte for byte. Other files must have been made with the
+    same options; their samples come in the order of a conversion.
+
+    Raises
+    ------
+    ConverterError
+        A shard is missing or there twice, options differ, keys clash, a file cannot be read.
+    StoppedError
+        A payload is damaged, or the disk is full.
+    """
+    start = time.perf_counter()
+    _check_paths(paths, path_output, overwrite=overwrite)
+    parts = [_open(path) for path in paths]
+    _check_alike(parts)
+    if any(part.shard is not None for part in parts):
+        parts = _complete(parts)
+    files = [part.samples for part in parts]
+    if not any(len(file) for file in files):
+        raise ConverterError("none of the files to join holds anything: convert again")
+    _check_folders(files)
+    _check_space(paths, path_output)
+    _check_unfinished(Paths(path_output))
+    report = Report(path_output, total=sum(len(file) for file in files))
+    with ExitStack() as stack:
+        stack.enter_context(output_folder(path_output.parent))
+        writer = Writer(Paths(path_output))
+        stack.callback(writer.close)
+        with caller.held():
+            writer.lock()
+            writer.discard()
+            writer.begin(Head(path_output.name, "", MERGING, {}))
+        try:
+            for batch in _batches(files):
+                with caller.held():
+                    writer.write(batch)
+                report.stored += len(batch.results)
+                report.payload_nbytes += len(batch.payload)
+                caller.progress(report.progress)
+            with caller.held():
+                attributes = {name: parts[0].attributes[name] for name in provenance.NAMES}
+                report.output_nbytes = writer.finish(attributes)
+        except BaseException:
+            writer.discard()  # joining anew costs no decoding
+            raise
+    report.fsync_seconds = writer.fsync_seconds
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _check_paths(paths: Sequence[Path], path_output: Path, *, overwrite: bool) -> None:
+    if os.path.isdir(path_output):
+        raise ConverterError(f"{path_output} is a folder: --path_output names the file to make")
+    if os.path.lexists(path_output):
+        if any(path.exists() and os.path.samefile(path, path_output) for path in paths):
+            raise ConverterError(f"{path_output} is one of the files to join: name another")
+        if not overwrite:
+            raise ConverterError(
+                f"{path_output} exists: name another file, or replace it with --overwrite"
+            )
+    for n, path in enumerate(paths):
+        if path in paths[:n]:
+            raise ConverterError(f"{path} is named twice: name each file once")
+
+
+def _open(path: Path) -> _Part:
+    if not path.is_file():
+        raise ConverterError(f"no file {path}: --merge names files the converter made")
+    samples = open_finished(path)
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = {name: str(value) for name, value in file.attrs.items()}
+        shard = json.loads(attributes["shard"]) if "shard" in attributes else None
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ConverterError(f"{path} cannot be read ({error}): convert it again") from error
+    if not {*provenance.NAMES} <= attributes.keys():
+        raise ConverterError(f"{path} does not say how it was made: convert it again")
+    return _Part(path, samples, attributes, shard)
+
+
+def _check_alike(parts: Sequence[_Part]) -> None:
+    """Refuse files that were made otherwise than the first."""
+    first = parts[0]
+    for part in parts[1:]:
+        names = {*first.attributes, *part.attributes} - {"shard"}
+        for name in sorted(names):
+            one, other = first.attributes.get(name), part.attributes.get(name)
+            if one != other:
+                raise ConverterError(
+                    f"{part.path} and {first.path} were made otherwise, {name} being {other} and "
+                    f"{one}: convert one of them again"
+                )
+
+
+def _complete(parts: Sequence[_Part]) -> list[_Part]:
+    """Return shards in order; refuse what is not all of one whole."""
+    by_number: dict[int, _Part] = {}
+    first = parts[0]
+    for part in parts:
+        if part.shard is None or first.shard is None:
+            whole = part if part.shard is None else first
+            raise ConverterError(f"{whole.path} is no shard, and others are: join shards alone")
+        if any(part.shard[name] != first.shard[name] for name in ("of", "files", "keys")):
+            raise ConverterError(
+                f"{part.path} and {first.path} are shards of different folders, or the folder "
+                "changed between them: convert all shards again"
+            )
+        number = int(part.shard["number"])
+        if number in by_number:
+            raise ConverterError(
+                f"{part.path} and {by_number[number].path} are both shard {number} of "
+                f"{part.shard['of']}: name one of them"
+            )
+        by_number[number] = part
+    assert first.shard is not None
+    count = int(first.shard["of"])
+    missing = count - len(by_number)
+    if missing:
+        absent = (number for number in range(1, count + 1) if number not in by_number)
+        names = ", ".join(f"{number}/{count}" for number in islice(absent, 10))
+        more = f" and {missing - 10} more" if missing > 10 else ""
+        raise ConverterError(f"shards are missing: {names}{more}: name them too")
+    return [by_number[number] for number in range(1, count + 1)]
+
+
+def _check_folders(files: Sequence[Existing]) -> None:
+    """Refuse a name that is a folder in one file and a sample in another."""
+    if len(files) == 1:
+        return
+    folders = {key.rpartition("/")[0] for file in files for _, key in _keys(file)}
+    for folder in sorted(folders - {""}):
+        above = folder.split("/")
+        for n in range(1, len(above) + 1):
+            name = "/".join(above[:n])
+            for file in files:
+                if file.keys.find(name) is not None:
+                    raise ConverterError(
+                        f"{name!r} is a file in {file.path} and a folder in another: join files "
+                        "that have no names in common"
+                    )
+
+
+def _check_space(paths: Sequence[Path], path_output: Path) -> None:
+    needed = sum(path.stat().st_size for path in paths)
+    free = shutil.disk_usage(nearest_folder(path_output.parent)).free
+    if needed > free:
+        raise ConverterError(
+            f"{path_output} would take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are "
+            "free: free space, or name another disk with --path_output"
+        )
+
+
+def _check_unfinished(paths: Paths) -> None:
+    """Refuse to take the place of a conversion that can be gone on with."""
+    for journal, partial in ((paths.journal, paths.partial), (paths.aside_journal, paths.aside)):
+        recorded = read_journal(journal)
+        if recorded is not None and recorded.head.root != MERGING:
+            raise ConverterError(
+                f"{partial} is of a conversion that was broken off: go on with it, or remove it "
+                "and its journal"
+            )
+
+
+def _batches(files: Sequence[Existing]) -> Iterator[Batch]:
+    """Yield all samples in the order of a conversion."""
+    if _are_in_order(files):
+        for file in files:
+            yield from copies(file, range(len(file)))
+        return
+    origins = [(order_of(key), n, p) for n, file in enumerate(files) for p, key in _keys(file)]
+    origins.sort()
+    for (one, n, p), (other, m, _) in pairwise(origins):
+        if one == other:
+            raise ConverterError(
+                f"{files[n].keys.key(p)!r} is in {files[n].path} and in {files[m].path}: join "
+                "files that have no names in common"
+            )
+    begin = 0
+    for end in range(1, len(origins) + 1):
+        if end == len(origins) or origins[end][1] != origins[begin][1]:
+            number = origins[begin][1]
+            yield from copies(files[number], [p for _, _, p in origins[begin:end]])
+            begin = end
+
+
+def _keys(file: Existing) -> Iterator[tuple[int, str]]:
+    return enumerate(file.keys.keys())
+
+
+def _are_in_order(files: Sequence[Existing]) -> bool:
+    """Tell whether one file's keys all come before the next one's."""
+    ends = [(file.keys.key(0), file.keys.key(len(file) - 1)) for file in files if len(file)]
+    orders = [order_of(key) for pair in ends for key in pair]
+    return all(one < other for one, other in zip(orders[1::2], orders[2::2], strict=False))
