@@ -92,6 +92,11 @@ class Cluster:
         except Exception as error:
             return error
 
+    def count_threads(self) -> int:
+        """Return how many tasks the workers do at once."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        return sum(int(worker["nthreads"]) for worker in workers.values())
+
     @property
     def _address(self) -> str:
         return str(self._client.scheduler.address)

@@ -206,10 +206,11 @@ def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
 
     def keep(name: str) -> bool:
         lowered = name.lower()
-        return (
-            lowered.endswith(endings)
-            and not name.startswith("._")
-            and any(lowered.endswith(end) and len(lowered) > len(end) for end in endings)
+        if not lowered.endswith(endings) or name.startswith("._"):
+            return False
+        # .gz has no extension, but .tar.gz has gz
+        return lowered not in endings or any(
+            lowered.endswith(end) and len(lowered) > len(end) for end in endings
         )
 
     return keep

@@ -6,8 +6,16 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +24,20 @@ from converter import __version__
 from converter.cluster import cluster_of
 from converter.encoder import Encoder, Result, Settings
 from converter.errors import ConverterError, StoppedError, describe
+from converter.places import open_to_write, write_at
 from converter.plan import Failure
-from converter.pool import Batch
-from converter.rooms import BASE_NBYTES, Room
+from converter.pool import SMALLEST_DELEGATED_NBYTES, Batch
+from converter.rooms import Room
 
-MOST_BYTES_AHEAD = 256 << 20
-MOST_TASKS_AHEAD = 64
+MOST_BYTES_AHEAD = 512 << 20
+MOST_TASKS_AHEAD = 64  # or two for each thread of the executor
+#: Of an answer: each costs Dask several milliseconds, so photos came 1.5 times as fast in answers
+#: of 32 MiB as of 4; but all threads should have work.
+LARGEST_ANSWER_NBYTES, SMALLEST_ANSWER_NBYTES = 32 << 20, 4 << 20
+SMALLEST_ALLOWANCE_NBYTES = 1 << 20
+FIRST_NBYTES = 512 << 10  # what is expected of files before any is known
+THREADS_EXPECTED = 8
+WRITING_THREADS, MOST_WRITES = 2, 4
 MOST_FILES_IN_TASK = 256
 SECONDS_IN_TASK = 0.2
 SECONDS_BETWEEN_LOOKS = 5
@@ -39,9 +55,52 @@ class Answer(NamedTuple):
 
 
 class _Task:
-    def __init__(self, keys: list[str], future: Future[Answer]) -> None:
+    def __init__(self, keys: list[str], future: Future[Answer], allowance: int) -> None:
         self.keys, self.future = keys, future
+        self.allowance = allowance  # bytes after which the rest is another task
         self.is_seen = False
+
+
+class _Writes:
+    """Copies payloads into the file in threads, so that others are received meanwhile."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(WRITING_THREADS)
+        self._pending: deque[tuple[Future[None], Callable[[], None]]] = deque()
+
+    def begin(self, path: Path, offset: int, payload: memoryview, done: Callable[[], None]) -> None:
+        """Copy a payload; ``done`` is called by `settle`."""
+        self._pending.append((self._threads.submit(_write, path, offset, payload), done))
+
+    def settle(self, most: int = MOST_WRITES) -> None:
+        """Wait until ``most`` are left at most. Raises OSError for what could not be written."""
+        while self._pending and (len(self._pending) > most or self._pending[0][0].done()):
+            future, done = self._pending.popleft()
+            future.result()
+            done()
+
+    def close(self) -> None:
+        """Let the threads end what they are at."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+def _write(path: Path, offset: int, payload: memoryview) -> None:
+    with open_to_write(path) as file:
+        write_at(file, payload, offset)
+
+
+class _Answered(Batch):
+    """Samples that came back; their payload is this process's to write."""
+
+    def __init__(self, results: list[Result], payload: memoryview, writes: _Writes) -> None:
+        super().__init__(results, payload)
+        self._writes = writes
+
+    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
+        if len(self.payload) < SMALLEST_DELEGATED_NBYTES:
+            return False
+        self._writes.begin(path, offset, self.payload, done)
+        return True
 
 
 class ExecutorRun:
@@ -56,16 +115,20 @@ class ExecutorRun:
         self._cluster = cluster_of(executor)
         self._settings = settings
         self._order: deque[_Task] = deque()
-        self._nbytes = BASE_NBYTES / 8  # of a file, as far as is known
+        self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
-        self._largest: float = BASE_NBYTES  # of an answer
+        self._largest = 0.0  # of an answer
+        threads = self._threads()
+        self._most_tasks = max(MOST_TASKS_AHEAD, 2 * threads)
+        fair = MOST_BYTES_AHEAD // (2 * threads)
+        self._answer_nbytes = max(SMALLEST_ANSWER_NBYTES, min(fair, LARGEST_ANSWER_NBYTES))
 
     def run(self, keys: Sequence[str]) -> Iterator[Batch]:
         """Yield the results of all keys in order.
 
         Raises StoppedError when the executor can do no more work.
         """
-        start = 0
+        start, writes = 0, _Writes()
         if self._cluster is not None:
             self._cluster.check_versions()
         try:
@@ -79,11 +142,14 @@ class ExecutorRun:
                 if not task.is_seen:
                     self._learn(answer)
                     self._give_out_rest(task, answer, 0)
-                yield Batch(answer.results, answer.payload.data)
+                yield _Answered(answer.results, answer.payload.data, writes)
+                writes.settle()
+            writes.settle(most=0)
         finally:
             for task in self._order:
                 task.future.cancel()
             self._order.clear()
+            writes.close()
 
     def _look_at_done(self) -> None:
         """Learn from answers that are there; give out at once what they leave over."""
@@ -105,37 +171,54 @@ class ExecutorRun:
             self._order.insert(place, self._submit(task.keys[done:]))
             task.keys = task.keys[:done]
 
+    def _threads(self) -> int:
+        """Return how many tasks the executor does at once, as far as can be known."""
+        if self._cluster is not None:
+            return max(1, self._cluster.count_threads())
+        return int(getattr(self._executor, "_max_workers", None) or THREADS_EXPECTED)
+
     def _take_back(self) -> int:
         """Cancel what was submitted when files seemed smaller; return how many files."""
         files = 0
-        while len(self._order) > max(1, self._most_tasks()):
+        while len(self._order) > 1 and self._nbytes_ahead() > MOST_BYTES_AHEAD:
             if self._order[-1].is_seen or not self._order[-1].future.cancel():
                 break
             files += len(self._order.pop().keys)
         return files
 
-    def _most_tasks(self) -> int:
-        return min(MOST_TASKS_AHEAD, int(MOST_BYTES_AHEAD / self._largest))
+    def _nbytes_ahead(self) -> float:
+        return sum(max(task.allowance, self._largest) for task in self._order)
 
     def _submit_ahead(self, keys: Sequence[str], start: int) -> int:
-        while start < len(keys) and len(self._order) < max(1, self._most_tasks()):
+        while start < len(keys) and len(self._order) < self._most_tasks:
             count = self._files_in_task(len(keys) - start)
+            ahead = self._nbytes_ahead() + max(self._allowance(count), self._largest)
+            if self._order and ahead > MOST_BYTES_AHEAD:
+                break
             self._order.append(self._submit(list(keys[start : start + count])))
             start += count
         return start
 
+    def _allowance(self, files: int) -> int:
+        """Return the bytes these files may take: twice what is expected of them."""
+        expected = int(2 * files * self._nbytes)
+        return min(max(expected, SMALLEST_ALLOWANCE_NBYTES), self._answer_nbytes)
+
     def _files_in_task(self, left: int) -> int:
-        by_nbytes = BASE_NBYTES / max(self._nbytes, 1)
+        by_nbytes = self._answer_nbytes / max(self._nbytes, 1)
         by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
         by_rest = left / 8  # the last ones should not all be one worker's
         return max(1, min(int(by_nbytes), int(by_time), int(by_rest), MOST_FILES_IN_TASK))
 
     def _submit(self, keys: list[str]) -> _Task:
+        allowance = self._allowance(len(keys))
         try:
-            future = self._executor.submit(encode_there, __version__, self._settings, keys)
+            future = self._executor.submit(
+                encode_there, __version__, self._settings, allowance, keys
+            )
         except (BrokenExecutor, RuntimeError) as error:
             raise _broken(error) from error
-        return _Task(keys, future)
+        return _Task(keys, future, allowance)
 
     def _answer_of(self, task: _Task) -> Answer | None:
         """Wait for a task; None where its files were given out again one by one."""
@@ -172,11 +255,11 @@ class ExecutorRun:
         self._seconds += (answer.seconds / files - self._seconds) / 2
         self._nbytes += (answer.payload.nbytes / files - self._nbytes) / 2
         # at once larger, slowly smaller: so much may be on its way for each task
-        self._largest = max(answer.payload.nbytes, self._largest * 0.98, BASE_NBYTES)
+        self._largest = max(answer.payload.nbytes, self._largest * 0.98)
 
 
-def encode_there(version: str, settings: Settings, keys: Sequence[str]) -> Answer:
-    """Encode samples: in the executor's worker."""
+def encode_there(version: str, settings: Settings, allowance: int, keys: Sequence[str]) -> Answer:
+    """Encode samples until they take ``allowance`` bytes: in the executor's worker."""
     start = time.perf_counter()
     try:
         problem = _problem(version, settings)
@@ -185,10 +268,10 @@ def encode_there(version: str, settings: Settings, keys: Sequence[str]) -> Answe
         problem, encoder = str(error), None
     if encoder is None:
         return Answer([], np.empty(0, np.uint8), 0.0, problem)
-    room, results = Room(), []
+    room, results = Room(2 * allowance), []
     for key in keys:
         results.append(encoder.encode(key, room))
-        if room.used >= BASE_NBYTES:
+        if room.used >= allowance:
             break
     payload = np.frombuffer(room.payload(), np.uint8)
     return Answer(results, payload, time.perf_counter() - start)

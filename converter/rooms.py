@@ -8,15 +8,17 @@ import tempfile
 from multiprocessing import reduction
 from typing import Any
 
+import numpy as np
+
 BASE_NBYTES = 4 << 20
 
 
 class Room:
     """A reusable buffer, filled from the front; grows to what it must hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, nbytes: int = 0) -> None:
         self.used = 0
-        self._buffer = memoryview(bytearray())
+        self._buffer = _memory(nbytes)
 
     def view(self, nbytes: int) -> memoryview:
         """Return the next ``nbytes`` bytes, to be written to; not yet kept."""
@@ -34,12 +36,17 @@ class Room:
     def reset(self) -> None:
         self.used = 0
         if len(self._buffer) > 2 * BASE_NBYTES:
-            self._buffer = memoryview(bytearray())
+            self._buffer = _memory(0)
 
     def _grow(self, nbytes: int) -> None:
-        larger = memoryview(bytearray(_rounded(nbytes)))
+        larger = _memory(_rounded(nbytes))
         larger[: self.used] = self._buffer[: self.used]
         self._buffer = larger
+
+
+def _memory(nbytes: int) -> memoryview:
+    """Return memory that is only taken from the system where it is written to."""
+    return np.empty(nbytes, np.uint8).data
 
 
 def _rounded(nbytes: int) -> int:

@@ -377,6 +377,9 @@ def test_help_names_every_flag():
     flags = set(re.findall(r"^  (--\w+)", ended.out, re.MULTILINE))
     assert flags == {
         "--path_output",
+        "--shard",
+        "--merge",
+        "--dask",
         "--overwrite",
         "--quiet",
         "--path_images",

@@ -18,6 +18,7 @@ from concurrent.futures import (
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from converter import convert as convert_folder
@@ -361,14 +362,50 @@ def test_a_worker_with_another_version_is_said(
     assert "OUT.h5" not in left(output)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+def test_a_full_disk_ends_the_run_and_what_is_written_is_kept(folder: Path, output: Path) -> None:
+    random = np.random.default_rng(0)
+    for n in range(300):
+        np.save(folder / f"{n:03}.npy", random.integers(0, 256, 50_000, np.uint8))
+    functions = write_functions(
+        output.parent.parent / "np_functions.py",
+        "import numpy as np\ndef my_read(path_sample): return np.load(path_sample)",
+    )
+    options = {"ext": "npy", "custom_read_func": True, "path_functions": str(functions)}
+    code = f"""
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+sys.path.insert(0, {str(ROOT)!r})
+import converter
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, resource.RLIM_INFINITY))
+try:
+    with ThreadPoolExecutor(2) as executor:
+        converter.convert({str(folder)!r}, {str(output)!r}, executor=executor, **{options!r})
+except converter.StoppedError as error:
+    print(error)
+"""
+    ended = run([sys.executable, "-c", code])
+    assert ended.status == 0, ended.err
+    assert "could not be written" in ended.out
+    assert not output.exists()
+    notices: list[str] = []
+    options["path_functions"] = functions
+    convert_folder(folder, output, workers=1, notice=notices.append, **options)
+    (kept,) = [notice for notice in notices if "are kept" in notice]
+    assert int(kept.split()[0]) > 50
+    local = output.with_name("local.h5")
+    convert_folder(folder, local, workers=1, **options)
+    assert filecmp.cmp(output, local, shallow=False)
+
+
 def test_a_worker_without_the_folder_is_said(folder: Path, output: Path) -> None:
     save_jpegs(folder, NAMES)
 
     class Elsewhere(Here):
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            version, settings, keys = args
+            version, settings, *rest = args
             moved = dataclasses.replace(settings, root=f"{settings.root} of another machine")
-            return function(version, moved, keys)
+            return function(version, moved, *rest)
 
     with pytest.raises(StoppedError, match="under that path"):
         convert_folder(folder, output, executor=Elsewhere())
