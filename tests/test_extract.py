@@ -781,6 +781,9 @@ OF_CONVERSION = [
     "--update",
     "--verify",
     "--rebuild_index",
+    "--shard=1/2",
+    "--dask=tcp://host:1",
+    "--merge=a.h5",
 ]
 
 
