@@ -37,6 +37,8 @@ LARGEST_ANSWER_NBYTES, SMALLEST_ANSWER_NBYTES = 32 << 20, 4 << 20
 SMALLEST_ALLOWANCE_NBYTES = 1 << 20
 FIRST_NBYTES = 512 << 10  # what is expected of files before any is known
 THREADS_EXPECTED = 8
+#: Dask blames all tasks of a worker that died, those too that it had not begun.
+ATTEMPTS_ALONE = 3
 WRITING_THREADS, MOST_WRITES = 2, 4
 MOST_FILES_IN_TASK = 256
 SECONDS_IN_TASK = 0.2
@@ -58,6 +60,7 @@ class _Task:
     def __init__(self, keys: list[str], future: Future[Answer], allowance: int) -> None:
         self.keys, self.future = keys, future
         self.allowance = allowance  # bytes after which the rest is another task
+        self.attempts = 1
         self.is_seen = False
 
 
@@ -107,7 +110,7 @@ class ExecutorRun:
     """Hands samples to an executor, and their results back in order.
 
     What is on its way is bounded in bytes. A task that fails as a whole, as when its worker
-    dies, is given out again file by file; a file that fails alone so is a Failure.
+    dies, is given out again file by file; a file that fails alone so, three times, is a Failure.
     """
 
     def __init__(self, executor: Executor, settings: Settings) -> None:
@@ -236,6 +239,11 @@ class ExecutorRun:
         except Exception as error:  # whatever an executor makes of a dead worker
             if len(task.keys) > 1:
                 self._order.extendleft(self._submit([key]) for key in reversed(task.keys))
+                return None
+            if task.attempts < ATTEMPTS_ALONE:
+                again = self._submit(task.keys)
+                again.attempts = task.attempts + 1
+                self._order.appendleft(again)
                 return None
             reason = f"reading it ended the worker ({describe(error)})"
             return Answer([Failure(task.keys[0], reason)], np.empty(0, np.uint8), 0.0)

@@ -492,7 +492,7 @@ def test_all_that_can_befall_a_worker_in_one_run(folder, output, tmp_path):
             if number == 11:
                 much = []
                 while True:
-                    much.append(bytearray(500_000_000))
+                    much.append(bytes(500_000_000))  # takes addresses alone
             if number == 23:
                 re.match(r"(a+)+$", "a" * 60 + "b")
             if number == 37:

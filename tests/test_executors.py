@@ -241,6 +241,21 @@ def test_a_file_that_kills_workers_is_a_failure_and_no_other(
     assert sorted(stored(output)) == sorted({*NAMES} - {*found})
 
 
+def test_a_file_that_is_blamed_for_another_is_read_after_all(folder: Path, output: Path) -> None:
+    save_jpegs(folder, NAMES)
+
+    class Blaming(Here):
+        blamed = 0
+
+        def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+            if "a/003.jpg" in args[-1] and self.blamed < executors.ATTEMPTS_ALONE:
+                self.blamed += 1  # among others first, then alone
+                raise OSError("the worker died")
+            return super().answer(function, *args, **kwargs)
+
+    convert_both(folder, output, Blaming())
+
+
 def test_the_order_is_kept_when_a_task_is_given_out_file_by_file(
     folder: Path, output: Path
 ) -> None:
