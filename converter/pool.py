@@ -186,6 +186,7 @@ class Pool:
         self._context = multiprocessing.get_context()
         self._workers: list[_Worker] = []
         self._order: deque[_Task] = deque()
+        self._yielded: deque[_Task] = deque()  # those whose rooms are not free yet
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
@@ -215,6 +216,7 @@ class Pool:
         Raises WorkersError when workers cannot be started.
         """
         self._order.clear()
+        self._yielded.clear()
         start = 0
         while start < len(keys) or self._order:
             start = self._dispatch(keys, start)
@@ -224,8 +226,8 @@ class Pool:
                 continue
             self._order.popleft()
             yield _PoolBatch(self, head, self._payload(head))
-            if head.worker is not None and head.room not in head.worker.writing:
-                head.worker.free_rooms.add(head.room)
+            self._yielded.append(head)
+            self._free_rooms()
         while any(worker.writing for worker in self._workers):
             self._listen()
 
@@ -306,6 +308,16 @@ class Pool:
         except OSError:
             self._bury(worker)
 
+    def _free_rooms(self) -> None:
+        """Free rooms in order, as their samples are recorded: a crash loses what has a room."""
+        while self._yielded:
+            worker, room = self._yielded[0].worker, self._yielded[0].room
+            if worker is not None:
+                if room in worker.writing:
+                    return
+                worker.free_rooms.add(room)
+            self._yielded.popleft()
+
     # Hearing from workers
 
     def _listen(self) -> None:
@@ -324,10 +336,10 @@ class Pool:
             self._take_answer(worker, message)
         elif isinstance(message, Written):
             _, done = worker.writing.pop(message.room)
-            worker.free_rooms.add(message.room)
             if message.error is not None:
                 raise message.error
             done()
+            self._free_rooms()
         elif message.problem is not None:
             raise WorkersError(message.problem)
         else:
@@ -367,12 +379,17 @@ class Pool:
             with open_to_write(order.path) as file:
                 write_at(file, worker.memory[order.room].map()[: order.nbytes], order.offset)
             done()
-        finished = [task for task in self._order if task.worker is worker and task.answer]
+        held = [
+            task
+            for task in (*self._yielded, *self._order)
+            if task.worker is worker and task.answer is not None
+        ]
         successor = self._start_worker(worker.memory)
-        successor.free_rooms -= {task.room for task in finished}
-        for task in finished:
+        successor.free_rooms -= {task.room for task in held}
+        for task in held:
             task.worker = successor
         self._workers[self._workers.index(worker)] = successor
+        self._free_rooms()
         for task in worker.tasks:
             task.worker = None
         if worker.tasks and worker.is_ready:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,9 @@ import pytest
 from breaking import WAYS, Broken, Point, break_all
 from converter.existing import open_recorded
 from converter.journal import read_journal
-from converter.pool import ROOMS
+from converter.plan import Failure
+from converter.pool import ROOMS, SMALLEST_DELEGATED_NBYTES, Pool
+from converter.rooms import Room
 from converter.unfinished import Paths
 from resuming import Conversion, files_in, taken_over
 from world import (
@@ -319,6 +323,63 @@ def test_killed_again_and_again_it_comes_to_its_end_all_the_same(arrays, monkeyp
     assert (place / "OUT.h5").read_bytes() == whole.read_bytes()
     assert set(read) == set(conversion.names)
     assert read.total() <= len(read) + rounds * arrays.most_in_flight
+
+
+class LoggingWork(NamedTuple):
+    """Payloads worth writing by workers; at a slow sample it is noted what is in flight."""
+
+    place: Path
+    slow: frozenset[str]
+    file_timeout: float | None = None
+
+    def make(self) -> LoggingWork:
+        return self
+
+    def encode(self, key: str, room: Room) -> Failure:
+        nbytes = SMALLEST_DELEGATED_NBYTES
+        with open(self.place / "begun", "a") as log:
+            print(key, file=log)
+        time.sleep(0.01)
+        if key in self.slow:
+            time.sleep(0.3)
+            begun, recorded = (self._count(name) for name in ("begun", "recorded"))
+            with open(self.place / "in_flight", "a") as log:
+                print(begun - recorded, file=log)
+        room.view(nbytes)[:] = bytes(nbytes)
+        room.keep(nbytes)
+        return Failure(key, "for its payload's sake")
+
+    def _count(self, name: str) -> int:
+        return len((self.place / name).read_text().split())
+
+
+@pytest.mark.parametrize("distance", range(4, 9))
+def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
+    distance, tmp_path, monkeypatch
+):
+    """A worker that has a payload to write may be at a slow file: the others must not run ahead."""
+    monkeypatch.setattr("converter.pool.MOST_FILES_IN_TASK", 1)
+    keys, file = [f"{n:04}" for n in range(40)], tmp_path / "file"
+    file.touch()
+    work = LoggingWork(tmp_path, frozenset((keys[12], keys[12 + distance])))
+    written: set[int] = set()
+    recorded = 0
+    with open(tmp_path / "recorded", "w") as log, Pool(work, 2) as pool:
+
+        def record(number):
+            nonlocal recorded
+            written.add(number)
+            while recorded in written:  # in order, as a journal is written
+                print(recorded, file=log, flush=True)
+                recorded += 1
+
+        for number, batch in enumerate(pool.run(keys)):
+            offset = number * SMALLEST_DELEGATED_NBYTES
+            assert batch.write_elsewhere(file, offset, functools.partial(record, number))
+    in_flight = (tmp_path / "in_flight").read_text().split()
+    assert len(in_flight) == 2
+    assert max(map(int, in_flight)) <= 2 * ROOMS
+    assert recorded == len(keys)
 
 
 @pytest.mark.parametrize("seed", range(4))
