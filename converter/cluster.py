@@ -1,4 +1,4 @@
-"""Connect to the workers of a Dask scheduler, and see that they can do the work."""
+"""Know the Dask cluster behind an executor."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Cluster:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._seen = time.monotonic()  # when there were workers
+        self._missed: float | None = None  # when it was first seen that there are no workers
 
     def check_versions(self) -> None:
         """Raise ConverterError where there are no workers, or some that cannot do the work.
@@ -78,8 +78,10 @@ class Cluster:
     def check_workers(self) -> None:
         """Raise StoppedError where there have been no workers for long."""
         if self._count():
-            self._seen = time.monotonic()
-        elif time.monotonic() - self._seen > SECONDS_WITHOUT_WORKERS:
+            self._missed = None
+        elif self._missed is None:
+            self._missed = time.monotonic()
+        elif time.monotonic() - self._missed > SECONDS_WITHOUT_WORKERS:
             raise StoppedError(
                 f"the Dask scheduler at {self._address} has had no workers for "
                 f"{SECONDS_WITHOUT_WORKERS} s: start some with `dask worker {self._address}`, and "

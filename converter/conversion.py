@@ -145,7 +145,8 @@ def _encoding(
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
             settings = replace(settings, path_functions=None, functions_text=text)
-        yield ExecutorRun(executor, settings).run
+        with ExecutorRun(executor, settings) as there:
+            yield there.run
         return
     if request.workers == 1 and request.file_timeout is None:
         yield lambda keys: run_here(settings, keys)

@@ -1,10 +1,7 @@
-"""Run work on samples through a ``concurrent.futures.Executor``, on other machines perhaps."""
+"""Give out samples to a ``concurrent.futures.Executor``, of other machines perhaps."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -15,23 +12,24 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from converter import __version__
 from converter.cluster import cluster_of
-from converter.encoder import Encoder, Result, Settings
+from converter.encoder import Result, Settings
 from converter.errors import ConverterError, StoppedError, describe
 from converter.places import open_to_write, write_at
 from converter.plan import Failure
 from converter.pool import SMALLEST_DELEGATED_NBYTES, Batch
-from converter.rooms import Room
+from converter.remote import Answer, encode_there
 
 MOST_BYTES_AHEAD = 512 << 20
 MOST_TASKS_AHEAD = 64  # or two for each thread of the executor
-#: Of an answer: each costs Dask several milliseconds, so photos came 1.5 times as fast in answers
+#: Of an answer: each costs Dask several milliseconds, so photos came 1.4 times as fast in answers
 #: of 32 MiB as of 4; but all threads should have work.
 LARGEST_ANSWER_NBYTES, SMALLEST_ANSWER_NBYTES = 32 << 20, 4 << 20
 SMALLEST_ALLOWANCE_NBYTES = 1 << 20
@@ -43,25 +41,15 @@ WRITING_THREADS, MOST_WRITES = 2, 4
 MOST_FILES_IN_TASK = 256
 SECONDS_IN_TASK = 0.2
 SECONDS_BETWEEN_LOOKS = 5
-ENCODERS_KEPT = 4
-_of_thread = threading.local()  # in the executor's workers, of which some have several threads
 
 
-class Answer(NamedTuple):
-    """What comes back of a task; ``problem`` where a worker cannot do any."""
-
-    results: list[Result]
-    payload: np.ndarray
-    seconds: float
-    problem: str | None = None
-
-
+@dataclass(eq=False)
 class _Task:
-    def __init__(self, keys: list[str], future: Future[Answer], allowance: int) -> None:
-        self.keys, self.future = keys, future
-        self.allowance = allowance  # bytes after which the rest is another task
-        self.attempts = 1
-        self.is_seen = False
+    keys: list[str]
+    future: Future[Answer]
+    allowance: int  # bytes after which the rest is another task
+    attempts: int
+    is_seen: bool = False
 
 
 class _Writes:
@@ -69,21 +57,27 @@ class _Writes:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(WRITING_THREADS)
-        self._pending: deque[tuple[Future[None], Callable[[], None]]] = deque()
+        self._pending: deque[tuple[Future[None], Callable[[], None], int]] = deque()
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of payloads that may not be written yet."""
+        return sum(nbytes for _, _, nbytes in self._pending)
 
     def begin(self, path: Path, offset: int, payload: memoryview, done: Callable[[], None]) -> None:
         """Copy a payload; ``done`` is called by `settle`."""
-        self._pending.append((self._threads.submit(_write, path, offset, payload), done))
+        future = self._threads.submit(_write, path, offset, payload)
+        self._pending.append((future, done, payload.nbytes))
 
     def settle(self, most: int = MOST_WRITES) -> None:
         """Wait until ``most`` are left at most. Raises OSError for what could not be written."""
         while self._pending and (len(self._pending) > most or self._pending[0][0].done()):
-            future, done = self._pending.popleft()
+            future, done, _ = self._pending.popleft()
             future.result()
             done()
 
     def close(self) -> None:
-        """Let the threads end what they are at."""
+        """Wait until nothing is written any more: the file may be another run's then."""
         self._threads.shutdown(cancel_futures=True)
 
 
@@ -118,6 +112,7 @@ class ExecutorRun:
         self._cluster = cluster_of(executor)
         self._settings = settings
         self._order: deque[_Task] = deque()
+        self._writes = _Writes()
         self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
         self._largest = 0.0  # of an answer
@@ -126,14 +121,20 @@ class ExecutorRun:
         fair = MOST_BYTES_AHEAD // (2 * threads)
         self._answer_nbytes = max(SMALLEST_ANSWER_NBYTES, min(fair, LARGEST_ANSWER_NBYTES))
 
+    def __enter__(self) -> ExecutorRun:
+        if self._cluster is not None:
+            self._cluster.check_versions()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writes.close()
+
     def run(self, keys: Sequence[str]) -> Iterator[Batch]:
         """Yield the results of all keys in order.
 
         Raises StoppedError when the executor can do no more work.
         """
-        start, writes = 0, _Writes()
-        if self._cluster is not None:
-            self._cluster.check_versions()
+        start = 0
         try:
             while start < len(keys) or self._order:
                 self._look_at_done()
@@ -145,14 +146,13 @@ class ExecutorRun:
                 if not task.is_seen:
                     self._learn(answer)
                     self._give_out_rest(task, answer, 0)
-                yield _Answered(answer.results, answer.payload.data, writes)
-                writes.settle()
-            writes.settle(most=0)
+                yield _Answered(answer.results, answer.payload.data, self._writes)
+                self._writes.settle()
+            self._writes.settle(most=0)
         finally:
             for task in self._order:
                 task.future.cancel()
             self._order.clear()
-            writes.close()
 
     def _look_at_done(self) -> None:
         """Learn from answers that are there; give out at once what they leave over."""
@@ -190,7 +190,8 @@ class ExecutorRun:
         return files
 
     def _nbytes_ahead(self) -> float:
-        return sum(max(task.allowance, self._largest) for task in self._order)
+        ahead = sum(max(task.allowance, self._largest) for task in self._order)
+        return ahead + self._writes.nbytes
 
     def _submit_ahead(self, keys: Sequence[str], start: int) -> int:
         while start < len(keys) and len(self._order) < self._most_tasks:
@@ -213,7 +214,7 @@ class ExecutorRun:
         by_rest = left / 8  # the last ones should not all be one worker's
         return max(1, min(int(by_nbytes), int(by_time), int(by_rest), MOST_FILES_IN_TASK))
 
-    def _submit(self, keys: list[str]) -> _Task:
+    def _submit(self, keys: list[str], attempts: int = 1) -> _Task:
         allowance = self._allowance(len(keys))
         try:
             future = self._executor.submit(
@@ -221,14 +222,13 @@ class ExecutorRun:
             )
         except (BrokenExecutor, RuntimeError) as error:
             raise _broken(error) from error
-        return _Task(keys, future, allowance)
+        return _Task(keys, future, allowance, attempts)
 
     def _answer_of(self, task: _Task) -> Answer | None:
         """Wait for a task; None where its files were given out again one by one."""
+        self._wait(task.future)
         try:
-            answer = self._wait(task.future)
-        except StoppedError:
-            raise
+            answer = task.future.result()
         except (BrokenExecutor, CancelledError) as error:
             raise _broken(error) from error
         except ImportError as error:
@@ -241,9 +241,7 @@ class ExecutorRun:
                 self._order.extendleft(self._submit([key]) for key in reversed(task.keys))
                 return None
             if task.attempts < ATTEMPTS_ALONE:
-                again = self._submit(task.keys)
-                again.attempts = task.attempts + 1
-                self._order.appendleft(again)
+                self._order.appendleft(self._submit(task.keys, task.attempts + 1))
                 return None
             reason = f"reading it ended the worker ({describe(error)})"
             return Answer([Failure(task.keys[0], reason)], np.empty(0, np.uint8), 0.0)
@@ -251,12 +249,11 @@ class ExecutorRun:
             raise StoppedError(answer.problem)
         return answer
 
-    def _wait(self, future: Future[Answer]) -> Answer:
+    def _wait(self, future: Future[Answer]) -> None:
         """Wait for an answer, looking now and then if anybody is there to give it."""
         if self._cluster is not None:
             while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
                 self._cluster.check_workers()
-        return future.result()
 
     def _learn(self, answer: Answer) -> None:
         files = max(len(answer.results), 1)
@@ -264,49 +261,6 @@ class ExecutorRun:
         self._nbytes += (answer.payload.nbytes / files - self._nbytes) / 2
         # at once larger, slowly smaller: so much may be on its way for each task
         self._largest = max(answer.payload.nbytes, self._largest * 0.98)
-
-
-def encode_there(version: str, settings: Settings, allowance: int, keys: Sequence[str]) -> Answer:
-    """Encode samples until they take ``allowance`` bytes: in the executor's worker."""
-    start = time.perf_counter()
-    try:
-        problem = _problem(version, settings)
-        encoder = None if problem else _encoder(settings)
-    except ConverterError as error:
-        problem, encoder = str(error), None
-    if encoder is None:
-        return Answer([], np.empty(0, np.uint8), 0.0, problem)
-    room, results = Room(2 * allowance), []
-    for key in keys:
-        results.append(encoder.encode(key, room))
-        if room.used >= allowance:
-            break
-    payload = np.frombuffer(room.payload(), np.uint8)
-    return Answer(results, payload, time.perf_counter() - start)
-
-
-def _problem(version: str, settings: Settings) -> str | None:
-    if version != __version__:
-        return (
-            f"a worker has version {__version__} of the converter, and this is {version}: install "
-            "the same on all"
-        )
-    if not os.path.isdir(settings.root):
-        return (
-            f"a worker on {os.uname().nodename if hasattr(os, 'uname') else 'another machine'} "
-            f"sees no folder {settings.root}: all workers must see it under that path"
-        )
-    return None
-
-
-def _encoder(settings: Settings) -> Encoder:
-    """Return this thread's encoder: making one reads my_functions.py anew."""
-    made: dict[Settings, Encoder] = _of_thread.__dict__.setdefault("made", {})
-    if settings not in made:
-        if len(made) >= ENCODERS_KEPT:
-            made.clear()
-        made[settings] = settings.make()
-    return made[settings]
 
 
 def _broken(error: BaseException) -> StoppedError:

@@ -7,6 +7,7 @@ import filecmp
 import multiprocessing
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import (
     BrokenExecutor,
@@ -16,13 +17,14 @@ from concurrent.futures import (
     ThreadPoolExecutor,
 )
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from converter import cluster, executors, remote
 from converter import convert as convert_folder
-from converter import executors
 from converter.errors import ConverterError, StoppedError
 from world import ROOT, Finished, failures, run, save_jpegs, stored, write_functions
 
@@ -241,6 +243,48 @@ def test_a_file_that_kills_workers_is_a_failure_and_no_other(
     assert sorted(stored(output)) == sorted({*NAMES} - {*found})
 
 
+def test_nothing_is_written_any_more_when_a_run_has_ended(
+    folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one may be writing to the same place by then."""
+    begun, ended, write = [], [], executors._write
+
+    def slowly(path: Path, offset: int, payload: memoryview) -> None:
+        begun.append(offset)
+        time.sleep(0.3)
+        write(path, offset, payload)
+        ended.append(offset)
+
+    monkeypatch.setattr(executors, "_write", slowly)
+    write_numbers(folder, 6, numbers=400_000)
+    (folder / "z.num").write_text("no number")
+    options = {"executor": Here(), "on_error": "stop", **read_numbers(functions)}
+    with pytest.raises(StoppedError, match=r"z\.num"):
+        convert_folder(folder, output, **options)
+    assert begun
+    assert sorted(ended) == sorted(begun)
+
+
+def test_workers_are_missed_from_when_they_are_first_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look may come long after the one before, while this process was writing."""
+    monkeypatch.setattr(cluster, "SECONDS_WITHOUT_WORKERS", 0.2)
+    workers = {"tcp://one:1": {"nthreads": 1}}
+    client = SimpleNamespace(
+        scheduler=SimpleNamespace(address="tcp://host:8786"),
+        scheduler_info=lambda n_workers: {"workers": workers},
+    )
+    known = cluster.Cluster(client)
+    known.check_workers()
+    time.sleep(0.3)
+    workers.clear()
+    known.check_workers()
+    time.sleep(0.3)
+    with pytest.raises(StoppedError, match="has had no workers"):
+        known.check_workers()
+
+
 def test_a_file_that_is_blamed_for_another_is_read_after_all(folder: Path, output: Path) -> None:
     save_jpegs(folder, NAMES)
 
@@ -369,7 +413,7 @@ def test_a_worker_with_another_version_is_said(
     class Older(Here):
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
             with monkeypatch.context() as patch:
-                patch.setattr(executors, "__version__", "0.0.1")
+                patch.setattr(remote, "__version__", "0.0.1")
                 return super().answer(function, *args, **kwargs)
 
     with pytest.raises(StoppedError, match=r"0\.0\.1"):
