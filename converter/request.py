@@ -157,4 +157,4 @@ def parse_shard(text: str) -> tuple[int, int]:
         k, n = int(number), int(count)
         if 1 <= k <= n:
             return k, n
-    raise ConverterError(f"--shard={text} is no part of a whole: give K/N with 1 <= K <= N, as 2/4")
+    raise ConverterError(f"{text} is no part of a whole: give K/N with 1 <= K <= N, as 2/4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def update_request(
 
 def _recorded(output: Path, purpose: str) -> dict[str, Any]:
     """Return the flags a file was made with."""
+    if purpose == "--update" and not os.path.lexists(output):
+        raise ConverterError(
+            f"no file {output} to update: drop --update to make it, or name another one by "
+            "--path_output"
+        )
     open_handle(output)  # says what is wrong with the name
     unknown = f"which {purpose} needs: convert anew with --overwrite"
     try:

@@ -1066,7 +1066,7 @@ def make_strange(path: Path) -> None:
 
 
 NO_FILES = {
-    "nothing": (lambda path: path.unlink(), "no file"),
+    "nothing": (lambda path: path.unlink(), "drop --update to make it"),
     "empty": (lambda path: path.write_bytes(b""), "--overwrite"),
     "text": (lambda path: path.write_bytes(b"a text" * 100), "--overwrite"),
     "truncated": (make_truncated, "--overwrite"),
