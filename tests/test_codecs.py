@@ -446,6 +446,28 @@ def test_several_threads_read_at_once(compression, tmp_path):
             assert_same(got, arrays[key])
 
 
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<f4"])
+@pytest.mark.parametrize("shape", [(300, 500, 3), (1201, 433), (1200, 1100, 4), (9, 700, 40, 5)])
+def test_blosc2_in_several_threads_gives_what_one_gives(dtype, shape, tmp_path, monkeypatch):
+    noise = np.random.default_rng(3).integers(0, 2, shape)
+    array = (smooth(shape, dtype) + noise).astype(dtype)
+    path = make_h5(tmp_path, {"a.npy": array}, compression="blosc2")
+    assert_same(H5Folder(path, threads=1)["a.npy"], array)
+    decompress, counts = blosc2.decompress2, []
+
+    def counting(*args, nthreads, **options):
+        counts.append(nthreads)
+        return decompress(*args, nthreads=nthreads, **options)
+
+    monkeypatch.setattr(blosc2, "decompress2", counting)
+    for threads in (2, 4):
+        with H5Folder(path, threads=threads) as folder:
+            for _ in range(3):
+                assert_same(folder["a.npy"], array)
+            assert_same(folder.read_batch(["a.npy"])[0], array)
+    assert max(counts) > 1
+
+
 @pytest.mark.parametrize("compression", ["zstd", "blosc2"])
 def test_a_forked_process_reads_on(compression, tmp_path):
     import multiprocessing

@@ -183,9 +183,10 @@ def test_files_that_changed_are_read_anew_by_the_same_executor(
             assert {int(value[0]) for value in stored(output).values()} == {number}
 
 
-def test_ctrl_c_ends_the_run_and_not_the_workers(
-    cluster: Cluster, folder: Path, output: Path, tmp_path: Path
-) -> None:
+def start_busy(
+    cluster: Cluster, folder: Path, output: Path, tmp_path: Path, *, seconds: float
+) -> subprocess.Popen[str]:
+    """Start to convert 400 files that take so long each; return when workers are at them."""
     functions = write_functions(
         tmp_path / "functions.py",
         f"""
@@ -193,7 +194,7 @@ def test_ctrl_c_ends_the_run_and_not_the_workers(
 
         def my_read(path_sample):
             pathlib.Path({str(tmp_path / "busy")!r}).touch()
-            time.sleep(0.05)
+            time.sleep({seconds})
             return 1
         """,
     )
@@ -202,6 +203,13 @@ def test_ctrl_c_ends_the_run_and_not_the_workers(
     flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--quiet"]
     process = start(command(folder, output, *flags, f"--dask={cluster.address}"))
     wait_until((tmp_path / "busy").exists, seconds=SECONDS_TO_START)
+    return process
+
+
+def test_ctrl_c_ends_the_run_and_not_the_workers(
+    cluster: Cluster, folder: Path, output: Path, tmp_path: Path
+) -> None:
+    process = start_busy(cluster, folder, output, tmp_path, seconds=0.05)
     os.kill(process.pid, signal.SIGINT)
     ended = finish(process)
     assert ended.status == 128 + signal.SIGINT, ended
@@ -344,22 +352,7 @@ def test_a_scheduler_that_is_killed_ends_the_run(
 ) -> None:
     cluster = make_cluster()
     cluster.work("--no-nanny", count=1)
-    functions = write_functions(
-        tmp_path / "functions.py",
-        f"""
-        import os, pathlib, time
-
-        def my_read(path_sample):
-            pathlib.Path({str(tmp_path / "busy")!r}).touch()
-            time.sleep(0.2)
-            return 1
-        """,
-    )
-    for n in range(400):
-        (folder / f"{n:03}.num").touch()
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--quiet"]
-    process = start(command(folder, output, *flags, f"--dask={cluster.address}"))
-    wait_until((tmp_path / "busy").exists, seconds=SECONDS_TO_START)
+    process = start_busy(cluster, folder, output, tmp_path, seconds=0.2)
     os.kill(cluster.scheduler.pid, signal.SIGKILL)
     ended = finish(process, seconds=200)
     assert ended.status == 1, ended

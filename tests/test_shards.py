@@ -604,11 +604,10 @@ def test_a_full_disk_leaves_nothing(folder: Path, output: Path) -> None:
         assert left(output) == []
 
 
-def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
-    folder: Path, output: Path, tmp_path: Path, join: Joined
-) -> None:
-    functions = write_functions(
-        tmp_path / "functions.py",
+def kill_conversion(folder: Path, output: Path, functions: Path) -> None:
+    """Have a conversion killed at its last file."""
+    write_functions(
+        functions,
         """
         import os, signal
 
@@ -623,6 +622,16 @@ def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
     flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=1",
              "--compression=none", "--quiet"]  # fmt: skip
     assert run(command(folder, output, *flags)).status == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("is_aside", [False, True])
+def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
+    is_aside: bool, folder: Path, output: Path, tmp_path: Path, join: Joined
+) -> None:
+    """Also under the other name, where the run that moved it was killed just then."""
+    kill_conversion(folder, output, tmp_path / "functions.py")
+    if is_aside:
+        move_aside(Paths(output))
     kept = {p: p.read_bytes() for p in output.parent.iterdir()}
     assert len(kept) == 2
     images = tmp_path / "images2"
@@ -633,36 +642,6 @@ def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
         assert ended.status == 2
         assert f"{output}.partial" in ended.err
         assert {p: p.read_bytes() for p in output.parent.iterdir()} == kept
-
-
-def test_a_conversion_that_was_moved_aside_is_not_destroyed(
-    folder: Path, output: Path, tmp_path: Path, join: Joined
-) -> None:
-    """It is found under the other name where the run that moved it was killed just then."""
-    functions = write_functions(
-        tmp_path / "functions.py",
-        """
-        import os, signal
-
-        def my_read(path_sample):
-            if path_sample.endswith("39.num"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return [1.0] * 100_000
-        """,
-    )
-    for n in range(40):
-        (folder / f"{n:02}.num").write_text(str(n))
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=1",
-             "--compression=none", "--quiet"]  # fmt: skip
-    assert run(command(folder, output, *flags)).status == -signal.SIGKILL
-    move_aside(Paths(output))
-    kept = {p: p.read_bytes() for p in output.parent.iterdir()}
-    assert len(kept) == 2
-    images = tmp_path / "images2"
-    images.mkdir()
-    ended = join(make_shards(save_jpegs(images, FLAT), tmp_path / "x", 2), output)
-    assert ended.status == 2
-    assert {p: p.read_bytes() for p in output.parent.iterdir()} == kept
 
 
 @pytest.mark.parametrize("then", ["join", "convert"])
