@@ -14,11 +14,11 @@ from converter.estimate import Estimate, estimate
 from converter.existing import Existing, open_finished
 from converter.journal import Head
 from converter.plan import Failure, Plan
-from converter.pool import Batch
 from converter.report import Changes
 from converter.request import Request
-from converter.reuse import Reuse, Run
+from converter.reuse import Reuse
 from converter.unfinished import find_unfinished
+from converter.work import Batch, Run
 from converter.writer import Writer
 
 SIZE_WARNING_RATIO = 2.0

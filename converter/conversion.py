@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from converter import hooks, provenance
 from converter.begin import Begun, begin
 from converter.caller import Caller
 from converter.codec import PLUGIN_FILTERS
-from converter.encoder import Choice, Encoded, Settings
+from converter.encoder import Encoded
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice, choices_of, survey
 from converter.executors import ExecutorRun, check_executor
-from converter.failures import FailureList, paths_of_failures
-from converter.plan import Failure, Plan, make_plan
-from converter.pool import Batch, Pool, run_here
+from converter.failures import FailureList
+from converter.plan import Failure, Plan
+from converter.pool import Pool
+from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.report import Report
 from converter.request import Request, check_request, nearest_folder
-from converter.reuse import Run
 from converter.unfinished import Paths
+from converter.work import Batch, Run, run_here
 from converter.writer import Writer
 
 FIRST_FILES = 1000  # when so many all fail, the rest will too
@@ -103,34 +102,6 @@ def advise(request: Request, caller: Caller) -> tuple[Advice, Plan]:
         return survey(request, plan, run), plan
 
 
-def load_functions(request: Request, caller: Caller) -> hooks.Hooks:
-    """Import my_read and my_prune, where they are asked for."""
-    if not (request.custom_read_func or request.custom_prune_func):
-        return hooks.Hooks()
-    path = hooks.find_functions(request.path_functions)
-    wanted = {"my_read": request.custom_read_func, "my_prune": request.custom_prune_func}
-    found = hooks.load_hooks(path, read=wanted["my_read"], prune=wanted["my_prune"])
-    caller.notice(f"{' and '.join(name for name in wanted if wanted[name])} from {path}")
-    return found
-
-
-def encoding_settings(
-    request: Request, found: hooks.Hooks, *, choices: tuple[Choice, ...] = ()
-) -> Settings:
-    """Return what workers need to know to read and encode."""
-    return Settings(
-        root=str(request.path_images.resolve()),
-        store=request.store,
-        compression=request.compression,
-        reader=request.reader or "imageio",
-        check_decoding=not request.skip_decode_check,
-        max_pixels=request.max_pixels,
-        path_functions=found.path if request.custom_read_func else None,
-        choices=choices,
-        file_timeout=request.file_timeout,
-    )
-
-
 @contextmanager
 def _encoding(
     request: Request,
@@ -180,55 +151,6 @@ def _held(caller: Caller, function: Callable[[], None]) -> Callable[[], None]:
             function()
 
     return call
-
-
-def plan_of(request: Request, found: hooks.Hooks) -> Plan:
-    """List what goes in. Raises ConverterError where that is nothing."""
-    keep: Callable[[str], bool]
-    if found.prune is not None:
-        keep = partial(hooks.call_prune, found.prune, request.ext)
-    else:
-        keep = keep_extensions(request.extensions)
-    output = request.path_output
-    plan = make_plan(
-        request.path_images.resolve(),
-        keep=keep,
-        follow_links=request.follow_links,
-        ignore=(output, *paths_of_failures(output), *Paths(output).all()),
-    )
-    if not plan.keys and not plan.failures:
-        raise ConverterError(_nothing_found(request, plan.left_out))
-    return plan if request.shard is None else plan.part(*request.shard)
-
-
-def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return the default prune: names ending in one of these, but not macOS's ``._`` files."""
-    endings = tuple("." + extension for extension in extensions)
-
-    def keep(name: str) -> bool:
-        lowered = name.lower()
-        if not lowered.endswith(endings) or name.startswith("._"):
-            return False
-        # .gz has no extension, but .tar.gz has gz
-        return lowered not in endings or any(
-            lowered.endswith(end) and len(lowered) > len(end) for end in endings
-        )
-
-    return keep
-
-
-def _nothing_found(request: Request, left_out: Counter[str]) -> str:
-    what = (
-        "my_prune keeps none of the files"
-        if request.custom_prune_func
-        else f"no .{', .'.join(request.extensions)} files"
-    )
-    if not left_out:
-        return f"{what} below {request.path_images}: it holds no files at all"
-    held = ", ".join(f"{count} {name}" for name, count in left_out.most_common(5))
-    best = next((name for name, _ in left_out.most_common() if name.startswith(".")), None)
-    hint = f": did you mean --ext={best[1:]}?" if best and not request.custom_prune_func else ""
-    return f"{what} below {request.path_images}; it holds {held}{hint}"
 
 
 def _convert_all(

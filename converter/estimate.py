@@ -18,7 +18,8 @@ from converter.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.headers import structure_nbytes
 from converter.plan import KeyList, Plan
 from converter.request import Request, nearest_folder
-from converter.reuse import Reuse, Run
+from converter.reuse import Reuse
+from converter.work import Run
 
 SAMPLED_FILES = 64
 SHARE_SAMPLED = 20  # 1 in so many at most: the real conversion reads these files again

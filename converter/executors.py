@@ -24,8 +24,9 @@ from converter.encoder import Result, Settings
 from converter.errors import ConverterError, StoppedError, describe
 from converter.places import open_to_write, write_at
 from converter.plan import Failure
-from converter.pool import SMALLEST_DELEGATED_NBYTES, Batch
+from converter.pool import SMALLEST_DELEGATED_NBYTES
 from converter.remote import Answer, encode_there
+from converter.work import Batch
 
 MOST_BYTES_AHEAD = 512 << 20
 MOST_TASKS_AHEAD = 64  # or two for each thread of the executor

@@ -16,8 +16,8 @@ from converter.handle import Handle, open_handle
 from converter.headers import structure_nbytes
 from converter.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuilder, Place
 from converter.layouts import ArrayLayout
-from converter.pool import Batch
 from converter.tail import Tail, open_tail
+from converter.work import Batch
 
 
 class Existing:

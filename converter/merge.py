@@ -21,11 +21,11 @@ from converter.errors import ConverterError
 from converter.existing import Existing, open_finished
 from converter.index import order_of
 from converter.journal import Head, read_journal
-from converter.pool import Batch
 from converter.report import Report
 from converter.request import nearest_folder
 from converter.reuse import copies
 from converter.unfinished import Paths
+from converter.work import Batch
 from converter.writer import Writer
 
 MERGING = "a merge"  # in the place of the folder that is converted

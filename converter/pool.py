@@ -1,4 +1,4 @@
-"""Run work on samples in worker processes, and hand back results in plan order.
+"""Have samples worked on by a pool of processes, in plan order.
 
 Each worker has a pipe and a few rooms of its own, and nothing is shared between workers: a
 worker that dies takes nothing with it but the task it was at.
@@ -6,105 +6,31 @@ worker that dies takes nothing with it but the task it was at.
 
 from __future__ import annotations
 
-import faulthandler
-import functools
-import io
-import logging
 import multiprocessing
 import os
-import queue
 import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any
 
-from converter.encoder import Result
-from converter.errors import ConverterError, WorkersError
+from converter import work
+from converter.errors import WorkersError
 from converter.places import open_to_write, write_at
 from converter.plan import Failure
-from converter.rooms import BASE_NBYTES, Room, SharedMemory, SharedRoom
+from converter.rooms import BASE_NBYTES, SharedMemory
+from converter.serve import ROOMS, Answer, Order, Ready, Written, serve
+from converter.work import Batch, Work
 
-MOST_FILES_IN_TASK = 256
 SECONDS_IN_TASK = 0.1
 TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next
-ROOMS = 5  # the last is kept for the task that is next in order: it always gets through
 DEATHS_ALONE = 2  # a file is to blame when it was alone in a worker that died this often
 MOST_DEATHS_AT_START = 5
 #: A message there and back costs as much as copying this.
 SMALLEST_DELEGATED_NBYTES = 256 << 10
-EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
-
-
-class Worker(Protocol):
-    """Does something to samples, as `encoder.Encoder` does."""
-
-    def encode(self, key: str, room: Room) -> Result:
-        """Return what came of a sample, its payload put behind what the room holds."""
-
-
-class Work(Protocol):
-    """What workers are to do, as `encoder.Settings` says it; travels to them."""
-
-    @property
-    def file_timeout(self) -> float | None:
-        """Return the seconds one sample may take."""
-
-    def make(self) -> Worker:
-        """Return what does the work, in this process."""
-
-
-@dataclass
-class Batch:
-    """Results in plan order; ``payload`` holds what they put in the room, until the next batch."""
-
-    results: list[Result]
-    payload: memoryview
-
-    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
-        """Have the payload copied to its place in a file; False: the caller must.
-
-        ``done`` is called when it is there. Errors come out of the iterator the batch came
-        from, at the latest at its end.
-        """
-        return False
-
-
-class Answer(NamedTuple):
-    """What a worker sends back for a task."""
-
-    results: list[Result]
-    nbytes: int
-    payload: bytearray | None
-    seconds: float
-
-
-class Ready(NamedTuple):
-    """What a worker sends when it has started, or cannot, and why."""
-
-    problem: str | None = None
-
-
-class Written(NamedTuple):
-    """What a worker sends when it has copied the payload of a room to the file."""
-
-    room: int
-    error: OSError | None = None
-
-
-class Order(NamedTuple):
-    """What a worker is sent: read these files into a room, or copy a room to the file."""
-
-    room: int
-    keys: list[str]
-    path: Path | None = None
-    offset: int = 0
-    nbytes: int = 0
 
 
 class _PoolBatch(Batch):
@@ -117,36 +43,6 @@ class _PoolBatch(Batch):
 
     def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
         return self._pool.delegate(self._task, path, offset, done)
-
-
-def run_here(work: Work, keys: Sequence[str]) -> Iterator[Batch]:
-    """Work in this process, without a pool."""
-    encoder, room, start = work.make(), Room(), 0
-    while start < len(keys):
-        results = _work(encoder, keys[start : start + MOST_FILES_IN_TASK], room)
-        yield Batch(results, room.payload())
-        start += len(results)
-
-
-def _work(
-    encoder: Worker, keys: Sequence[str], room: Room, seconds: float | None = None
-) -> list[Result]:
-    """Encode samples until the room holds `BASE_NBYTES`; the rest is another task.
-
-    With ``seconds`` the process ends when one takes longer, whatever it is at.
-    """
-    room.reset()
-    results: list[Result] = []
-    for key in keys:
-        if seconds is not None:
-            # its own thread, which needs no GIL, ends the process
-            faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
-        results.append(encoder.encode(key, room))
-        if seconds is not None:
-            faulthandler.cancel_dump_traceback_later()
-        if room.used >= BASE_NBYTES:
-            break
-    return results
 
 
 @dataclass(eq=False)
@@ -298,7 +194,7 @@ class Pool:
         by_nbytes = 0.9 * BASE_NBYTES / max(self._nbytes, 1)
         by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
         by_rest = left / (2 * len(self._workers))
-        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), MOST_FILES_IN_TASK))
+        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), work.MOST_FILES_IN_TASK))
 
     def _send(self, worker: _Worker, task: _Task) -> None:
         task.worker, task.room = worker, worker.free_rooms.pop()
@@ -400,7 +296,7 @@ class Pool:
         if task.alone:
             task.deaths += 1
             timeout = self._settings.file_timeout
-            is_late = timeout is not None and worker.process.exitcode == EXIT_OF_FAULTHANDLER
+            is_late = timeout is not None and worker.process.exitcode == work.EXIT_OF_FAULTHANDLER
             if is_late or task.deaths >= DEATHS_ALONE:
                 reason = f"reading it ended the worker process ({_ending(worker.process)})"
                 if is_late:
@@ -418,7 +314,7 @@ class Pool:
         if self._context.get_start_method() == "fork":  # it inherits them: it would keep them open
             others = [worker.connection for worker in self._workers] + [ours]
         process = self._context.Process(
-            target=_serve, args=(self._settings, theirs, memory, others), daemon=True
+            target=serve, args=(self._settings, theirs, memory, others), daemon=True
         )
         _start_helpers(self._context)
         with _interrupts_blocked():
@@ -481,70 +377,3 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-# In the worker
-
-
-def _serve(
-    settings: Work,
-    pipe: connection.Connection,
-    memory: list[SharedMemory] | None,
-    others: list[connection.Connection],
-) -> None:
-    """Work off tasks until the parent goes away."""
-    for other in others:
-        other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters too
-    try:
-        encoder = settings.make()
-    except ConverterError as error:
-        pipe.send(Ready(str(error)))
-        return
-    with suppress(OSError):  # the parent may be gone: `_receive` ends this process
-        pipe.send(Ready())
-    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
-    rooms: list[Room] = [SharedRoom(part) for part in memory] if memory else [Room()] * ROOMS
-    file: io.FileIO | None = None
-    while True:
-        order = orders.get()
-        if order.path is None:
-            pipe.send(_answer(encoder, order.keys, rooms[order.room], settings.file_timeout))
-            continue
-        try:
-            file = file or open_to_write(order.path)
-            assert memory is not None
-            # not rooms[order.room]: what lies there may be a predecessor's
-            write_at(file, memory[order.room].map()[: order.nbytes], order.offset)
-            pipe.send(Written(order.room))
-        except OSError as error:
-            pipe.send(Written(order.room, OSError(error.errno, error.strerror)))
-
-
-@functools.cache
-def _nowhere() -> TextIO:
-    """Return where the traceback of a file that takes too long goes."""
-    return open(os.devnull, "w")
-
-
-def _answer(encoder: Worker, keys: Sequence[str], room: Room, most_seconds: float | None) -> Answer:
-    start = time.perf_counter()
-    results = _work(encoder, keys, room, most_seconds)
-    seconds = time.perf_counter() - start
-    shared = isinstance(room, SharedRoom) and room.is_shared
-    payload = None if shared else bytearray(room.payload())
-    return Answer(results, room.used, payload, seconds)
-
-
-def _receive(pipe: connection.Connection, orders: queue.SimpleQueue[Order]) -> None:
-    """Take orders in as they come, so that the parent never waits; end with the parent."""
-    try:
-        while True:
-            orders.put(pipe.recv())
-    except (EOFError, OSError):
-        os._exit(1)

@@ -14,15 +14,13 @@ from converter.groups import SUPERBLOCK_NBYTES
 from converter.headers import structure_nbytes
 from converter.index import SOURCE
 from converter.plan import Failure, KeyList, Plan
-from converter.pool import Batch
 from converter.threads import Threads
+from converter.work import Batch, Run
 
 KEYS_AT_ONCE = 4096
 BATCH_NBYTES = 4 << 20
 BATCH_FILES = 256
 CHECKED_AT_ONCE = 64
-
-Run = Callable[[Sequence[str]], Iterator[Batch]]
 
 
 class Reuse:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.caller import Caller
 from converter.checker import Checks
-from converter.conversion import encoding_settings, load_functions, plan_of
 from converter.encoder import Checked, Encoded, Settings
 from converter.errors import LoadError
 from converter.existing import read_sources
@@ -18,15 +17,15 @@ from converter.filters import crc32
 from converter.foreign import Datasets
 from converter.handle import Handle, open_handle
 from converter.plan import Failure, KeyList, Plan
-from converter.pool import Batch, Pool, Work
+from converter.pool import Pool
+from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.progress import Progress
 from converter.request import Request, check_folder
 from converter.tail import Tail, open_tail
+from converter.work import Run, Work
 
 KEYS_AT_ONCE = 4096
 PIECE_NBYTES = 1 << 24
-
-Run = Callable[[Sequence[str]], Iterator[Batch]]
 
 
 @dataclass
@@ -188,6 +187,8 @@ def _check_presence(
             absent.append(key.encode())
     for key in sorted(stored):
         wrong(f"{key}: its source file is not in {plan.root}")
+    if not absent:
+        return present
     with _running(reading, workers) as run:
         for batch in run(absent):
             for result in batch.results:

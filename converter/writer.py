@@ -31,8 +31,8 @@ from converter.headers import UNDEFINED, Kind, fill_headers, kind_of, structure_
 from converter.index import IndexBuilder, Place, layout_json
 from converter.journal import Head, Journal
 from converter.places import write_at
-from converter.pool import Batch
 from converter.unfinished import MARK_NBYTES, Paths, move_aside, read_mark
+from converter.work import Batch
 
 try:
     import fcntl

@@ -56,11 +56,11 @@ def break_all(arguments: list[str], points: list[Point], *, files_in_task: int) 
 
 def _main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE)]
-    import converter.pool
+    import converter.work
     from converter.cli import main
 
     job = json.load(sys.stdin)
-    converter.pool.MOST_FILES_IN_TASK = job["files_in_task"]
+    converter.work.MOST_FILES_IN_TASK = job["files_in_task"]
     ended = [_break(main, job["arguments"], Point(*fields)) for fields in job["points"]]
     json.dump(ended, sys.stdout)
 

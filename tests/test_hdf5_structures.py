@@ -21,9 +21,9 @@ from converter.filters import FilterPipeline, Layout, crc32, encode_chunks
 from converter.headers import kind_of, structure_nbytes, template
 from converter.journal import Head
 from converter.lookup3 import lookup3
-from converter.pool import Batch
 from converter.storable import as_storable
 from converter.unfinished import Paths
+from converter.work import Batch
 from converter.writer import Writer
 from world import assert_same, failures, stored, write_functions
 

@@ -19,8 +19,9 @@ from breaking import WAYS, Broken, Point, break_all
 from converter.existing import open_recorded
 from converter.journal import read_journal
 from converter.plan import Failure
-from converter.pool import ROOMS, SMALLEST_DELEGATED_NBYTES, Pool
+from converter.pool import SMALLEST_DELEGATED_NBYTES, Pool
 from converter.rooms import Room
+from converter.serve import ROOMS
 from converter.unfinished import Paths
 from resuming import Conversion, files_in, taken_over
 from world import (
@@ -43,7 +44,7 @@ FILES_IN_TASK = 2
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    monkeypatch.setattr("converter.pool.MOST_FILES_IN_TASK", FILES_IN_TASK)
+    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", FILES_IN_TASK)
 
 
 # At every step of the writing
@@ -269,7 +270,7 @@ def test_killed_at_50_moments_the_next_run_ends_with_the_same_bytes(kind, reques
     """And reads again no more than what was in flight."""
     seeded = request.getfixturevalue(kind)
     conversion = seeded.conversion
-    monkeypatch.setattr("converter.pool.MOST_FILES_IN_TASK", seeded.files_in_task)
+    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", seeded.files_in_task)
     whole = conversion.tmp_path / "whole.h5"
     assert conversion.run(output=whole).status == 0
     expected, older = whole.read_bytes(), b"an older one"
@@ -358,7 +359,7 @@ def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
     distance, tmp_path, monkeypatch
 ):
     """A worker that has a payload to write may be at a slow file: the others must not run ahead."""
-    monkeypatch.setattr("converter.pool.MOST_FILES_IN_TASK", 1)
+    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", 1)
     keys, file = [f"{n:04}" for n in range(40)], tmp_path / "file"
     file.touch()
     work = LoggingWork(tmp_path, frozenset((keys[12], keys[12 + distance])))

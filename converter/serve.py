@@ -1,0 +1,114 @@
+"""Work off the orders of a pool, in a worker process of it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import connection
+from pathlib import Path
+from typing import NamedTuple
+
+from converter.encoder import Result
+from converter.errors import ConverterError
+from converter.places import open_to_write, write_at
+from converter.rooms import Room, SharedMemory, SharedRoom
+from converter.work import Work, Worker, work_on
+
+ROOMS = 5  # the last is kept for the task that is next in order: it always gets through
+
+
+class Answer(NamedTuple):
+    """What a worker sends back for a task."""
+
+    results: list[Result]
+    nbytes: int
+    payload: bytearray | None
+    seconds: float
+
+
+class Ready(NamedTuple):
+    """What a worker sends when it has started, or cannot, and why."""
+
+    problem: str | None = None
+
+
+class Written(NamedTuple):
+    """What a worker sends when it has copied the payload of a room to the file."""
+
+    room: int
+    error: OSError | None = None
+
+
+class Order(NamedTuple):
+    """What a worker is sent: read these files into a room, or copy a room to the file."""
+
+    room: int
+    keys: list[str]
+    path: Path | None = None
+    offset: int = 0
+    nbytes: int = 0
+
+
+def serve(
+    settings: Work,
+    pipe: connection.Connection,
+    memory: list[SharedMemory] | None,
+    others: list[connection.Connection],
+) -> None:
+    """Work off tasks until the parent goes away."""
+    for other in others:
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters too
+    try:
+        encoder = settings.make()
+    except ConverterError as error:
+        pipe.send(Ready(str(error)))
+        return
+    with suppress(OSError):  # the parent may be gone: `_receive` ends this process
+        pipe.send(Ready())
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
+    rooms: list[Room] = [SharedRoom(part) for part in memory] if memory else [Room()] * ROOMS
+    file: io.FileIO | None = None
+    while True:
+        order = orders.get()
+        if order.path is None:
+            pipe.send(_answer(encoder, order.keys, rooms[order.room], settings.file_timeout))
+            continue
+        try:
+            file = file or open_to_write(order.path)
+            assert memory is not None
+            # not rooms[order.room]: what lies there may be a predecessor's
+            write_at(file, memory[order.room].map()[: order.nbytes], order.offset)
+            pipe.send(Written(order.room))
+        except OSError as error:
+            pipe.send(Written(order.room, OSError(error.errno, error.strerror)))
+
+
+def _answer(encoder: Worker, keys: Sequence[str], room: Room, most_seconds: float | None) -> Answer:
+    start = time.perf_counter()
+    results = work_on(encoder, keys, room, most_seconds)
+    seconds = time.perf_counter() - start
+    shared = isinstance(room, SharedRoom) and room.is_shared
+    payload = None if shared else bytearray(room.payload())
+    return Answer(results, room.used, payload, seconds)
+
+
+def _receive(pipe: connection.Connection, orders: queue.SimpleQueue[Order]) -> None:
+    """Take orders in as they come, so that the parent never waits; end with the parent."""
+    try:
+        while True:
+            orders.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(1)

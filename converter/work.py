@@ -1,0 +1,90 @@
+"""Do one thing to sample after sample, in this process."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from converter.encoder import Result
+from converter.rooms import BASE_NBYTES, Room
+
+MOST_FILES_IN_TASK = 256
+EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
+
+
+class Worker(Protocol):
+    """Does something to samples, as `encoder.Encoder` does."""
+
+    def encode(self, key: str, room: Room) -> Result:
+        """Return what came of a sample, its payload put behind what the room holds."""
+
+
+class Work(Protocol):
+    """What workers are to do, as `encoder.Settings` says it; travels to them."""
+
+    @property
+    def file_timeout(self) -> float | None:
+        """Return the seconds one sample may take."""
+
+    def make(self) -> Worker:
+        """Return what does the work, in this process."""
+
+
+@dataclass
+class Batch:
+    """Results in plan order; ``payload`` holds what they put in the room, until the next batch."""
+
+    results: list[Result]
+    payload: memoryview
+
+    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
+        """Have the payload copied to its place in a file; False: the caller must.
+
+        ``done`` is called when it is there. Errors come out of the iterator the batch came
+        from, at the latest at its end.
+        """
+        return False
+
+
+Run = Callable[[Sequence[str]], Iterator[Batch]]
+
+
+def run_here(work: Work, keys: Sequence[str]) -> Iterator[Batch]:
+    """Work in this process, without a pool."""
+    encoder, room, start = work.make(), Room(), 0
+    while start < len(keys):
+        results = work_on(encoder, keys[start : start + MOST_FILES_IN_TASK], room)
+        yield Batch(results, room.payload())
+        start += len(results)
+
+
+def work_on(
+    encoder: Worker, keys: Sequence[str], room: Room, seconds: float | None = None
+) -> list[Result]:
+    """Encode samples until the room holds `BASE_NBYTES`; the rest is another task.
+
+    With ``seconds`` the process ends when one takes longer, whatever it is at.
+    """
+    room.reset()
+    results: list[Result] = []
+    for key in keys:
+        if seconds is not None:
+            # its own thread, which needs no GIL, ends the process
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
+        results.append(encoder.encode(key, room))
+        if seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
+        if room.used >= BASE_NBYTES:
+            break
+    return results
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    """Return where the traceback of a file that takes too long goes."""
+    return open(os.devnull, "w")
