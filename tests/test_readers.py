@@ -478,6 +478,30 @@ def test_too_many_pixels_are_refused_with_their_number_and_the_flag(workers, fol
     assert ended.status == 0, ended.err
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_small_limit_on_pixels_refuses_no_smaller_jpeg(workers, folder, output):
+    """In a process of its own: each tries the decoders, on images of its own, once."""
+    save(folder / "small.jpg", colours(0, (20, 30, 3)))
+    save(folder / "large.jpg", colours(0, (20, 31, 3)))
+    ended = run(command(folder, output, "--max_pixels=600", f"--workers={workers}"))
+    assert ended.status == 1
+    assert set(stored(output)) == {"small.jpg"}
+    assert "620 pixels" in failures(output)["large.jpg"]
+
+
+def test_a_small_limit_of_pillow_itself_refuses_no_smaller_jpeg(folder):
+    path = save(folder / "small.jpg", colours(0, (20, 30, 3)))
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import PIL.Image
+PIL.Image.MAX_IMAGE_PIXELS = 300
+from converter import read_image
+print(read_image({str(path)!r}).shape)
+"""
+    assert run([sys.executable, "-c", program]).out == "(20, 30, 3)\n"
+
+
 def test_too_many_pixels_in_a_later_page_are_refused(folder, output):
     """Each page of a TIFF names its own size."""
     first, second = (PIL.Image.fromarray(noisy(shape)) for shape in ((10, 10), (100, 100)))
