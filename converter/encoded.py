@@ -13,9 +13,6 @@ from converter.indexed import Buffer, IndexedFile
 from converter.selection import box_of
 from converter.threads import Threads
 
-#: Below this a thread spends longer on waiting for Python's lock than decoding takes.
-SMALLEST_THREADED_NBYTES = 4 << 10
-
 
 class EncodedFile:
     """An open file whose samples are image files; gives the arrays they decode to."""
@@ -76,14 +73,7 @@ class EncodedFile:
         places = positions.tolist()
         if isinstance(self._source, IndexedFile):
             self._source.fetch(positions)
-        if self._threads.count == 1 or len(places) == 1 or not self._are_large(positions):
-            return [self.read(position) for position in places]
         return self._threads.map(self.read, places)
-
-    def _are_large(self, positions: np.ndarray) -> bool:
-        if not isinstance(self._source, IndexedFile):  # which alone knows
-            return True
-        return bool(self.keys.rows["nbytes"][positions].mean() >= SMALLEST_THREADED_NBYTES)
 
 
 def _import_decoder() -> Callable[[Buffer, str], np.ndarray]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from converter.errors import LoadError
-from converter.filters import ZSTD
 from converter.foreign import Datasets
 from converter.handle import Handle
 from converter.index import Place
@@ -22,8 +20,6 @@ from converter.tail import Tail
 from converter.threads import Threads
 
 MOST_WINDOWS = 4096
-#: Of the arrays of a batch, on average: below, threads mostly wait for Python's lock.
-SMALLEST_THREADED_WORK = 32 << 10
 Buffer = bytes | bytearray | memoryview
 
 
@@ -62,17 +58,20 @@ class IndexedFile:
         self._datasets.close()
         self._threads.close()
 
-    def read(self, position: int) -> np.ndarray:
-        """Return the array at a position in range."""
+    def read(self, position: int, threads: int | None = None) -> np.ndarray:
+        """Return the array at a position in range.
+
+        ``threads`` at most inflate it: None for as many as there are.
+        """
         keys, pages = self.keys, self._pages
         offset, number = keys.offsets[position], keys.layout_numbers[position]
         window = self._windows.get(number)
         if window is None or keys.nbytes[position] != window.nbytes:
-            return self._read_checked(position, number)
+            return self._read_checked(position, number, threads)
         if window.nbytes <= LARGEST_UNPROBED_NBYTES and pages.reads_to_probe > 0:
             pages.reads_to_probe -= 1
         elif not pages.are_cached(window.nbytes, offset):
-            return self._read_checked(position, number)
+            return self._read_checked(position, number, threads)
         try:
             array: np.ndarray = window.items[offset].copy()
             return array
@@ -128,9 +127,8 @@ class IndexedFile:
         self.fetch(positions)
         places = positions.tolist()
         layouts = [self.keys.layout_at(position) for position in places]
-        spread = self._threads.map if self._is_work(positions, layouts) else map
         if len({(layout.dtype, layout.shape) for layout in layouts}) > 1:
-            return list(spread(self.read, places))
+            return self._threads.map(functools.partial(self.read, threads=1), places)
         # checked before memory is taken
         chunks = [self.keys.places(position) for position in places]
         batch = np.empty((len(places), *layouts[0].shape), layouts[0].dtype)
@@ -138,15 +136,8 @@ class IndexedFile:
         def fill(n: int) -> None:
             self._fill(places[n], chunks[n], layouts[n], batch[n, ...])
 
-        deque(spread(fill, range(len(places))), maxlen=0)
+        self._threads.map(fill, range(len(places)))
         return batch
-
-    def _is_work(self, positions: np.ndarray, layouts: Sequence[ArrayLayout]) -> bool:
-        """Tell whether threads would be faster: they cost 50 us, and copying needs none."""
-        if self._threads.count == 1 or len(layouts) == 1:
-            return False
-        stored = self.keys.rows["nbytes"][positions].tolist()
-        return sum(map(_work, layouts, stored)) >= SMALLEST_THREADED_WORK * len(layouts)
 
     def _read_equal(self, positions: np.ndarray, layout: ArrayLayout) -> np.ndarray:
         rows = self.keys.rows
@@ -155,7 +146,7 @@ class IndexedFile:
         wrong = (nbytes != layout.nbytes) | (offsets > max(last, 0))
         if last < 0 or wrong.any():
             raise self.keys.misplaced(int(positions[np.argmax(wrong)]))
-        data = self._pages.gather(offsets.view(np.int64), layout.nbytes)
+        data = self._pages.gather(offsets.view(np.int64), layout.nbytes, self._threads)
         batch = data.view(layout.dtype).reshape(len(positions), *layout.shape)
         if self._verify:
             self._check_all(positions, batch)
@@ -166,11 +157,11 @@ class IndexedFile:
             (place,), data = self.keys.places(position), _bytes_of(batch, n)
             self._named(position, functools.partial(check, place, data))
 
-    def _read_checked(self, position: int, number: int) -> np.ndarray:
+    def _read_checked(self, position: int, number: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)
         places = self.keys.places(position)  # checked before memory is taken
         array = np.empty(layout.shape, layout.dtype)
-        self._fill(position, places, layout, array, threads=self._threads.count)
+        self._fill(position, places, layout, array, threads=threads or self._threads.count)
         if number >= 0 and number not in self._windows and len(self._windows) < MOST_WINDOWS:
             self._make_window(number, layout)
         return array
@@ -244,17 +235,6 @@ class IndexedFile:
             raise LoadError(
                 f"{self.keys.key(position)!r} in {self._handle.path} {error}: convert it again"
             ) from None
-
-
-def _work(layout: ArrayLayout, stored_nbytes: int) -> int:
-    """Return what takes about as long as inflating so many stored bytes.
-
-    What repeats, zstd gives at the speed of copying; the others take a quarter of the time.
-    """
-    if not layout.filters:
-        return 0
-    is_zstd = layout.filters[-1][0] == ZSTD
-    return stored_nbytes + (0 if is_zstd else layout.nbytes // 4)
 
 
 def _bytes_of(batch: np.ndarray, n: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from converter.errors import LoadError
 from converter.handle import Handle
 from converter.layouts import ArrayLayout
+from converter.threads import Threads
 
 #: A mapping is twice as fast as preadv from the page cache, but on a cold disk it takes one
 #: access for each 4 KiB. So each read first asks for one of its bytes, if it is cached. Small
@@ -52,7 +53,7 @@ class Pages:
         else:
             self._handle.read_into(target, offset)
 
-    def gather(self, offsets: np.ndarray, nbytes: int) -> np.ndarray:
+    def gather(self, offsets: np.ndarray, nbytes: int, threads: Threads) -> np.ndarray:
         """Return pieces of equal size as 1-D uint8, one behind the other."""
         count = self.nbytes - nbytes + 1
         spans = [(offset, nbytes) for offset in offsets.tolist()]
@@ -64,8 +65,7 @@ class Pages:
         if not seem_cached:
             self._advise(spans)
         pieces = np.empty((len(offsets), nbytes), np.uint8)
-        for piece, (offset, _) in zip(pieces, spans, strict=True):
-            self.read_into(piece, offset)
+        threads.map(lambda n: self.read_into(pieces[n], spans[n][0]), range(len(spans)))
         return pieces.reshape(-1)
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:

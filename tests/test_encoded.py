@@ -375,9 +375,16 @@ def decode_calls(monkeypatch, before: Callable[[], object]) -> set[int]:
 
 
 def test_as_many_threads_decode_a_batch_as_were_asked_for(photos, monkeypatch):
+    """However quick the files are to decode."""
+    monkeypatch.setattr("converter.threads.SECONDS_AN_ITEM", 0)
+    monkeypatch.setattr("converter.threads.SECONDS_A_THREAD", 1e-9)
     meeting = threading.Barrier(3, timeout=60)  # nobody goes on before three are there
-    threads = decode_calls(monkeypatch, meeting.wait)
-    H5Folder(photos.encoded, threads=3).read_batch(range(12))
+    is_measured = False
+    threads = decode_calls(monkeypatch, lambda: is_measured and meeting.wait())
+    folder = H5Folder(photos.encoded, threads=3)
+    folder.read_batch(range(2))
+    is_measured = True
+    folder.read_batch(range(2, 14))
     assert len(threads) == 3
 
 
