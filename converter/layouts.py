@@ -102,6 +102,11 @@ class ArrayLayout:
         return any(number == BLOSC2 for number, _ in self.filters)
 
     @cached_property
+    def is_zstd(self) -> bool:
+        """Tell whether its payloads are zstd frames."""
+        return bool(self.filters) and self.filters[-1][0] == ZSTD
+
+    @cached_property
     def _chunk_count(self) -> int:
         return math.prod(self.grid)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+MAGIC = b"\x28\xb5\x2f\xfd"
+CHECKSUM_FLAG = 4
 _of_thread = threading.local()
 
 
@@ -39,6 +41,18 @@ def expand(payload: Any, target: np.ndarray) -> None:
                 raise ValueError("has a chunk that inflates to another size")
     except zstandard.ZstdError as error:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None
+
+
+def without_checksum(payload: Any) -> Any:
+    """Return a frame without the checksum of its content, or as it is where it has none.
+
+    RFC 8878, 3.1.1: bit 2 of the byte behind the magic number tells of it, in the last four bytes.
+    """
+    if len(payload) <= 9 or payload[:4] != MAGIC or not payload[4] & CHECKSUM_FLAG:
+        return payload
+    frame = bytearray(payload[:-4])
+    frame[4] &= ~CHECKSUM_FLAG
+    return frame
 
 
 def _fill(reader: Any, target: np.ndarray) -> int:

@@ -671,17 +671,43 @@ def test_of_blosc2_payloads_the_checksum_is_compared_unasked(tmp_path):
     assert str(error.value) == f"'a.npy' in {path} {CHECKSUM_DIFFERS}"
 
 
-def test_zstd_finds_damage_by_the_checksum_of_its_frame(tmp_path):
-    path = make_h5(tmp_path, {"a.npy": smooth((200, 300))}, compression="zstd")
+def hardly_compressible(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 99, shape).astype("<u2")
+
+
+@pytest.mark.parametrize("make", [smooth, hardly_compressible])
+def test_zstd_finds_damage_of_what_becomes_little_by_the_index_else_by_its_frame(make, tmp_path):
+    array = make((200, 300))
+    path = make_h5(tmp_path, {"a.npy": array}, compression="zstd")
     offset, nbytes = place_of(path, "a.npy")
+    is_small = nbytes * 16 < array.nbytes
+    assert is_small == (make is smooth)
     content = bytearray(path.read_bytes())
-    content[offset + nbytes - 2] ^= 1  # of the checksum itself
+    content[offset + nbytes - 2] ^= 1  # of the checksum in the frame
     path.write_bytes(content)
-    with pytest.raises(LoadError, match=r"'a.npy' in .* does not inflate .*checksum"):
+    in_frame = "has a chunk that does not inflate .*checksum"
+    by_index = re.escape(CHECKSUM_DIFFERS)
+    with pytest.raises(LoadError, match=rf"'a.npy' in .* {by_index if is_small else in_frame}"):
         H5Folder(path)["a.npy"]
-    with pytest.raises(LoadError) as error:
+    with pytest.raises(LoadError, match=rf"'a.npy' in .* {by_index}"):
         H5Folder(path, verify=True)["a.npy"]
-    assert str(error.value) == f"'a.npy' in {path} {CHECKSUM_DIFFERS}"
+    with h5py.File(path) as h5, pytest.raises(OSError, match=r"[Cc]an't"):
+        h5["a.npy"][:]
+
+
+@pytest.mark.parametrize("has_checksum", [True, False])
+def test_a_small_zstd_frame_reads_right_with_and_without_its_checksum(has_checksum, tmp_path):
+    """Of another maker: one that is right is left out, not required."""
+    path = make_h5(tmp_path, {"a.npy": smooth((90_000,), "u1")}, compression="zstd")
+    frame = zstandard.ZstdCompressor(write_checksum=has_checksum).compress(bytes(90_000))
+    with_payload(path, frame)
+    for read in (
+        lambda folder: folder["a.npy"],
+        lambda folder: folder.read("a.npy", np.s_[:]),
+        lambda folder: folder.read_batch(["a.npy", "a.npy"])[1],
+    ):
+        for verify in (False, True):
+            assert_same(read(H5Folder(path, verify=verify)), np.zeros(90_000, "u1"))
 
 
 READ_ANY = """
