@@ -62,8 +62,8 @@ class H5Folder(Mapping[str, np.ndarray]):
         Follow external links, external storage and virtual datasets. They can name any file
         you may read.
     threads
-        Threads that decode or decompress the samples of a batch; None: as many as there are
-        cores, but one in a worker process.
+        Threads at most that read the samples of a batch, where several are faster than one;
+        None: as many as there are cores, but one in a worker process.
 
     Raises
     ------

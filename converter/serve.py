@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
 import queue
@@ -56,6 +57,9 @@ class Order(NamedTuple):
     nbytes: int = 0
 
 
+_Orders = queue.PriorityQueue[tuple[bool, int, Order]]  # writing first, then as they came
+
+
 def serve(
     settings: Work,
     pipe: connection.Connection,
@@ -77,12 +81,12 @@ def serve(
         return
     with suppress(OSError):  # the parent may be gone: `_receive` ends this process
         pipe.send(Ready())
-    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    orders: _Orders = queue.PriorityQueue()
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
     rooms: list[Room] = [SharedRoom(part) for part in memory] if memory else [Room()] * ROOMS
     file: io.FileIO | None = None
     while True:
-        order = orders.get()
+        _, _, order = orders.get()
         if order.path is None:
             pipe.send(_answer(encoder, order.keys, rooms[order.room], settings.file_timeout))
             continue
@@ -105,10 +109,14 @@ def _answer(encoder: Worker, keys: Sequence[str], room: Room, most_seconds: floa
     return Answer(results, room.used, payload, seconds)
 
 
-def _receive(pipe: connection.Connection, orders: queue.SimpleQueue[Order]) -> None:
-    """Take orders in as they come, so that the parent never waits; end with the parent."""
+def _receive(pipe: connection.Connection, orders: _Orders) -> None:
+    """Take orders in as they come, so that the parent never waits; end with the parent.
+
+    Writing goes first: it frees a room, and what is written is not lost.
+    """
     try:
-        while True:
-            orders.put(pipe.recv())
+        for number in itertools.count():
+            order = pipe.recv()
+            orders.put((order.path is None, number, order))
     except (EOFError, OSError):
         os._exit(1)

@@ -354,18 +354,18 @@ class LoggingWork(NamedTuple):
         return len((self.place / name).read_text().split())
 
 
-@pytest.mark.parametrize("distance", range(4, 9))
+@pytest.mark.parametrize("distance", range(6, 15, 2))
 def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
     distance, tmp_path, monkeypatch
 ):
     """A worker that has a payload to write may be at a slow file: the others must not run ahead."""
     monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", 1)
-    keys, file = [f"{n:04}" for n in range(40)], tmp_path / "file"
+    keys, file = [f"{n:04}" for n in range(60)], tmp_path / "file"
     file.touch()
     work = LoggingWork(tmp_path, frozenset((keys[12], keys[12 + distance])))
     written: set[int] = set()
     recorded = 0
-    with open(tmp_path / "recorded", "w") as log, Pool(work, 2) as pool:
+    with open(tmp_path / "recorded", "w") as log, Pool(work, 3) as pool:
 
         def record(number):
             nonlocal recorded
@@ -379,7 +379,7 @@ def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
             assert batch.write_elsewhere(file, offset, functools.partial(record, number))
     in_flight = (tmp_path / "in_flight").read_text().split()
     assert len(in_flight) == 2
-    assert max(map(int, in_flight)) <= 2 * ROOMS
+    assert max(map(int, in_flight)) <= 3 * ROOMS
     assert recorded == len(keys)
 
 
