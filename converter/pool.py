@@ -363,7 +363,8 @@ def _start_helpers(context: Any) -> None:
     if method != "fork" and hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()
     if method == "forkserver":
-        forkserver.ensure_running()
+        with _interrupts_blocked():  # the processes it forks are as it is
+            forkserver.ensure_running()
 
 
 @contextmanager
