@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,8 +21,8 @@ from converter.existing import open_recorded
 from converter.journal import read_journal
 from converter.plan import Failure
 from converter.pool import SMALLEST_DELEGATED_NBYTES, Pool
-from converter.rooms import Room
-from converter.serve import ROOMS
+from converter.rooms import Room, SharedMemory
+from converter.serve import ROOMS, Answer, Order, Ready, Written, serve
 from converter.unfinished import Paths
 from resuming import Conversion, files_in, taken_over
 from world import (
@@ -332,6 +333,7 @@ class LoggingWork(NamedTuple):
     place: Path
     slow: frozenset[str]
     file_timeout: float | None = None
+    is_held: bool = False  # at a slow sample, until a file tells to go on
 
     def make(self) -> LoggingWork:
         return self
@@ -342,6 +344,8 @@ class LoggingWork(NamedTuple):
             print(key, file=log)
         time.sleep(0.01)
         if key in self.slow:
+            if self.is_held:
+                wait_until((self.place / "all_sent").exists)
             time.sleep(0.3)
             begun, recorded = (self._count(name) for name in ("begun", "recorded"))
             with open(self.place / "in_flight", "a") as log:
@@ -352,6 +356,34 @@ class LoggingWork(NamedTuple):
 
     def _count(self, name: str) -> int:
         return len((self.place / name).read_text().split())
+
+
+def test_a_worker_writes_before_it_reads_on(tmp_path):
+    """Reading that waits already is not begun before what can be written is."""
+    (tmp_path / "recorded").touch()
+    file = tmp_path / "file"
+    file.touch()
+    ours, theirs = multiprocessing.Pipe()
+    memory = [SharedMemory() for _ in range(ROOMS)]
+    memory[0].grow(1000)[:] = bytes(range(250)) * 4
+    work = LoggingWork(tmp_path, frozenset(["slow"]), is_held=True)
+    process = multiprocessing.Process(target=serve, args=(work, theirs, memory, []), daemon=True)
+    process.start()
+    try:
+        ours.send(Order(1, ["slow"]))
+        wait_until((tmp_path / "begun").exists)
+        ours.send(Order(2, ["quick"]))
+        ours.send(Order(0, [], file, 0, 1000))
+        (tmp_path / "all_sent").touch()
+        said = [ours.recv() for _ in range(4)]
+    finally:
+        process.kill()
+        process.join()
+        for room in memory:
+            room.close()
+    assert [type(one) for one in said] == [Ready, Answer, Written, Answer]
+    assert [said[n].results[0].key for n in (1, 3)] == ["slow", "quick"]
+    assert file.read_bytes() == bytes(range(250)) * 4
 
 
 @pytest.mark.parametrize("distance", range(6, 15, 2))
