@@ -14,6 +14,7 @@ from converter import __version__
 from converter.encoder import Encoder, Result, Settings
 from converter.errors import ConverterError
 from converter.rooms import Room
+from converter.work import work_on
 
 ENCODERS_KEPT = 4
 _of_thread = threading.local()  # some workers have several threads
@@ -38,11 +39,8 @@ def encode_there(version: str, settings: Settings, allowance: int, keys: Sequenc
         problem, encoder = str(error), None
     if encoder is None:
         return Answer([], np.empty(0, np.uint8), 0.0, problem)
-    room, results = Room(2 * allowance), []
-    for key in keys:
-        results.append(encoder.encode(key, room))
-        if room.used >= allowance:
-            break
+    room = Room(2 * allowance)
+    results = work_on(encoder, keys, room, most_nbytes=allowance)
     payload = np.frombuffer(room.payload(), np.uint8)
     return Answer(results, payload, time.perf_counter() - start)
 

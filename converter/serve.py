@@ -102,7 +102,8 @@ def serve(
 
 def _answer(encoder: Worker, keys: Sequence[str], room: Room, most_seconds: float | None) -> Answer:
     start = time.perf_counter()
-    results = work_on(encoder, keys, room, most_seconds)
+    room.reset()
+    results = work_on(encoder, keys, room, seconds=most_seconds)
     seconds = time.perf_counter() - start
     shared = isinstance(room, SharedRoom) and room.is_shared
     payload = None if shared else bytearray(room.payload())

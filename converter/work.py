@@ -58,19 +58,24 @@ def run_here(work: Work, keys: Sequence[str]) -> Iterator[Batch]:
     """Work in this process, without a pool."""
     encoder, room, start = work.make(), Room(), 0
     while start < len(keys):
+        room.reset()
         results = work_on(encoder, keys[start : start + MOST_FILES_IN_TASK], room)
         yield Batch(results, room.payload())
         start += len(results)
 
 
 def work_on(
-    encoder: Worker, keys: Sequence[str], room: Room, seconds: float | None = None
+    encoder: Worker,
+    keys: Sequence[str],
+    room: Room,
+    *,
+    most_nbytes: int = BASE_NBYTES,
+    seconds: float | None = None,
 ) -> list[Result]:
-    """Encode samples until the room holds `BASE_NBYTES`; the rest is another task.
+    """Encode samples until an empty room holds ``most_nbytes``; the rest is another task.
 
     With ``seconds`` the process ends when one takes longer, whatever it is at.
     """
-    room.reset()
     results: list[Result] = []
     for key in keys:
         if seconds is not None:
@@ -79,7 +84,7 @@ def work_on(
         results.append(encoder.encode(key, room))
         if seconds is not None:
             faulthandler.cancel_dump_traceback_later()
-        if room.used >= BASE_NBYTES:
+        if room.used >= most_nbytes:
             break
     return results
 
