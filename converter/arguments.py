@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from converter.codec import AUTO, Compression, parse_compression
+from converter.codecs.compression import AUTO, Compression, parse_compression
 from converter.cores import usable_cores
 from converter.errors import ConverterError
 from converter.request import READERS, STORES, parse_shard

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from converter import arguments, filters, readers
+from converter import arguments, readers
 from converter.arguments import WRONG_USAGE, Arguments
 from converter.caller import Caller
 from converter.cluster import dask_executor
-from converter.codec import AUTO, PLUGIN_FILTERS
+from converter.codecs import filters
+from converter.codecs.compression import AUTO, PLUGIN_FILTERS
 from converter.conversion import advise, run_request
 from converter.encoder import Choice
 from converter.errors import ConverterError, StoppedError

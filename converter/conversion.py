@@ -13,7 +13,7 @@ from pathlib import Path
 from converter import hooks, provenance
 from converter.begin import Begun, begin
 from converter.caller import Caller
-from converter.codec import PLUGIN_FILTERS
+from converter.codecs.compression import PLUGIN_FILTERS
 from converter.encoder import Encoded
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice, choices_of, survey

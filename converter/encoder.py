@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter import hooks, opencv, readers
-from converter.codec import AUTO, GZIP, Compression, pipeline, shrink
-from converter.errors import UnreadableError, UnstorableError, describe
-from converter.filters import (
+from converter.codecs.compression import AUTO, GZIP, Compression, pipeline, shrink
+from converter.codecs.filters import (
     LARGEST_CHUNK_NBYTES,
     Layout,
     chunk_shape,
@@ -23,6 +22,7 @@ from converter.filters import (
     encode_chunks,
     pays_off,
 )
+from converter.errors import UnreadableError, UnstorableError, describe
 from converter.headers import structure_nbytes
 from converter.plan import Failure
 from converter.readers import Allocate, Image, Note

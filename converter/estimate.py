@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.codec import AUTO, DEFAULT_LEVELS, NONE, PLUGIN_FILTERS, Compression, missing_package
+from converter.codecs.compression import (
+    AUTO,
+    DEFAULT_LEVELS,
+    NONE,
+    PLUGIN_FILTERS,
+    Compression,
+    missing_package,
+)
 from converter.encoder import Choice, Encoded, Surveyed
 from converter.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.headers import structure_nbytes

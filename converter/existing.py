@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.codecs.filters import Layout, crc32
 from converter.encoder import Encoded, Part, Result
 from converter.errors import LoadError, StoppedError
-from converter.filters import Layout, crc32
 from converter.handle import Handle, open_handle
 from converter.headers import structure_nbytes
 from converter.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuilder, Place

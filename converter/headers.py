@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from converter.chunk_tree import tree_nbytes
-from converter.filters import FilterPipeline, Layout
+from converter.codecs.filters import FilterPipeline, Layout
 from converter.lookup3 import lookup3
 
 UNDEFINED = 2**64 - 1

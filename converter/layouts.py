@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from converter import blosc, zstd
-from converter.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline
+from converter.codecs import blosc2, zstd
+from converter.codecs.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline
 
 #: What deflate can make of one byte at most (zlib's technical details); zstd, of 4 bytes a
 #: block of 128 KiB (RFC 8878, 3.1.1.2); Blosc2, of 4 MiB of zeros here. And a header's worth.
@@ -90,7 +90,7 @@ class ArrayLayout:
         known = [[], [DEFLATE], [SHUFFLE, DEFLATE]]
         if zstd.is_installed():
             known += [[ZSTD], [SHUFFLE, ZSTD]]
-        if blosc.is_installed():
+        if blosc2.is_installed():
             known += [[BLOSC2]]
         return [number for number, _ in self.filters] in known and all(
             values == (itemsize,) for number, values in self.filters if number == SHUFFLE

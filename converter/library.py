@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from converter.caller import Caller
-from converter.codec import parse_compression
+from converter.codecs.compression import parse_compression
 from converter.conversion import run_request
 from converter.cores import usable_cores
 from converter.errors import ConverterError

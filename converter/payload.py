@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converter import blosc, zstd
-from converter.filters import BLOSC2, ZSTD, crc32
+from converter.codecs import blosc2, zstd
+from converter.codecs.filters import BLOSC2, ZSTD, crc32
 from converter.handle import as_bytes
 from converter.index import Place
 from converter.layouts import DEFLATE_INFLATION, ArrayLayout
@@ -117,7 +117,7 @@ def expand(payload: Payload, layout: ArrayLayout, target: np.ndarray, threads: i
         return
     number, _ = layout.filters[-1]
     if number == BLOSC2:
-        blosc.expand(payload, raw, threads)
+        blosc2.expand(payload, raw, threads)
     elif len(layout.filters) == 1 and number == ZSTD:
         zstd.expand(payload, raw)
     elif len(layout.filters) == 1:

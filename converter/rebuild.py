@@ -12,8 +12,8 @@ import numpy as np
 from h5py import h5d
 
 from converter.caller import Caller
+from converter.codecs.filters import Layout, chunk_starts, crc32
 from converter.errors import ConverterError, LoadError, WriteError
-from converter.filters import Layout, chunk_starts, crc32
 from converter.foreign import Datasets
 from converter.handle import Handle, open_handle
 from converter.index import IndexBuilder, Place, layout_json

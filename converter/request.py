@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter import opencv
-from converter.codec import AUTO, Compression, check_installed
+from converter.codecs.compression import AUTO, Compression, check_installed
 from converter.errors import ConverterError
 from converter.failures import path_of_failures
 from converter.unfinished import Paths

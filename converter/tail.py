@@ -13,8 +13,8 @@ from zlib import crc32 as crc32_of_key  # for short keys quicker than zlib_ng's
 
 import numpy as np
 
+from converter.codecs.filters import crc32
 from converter.errors import LoadError
-from converter.filters import crc32
 from converter.handle import Handle
 from converter.index import CHUNK, FOOTER, MAGIC, ROW, SECTIONS, VERSION, Footer, Place, order_of
 from converter.layouts import ArrayLayout, parse_layout

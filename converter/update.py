@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 
 from converter import hooks
-from converter.codec import parse_compression
+from converter.codecs.compression import parse_compression
 from converter.errors import ConverterError
 from converter.handle import open_handle
 from converter.request import Request, extensions_of

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from converter.caller import Caller
 from converter.checker import Checks
+from converter.codecs.filters import crc32
 from converter.encoder import Checked, Encoded, Settings
 from converter.errors import LoadError
 from converter.existing import read_sources
-from converter.filters import crc32
 from converter.foreign import Datasets
 from converter.handle import Handle, open_handle
 from converter.plan import Failure, KeyList, Plan

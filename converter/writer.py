@@ -23,10 +23,10 @@ import numpy as np
 
 from converter import groups
 from converter.chunk_tree import chunk_tree
+from converter.codecs.filters import crc32
 from converter.encoder import Encoded
 from converter.errors import ConverterError, WriteError
 from converter.existing import ExistingBatch
-from converter.filters import crc32
 from converter.headers import UNDEFINED, Kind, fill_headers, kind_of, structure_nbytes, template
 from converter.index import IndexBuilder, Place, layout_json
 from converter.journal import Head, Journal

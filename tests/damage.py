@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from converter.filters import crc32
+from converter.codecs.filters import crc32
 from converter.index import (
     FOOTER,
     MAGIC,

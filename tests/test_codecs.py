@@ -20,8 +20,10 @@ import h5py
 import numpy as np
 import pytest
 
-import converter.filters
-from converter import H5Folder, blosc, zstd
+import converter.codecs.filters
+from converter import H5Folder
+from converter.codecs import blosc2 as blosc
+from converter.codecs import zstd
 from converter.errors import LoadError
 from converter.handle import Handle
 from converter.index import ROW
@@ -122,7 +124,7 @@ def files(tmp_path_factory) -> Callable[[str], Path]:
         if compression not in made:
             folder = tmp_path_factory.mktemp(compression.replace(":", "_"))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(converter.filters, "LARGEST_CHUNK_NBYTES", CHUNK_NBYTES)
+                patch.setattr(converter.codecs.filters, "LARGEST_CHUNK_NBYTES", CHUNK_NBYTES)
                 made[compression] = make_h5(folder, samples(), compression=compression)
         return made[compression]
 
@@ -587,7 +589,7 @@ def with_payload(path: Path, payload: bytes) -> Path:
     editor = TailEditor(path)
     editor.content[offset : offset + len(payload)] = payload
     editor.put("rows", ROW.fields["nbytes"][1], "<Q", len(payload))
-    editor.put("rows", ROW.fields["crc32"][1], "<I", converter.filters.crc32(payload))
+    editor.put("rows", ROW.fields["crc32"][1], "<I", converter.codecs.filters.crc32(payload))
     return editor.save()
 
 

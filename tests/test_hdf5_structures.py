@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from converter import groups, headers
-from converter.codec import GZIP, pipeline, shrink
+from converter.codecs.compression import GZIP, pipeline, shrink
+from converter.codecs.filters import FilterPipeline, Layout, crc32, encode_chunks
 from converter.encoder import Encoded, Part
-from converter.filters import FilterPipeline, Layout, crc32, encode_chunks
 from converter.headers import kind_of, structure_nbytes, template
 from converter.journal import Head
 from converter.lookup3 import lookup3

@@ -272,8 +272,10 @@ def test_local_links_lead_somewhere() -> None:
 
 
 def test_every_module_is_listed() -> None:
-    modules = {path.stem for path in (ROOT / "converter").glob("[!_]*.py")}
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == modules
+    package = ROOT / "converter"
+    paths = (path.relative_to(package) for path in package.rglob("[!_]*.py"))
+    modules = {path.with_suffix("").as_posix() for path in paths}
+    assert set(re.findall(r"^\| `([\w/]+)` \|", README, re.MULTILINE)) == modules
 
 
 def test_the_sample_images_are_small_and_those_the_script_draws(tmp_path: Path) -> None:

@@ -7,9 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter import blosc, zstd
+from converter.codecs import blosc2, zstd
+from converter.codecs.filters import (
+    BLOSC2,
+    DEFLATE,
+    SHUFFLE,
+    ZSTD,
+    FilterPipeline,
+    deflate,
+    shuffled,
+)
 from converter.errors import ConverterError
-from converter.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline, deflate, shuffled
 
 #: Levels each compression knows, and the one taken where none is given.
 LEVELS = {"gzip": range(1, 10), "zstd": range(1, 23), "blosc2": range(1, 10)}
@@ -75,7 +83,7 @@ def pipeline(compression: Compression, dtype: np.dtype, chunks: tuple[int, ...])
     level = compression.level
     assert level is not None
     if compression.name == "blosc2":
-        return ((BLOSC2, blosc.filter_values(chunks, dtype.itemsize, level)),)
+        return ((BLOSC2, blosc2.filter_values(chunks, dtype.itemsize, level)),)
     last = (DEFLATE if compression.name == "gzip" else ZSTD, (level,))
     if dtype.itemsize == 1:
         return (last,)
@@ -86,7 +94,7 @@ def shrink(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
     """Apply filters to a C-contiguous chunk."""
     number, values = filters[-1]
     if number == BLOSC2:
-        return blosc.shrink(chunk, values)
+        return blosc2.shrink(chunk, values)
     if number == ZSTD:
         return zstd.shrink(shuffled(chunk), values[0])
     # a fresh compressor for each chunk: zlib-ng issue 2100

@@ -1,0 +1,1 @@
+"""Turn arrays into payloads and back."""
