@@ -23,7 +23,7 @@ from converter.codecs.filters import (
     pays_off,
 )
 from converter.errors import UnreadableError, UnstorableError, describe
-from converter.headers import structure_nbytes
+from converter.format.headers import structure_nbytes
 from converter.plan import Failure
 from converter.readers import Allocate, Image, Note
 from converter.rooms import Room

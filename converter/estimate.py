@@ -21,8 +21,8 @@ from converter.codecs.compression import (
     missing_package,
 )
 from converter.encoder import Choice, Encoded, Surveyed
-from converter.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
-from converter.headers import structure_nbytes
+from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
+from converter.format.headers import structure_nbytes
 from converter.plan import KeyList, Plan
 from converter.request import Request, nearest_folder
 from converter.reuse import Reuse

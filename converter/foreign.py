@@ -17,11 +17,11 @@ import numpy as np
 from h5py import h5d, h5l, h5o, h5z
 
 from converter.errors import LoadError
+from converter.format.index import IndexBuilder
+from converter.format.index_reader import Tail, check_closed
+from converter.format.layout import inflation
 from converter.handle import Handle
-from converter.index import IndexBuilder
-from converter.layouts import inflation
 from converter.selection import Box, box_of
-from converter.tail import Tail, check_closed
 
 #: An array that claims to be larger must have the stored bytes for it.
 HARMLESS_NBYTES = 1 << 30

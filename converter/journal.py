@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import ConverterError
-from converter.index import BLOCK_COUNTS, CHUNK, ROW, SOURCE, IndexBuilder, Place
-from converter.layouts import parse_layout
+from converter.format.index import BLOCK_COUNTS, CHUNK, ROW, SOURCE, IndexBuilder, Place
+from converter.format.layout import parse_layout
 
 VERSION = 1
 HEAD, ROWS = b"HEAD", b"ROWS"

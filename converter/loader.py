@@ -20,11 +20,11 @@ from converter.cache import Cache
 from converter.encoded import EncodedFile
 from converter.errors import LoadError
 from converter.foreign import ForeignFile
+from converter.format.index_reader import open_tail
 from converter.handle import Handle
 from converter.indexed import IndexedFile
 from converter.near import unknown_key
 from converter.several import OneFile, SeveralFiles
-from converter.tail import open_tail
 from converter.threads import Threads
 
 Source = IndexedFile | ForeignFile | EncodedFile | SeveralFiles

@@ -19,7 +19,7 @@ from converter.caller import Caller
 from converter.conversion import output_folder
 from converter.errors import ConverterError
 from converter.existing import Existing, open_finished
-from converter.index import order_of
+from converter.format.index import order_of
 from converter.journal import Head, read_journal
 from converter.report import Report
 from converter.request import nearest_folder

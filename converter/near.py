@@ -8,8 +8,8 @@ import itertools
 import os
 
 from converter.errors import LoadError
+from converter.format.index_reader import Tail
 from converter.several import SeveralTails
-from converter.tail import Tail
 
 NEAR_MATCHES = 3
 KEYS_COMPARED = 2000

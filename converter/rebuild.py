@@ -15,12 +15,12 @@ from converter.caller import Caller
 from converter.codecs.filters import Layout, chunk_starts, crc32
 from converter.errors import ConverterError, LoadError, WriteError
 from converter.foreign import Datasets
+from converter.format.index import IndexBuilder, Place, layout_json
+from converter.format.index_reader import SIGNATURE, SUPERBLOCK, check_closed, open_tail
+from converter.format.layout import parse_layout
 from converter.handle import Handle, open_handle
-from converter.index import IndexBuilder, Place, layout_json
-from converter.layouts import parse_layout
 from converter.places import open_to_write, write_at
 from converter.progress import Progress
-from converter.tail import SIGNATURE, SUPERBLOCK, check_closed, open_tail
 
 PIECE_NBYTES = 1 << 24
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from converter.encoder import Encoded
 from converter.existing import Existing
-from converter.groups import SUPERBLOCK_NBYTES
-from converter.headers import structure_nbytes
-from converter.index import SOURCE
+from converter.format.groups import SUPERBLOCK_NBYTES
+from converter.format.headers import structure_nbytes
+from converter.format.index import SOURCE
 from converter.plan import Failure, KeyList, Plan
 from converter.threads import Threads
 from converter.work import Batch, Run

@@ -12,9 +12,9 @@ import numpy as np
 from converter.encoded import EncodedFile
 from converter.errors import LoadError
 from converter.foreign import ForeignFile
-from converter.index import order_of
+from converter.format.index import order_of
+from converter.format.index_reader import Tail
 from converter.indexed import Buffer, IndexedFile
-from converter.tail import Tail
 
 OneFile = IndexedFile | ForeignFile | EncodedFile
 

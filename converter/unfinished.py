@@ -10,8 +10,8 @@ from pathlib import Path
 from converter import provenance
 from converter.errors import ConverterError
 from converter.existing import Existing, open_recorded
+from converter.format.index_reader import SIGNATURE
 from converter.journal import Head, Recorded, read_journal
-from converter.tail import SIGNATURE
 
 MARK_NBYTES = 16
 

@@ -15,13 +15,13 @@ from converter.encoder import Checked, Encoded, Settings
 from converter.errors import LoadError
 from converter.existing import read_sources
 from converter.foreign import Datasets
+from converter.format.index_reader import Tail, open_tail
 from converter.handle import Handle, open_handle
 from converter.plan import Failure, KeyList, Plan
 from converter.pool import Pool
 from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.progress import Progress
 from converter.request import Request, check_folder
-from converter.tail import Tail, open_tail
 from converter.work import Run, Work
 
 KEYS_AT_ONCE = 4096

@@ -21,14 +21,21 @@ from typing import BinaryIO
 
 import numpy as np
 
-from converter import groups
-from converter.chunk_tree import chunk_tree
 from converter.codecs.filters import crc32
 from converter.encoder import Encoded
 from converter.errors import ConverterError, WriteError
 from converter.existing import ExistingBatch
-from converter.headers import UNDEFINED, Kind, fill_headers, kind_of, structure_nbytes, template
-from converter.index import IndexBuilder, Place, layout_json
+from converter.format import groups
+from converter.format.chunk_tree import chunk_tree
+from converter.format.headers import (
+    UNDEFINED,
+    Kind,
+    fill_headers,
+    kind_of,
+    structure_nbytes,
+    template,
+)
+from converter.format.index import IndexBuilder, Place, layout_json
 from converter.journal import Head, Journal
 from converter.places import write_at
 from converter.unfinished import MARK_NBYTES, Paths, move_aside, read_mark

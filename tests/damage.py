@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter.codecs.filters import crc32
-from converter.index import (
+from converter.format.index import (
     FOOTER,
     MAGIC,
     SECTIONS,
@@ -18,8 +18,8 @@ from converter.index import (
     IndexBuilder,
     layout_json,
 )
+from converter.format.index_reader import Tail
 from converter.loader import H5Folder
-from converter.tail import Tail
 
 
 class Part(NamedTuple):

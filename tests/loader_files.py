@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converter.cli import main
-from converter.index import FOOTER, MAGIC, SECTIONS, Footer
+from converter.format.index import FOOTER, MAGIC, SECTIONS, Footer
 
 READER = """
 import numpy

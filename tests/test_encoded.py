@@ -26,7 +26,7 @@ import converter.readers
 from converter import H5Folder
 from converter.cli import main
 from converter.errors import LoadError
-from converter.index import ROW
+from converter.format.index import ROW
 from loader_files import TailEditor
 from world import (
     ROOT,

@@ -18,7 +18,7 @@ import pytest
 
 from converter import H5Folder
 from converter.cli import main
-from converter.index import ROW
+from converter.format.index import ROW
 from loader_files import TailEditor, make_h5
 from world import (
     ROOT,

@@ -49,7 +49,7 @@ class Tail(NamedTuple):
 
 
 def parse_tail(path: Path) -> Tail:
-    """Read the tail as the docstring of converter/index.py describes it, with struct alone."""
+    """Read the tail as the docstring of format/index.py describes it, with struct alone."""
     data = path.read_bytes()
     footer = struct.Struct("<QQQ7QIIII8s")
     hdf5_nbytes, sources_nbytes, groups_begin, *rest = footer.unpack(data[-footer.size :])

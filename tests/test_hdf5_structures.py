@@ -14,13 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
-from converter import groups, headers
 from converter.codecs.compression import GZIP, pipeline, shrink
 from converter.codecs.filters import FilterPipeline, Layout, crc32, encode_chunks
 from converter.encoder import Encoded, Part
-from converter.headers import kind_of, structure_nbytes, template
+from converter.format import groups, headers
+from converter.format.checksum import lookup3
+from converter.format.headers import kind_of, structure_nbytes, template
 from converter.journal import Head
-from converter.lookup3 import lookup3
 from converter.storable import as_storable
 from converter.unfinished import Paths
 from converter.work import Batch

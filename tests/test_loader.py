@@ -23,7 +23,7 @@ import converter.handle
 import converter.pages
 from converter import H5Folder
 from converter.errors import LoadError
-from converter.tail import open_tail
+from converter.format.index_reader import open_tail
 from loader_files import assert_same, equal_samples, make_h5, smooth, stacked
 
 START_METHODS = [m for m in ("fork", "spawn", "forkserver") if m in
@@ -265,11 +265,11 @@ def test_without_h5py_s_file_nothing_goes_through_hdf5(path, monkeypatch):
 
 
 def test_other_filters_are_undone_by_hdf5(tmp_path, monkeypatch):
-    import converter.layouts
+    import converter.format.layout
 
     array = smooth((40, 500, 300), "<u4")
     path = make_h5(tmp_path, {"a.npy": array}, compression="gzip")
-    monkeypatch.setattr(converter.layouts.ArrayLayout, "is_decodable", False)
+    monkeypatch.setattr(converter.format.layout.ArrayLayout, "is_decodable", False)
     folder = H5Folder(path, verify=True)
     assert_same(folder["a.npy"], array)
     assert_same(folder.read("a.npy", np.s_[3:5, ::-1]), array[3:5, ::-1].copy())

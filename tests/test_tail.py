@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
-import converter.layouts
+import converter.format.layout
 import converter.payload
 from converter import H5Folder
 from converter.errors import LoadError
-from converter.index import CHUNK, FOOTER, ROW, SECTIONS, SOURCE, Footer
+from converter.format.index import CHUNK, FOOTER, ROW, SECTIONS, SOURCE, Footer
 from loader_files import TailEditor, assert_same, equal_samples, make_h5, smooth
 
 COUNT = 12
@@ -354,7 +354,7 @@ def test_a_shape_beyond_all_memory_is_refused_before_any_is_taken(path):
 def test_the_bound_on_inflation_is_deflate_s_own():
     zlib = converter.payload.zlib
     for nbytes in (1, 1000, 10**6, 10**7):
-        layout = converter.layouts.parse_layout(
+        layout = converter.format.layout.parse_layout(
             json.dumps(
                 {**LAYOUT, "shape": [nbytes], "chunks": [nbytes], "filters": [[1, [9]]]}
             ).encode()

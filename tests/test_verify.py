@@ -20,7 +20,7 @@ from h5py import h5d, h5p, h5s, h5t
 
 from converter import H5Folder
 from converter.cli import main
-from converter.index import ROW, Footer
+from converter.format.index import ROW, Footer
 from damage import flip, parts_of, payload_of, replace_tail, rewrite_tail, tail_of
 from world import (
     ROOT,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import h5py
 
-from converter.headers import (
+from converter.format.headers import (
     CONSTANT,
     UNDEFINED,
     attribute_messages,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from converter.chunk_tree import tree_nbytes
 from converter.codecs.filters import FilterPipeline, Layout
-from converter.lookup3 import lookup3
+from converter.format.checksum import lookup3
+from converter.format.chunk_tree import tree_nbytes
 
 UNDEFINED = 2**64 - 1
 DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE = 0x01, 0x03, 0x05, 0x08, 0x0B

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 
 from converter.codecs.filters import chunk_starts
-from converter.index import Place
+from converter.format.index import Place
 
 MOST_CHILDREN = 64  # twice the K of 32 that HDF5 takes where a file names none
 NODE_HEAD = struct.Struct("<4sBBHQQ")

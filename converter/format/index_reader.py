@@ -15,9 +15,19 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import LoadError
+from converter.format.index import (
+    CHUNK,
+    FOOTER,
+    MAGIC,
+    ROW,
+    SECTIONS,
+    VERSION,
+    Footer,
+    Place,
+    order_of,
+)
+from converter.format.layout import ArrayLayout, parse_layout
 from converter.handle import Handle
-from converter.index import CHUNK, FOOTER, MAGIC, ROW, SECTIONS, VERSION, Footer, Place, order_of
-from converter.layouts import ArrayLayout, parse_layout
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: Of superblock versions 2 and 3, behind the signature: version, flags and the size.

@@ -1,0 +1,1 @@
+"""Lay out OUT.h5 from its first to its last byte, and read it."""
