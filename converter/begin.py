@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import h5py
 
 from converter import provenance
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.errors import ConverterError
 from converter.estimate import Estimate, estimate
 from converter.existing import Existing, open_finished

@@ -10,8 +10,8 @@ import numpy as np
 
 from converter.encoder import Checked, Encoder, Result, Settings
 from converter.errors import LoadError, describe
+from converter.files import Handle
 from converter.foreign import Datasets
-from converter.handle import Handle
 from converter.loader import H5Folder
 from converter.plan import Failure
 from converter.rooms import Room

@@ -13,7 +13,7 @@ from typing import Any
 
 from converter import arguments, readers
 from converter.arguments import WRONG_USAGE, Arguments
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.cluster import dask_executor
 from converter.codecs import filters
 from converter.codecs.compression import AUTO, PLUGIN_FILTERS

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from converter import hooks, provenance
 from converter.begin import Begun, begin
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.codecs.compression import PLUGIN_FILTERS
 from converter.encoder import Encoded
 from converter.errors import ConverterError, StoppedError

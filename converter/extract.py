@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
 from converter.loader import H5Folder
 from converter.places import LONGEST_WRITE_NBYTES

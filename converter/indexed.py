@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import LoadError
+from converter.files import Handle
 from converter.foreign import Datasets
 from converter.format.index import Place
 from converter.format.index_reader import Tail
 from converter.format.layout import ArrayLayout
-from converter.handle import Handle
 from converter.pages import LARGEST_UNPROBED_NBYTES, Pages
 from converter.payload import check, read_chunks, read_plain, read_plain_box
 from converter.selection import Box, box_of

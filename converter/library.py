@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.codecs.compression import parse_compression
 from converter.conversion import run_request
 from converter.cores import usable_cores

@@ -19,9 +19,9 @@ import numpy as np
 from converter.cache import Cache
 from converter.encoded import EncodedFile
 from converter.errors import LoadError
+from converter.files import Handle
 from converter.foreign import ForeignFile
 from converter.format.index_reader import open_tail
-from converter.handle import Handle
 from converter.indexed import IndexedFile
 from converter.near import unknown_key
 from converter.several import OneFile, SeveralFiles

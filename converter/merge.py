@@ -15,7 +15,7 @@ from typing import NamedTuple
 import h5py
 
 from converter import provenance
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.conversion import output_folder
 from converter.errors import ConverterError
 from converter.existing import Existing, open_finished

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from converter.errors import LoadError
+from converter.files import Handle
 from converter.format.layout import ArrayLayout
-from converter.handle import Handle
 from converter.threads import Threads
 
 #: A mapping is twice as fast as preadv from the page cache, but on a cold disk it takes one

@@ -9,9 +9,9 @@ import numpy as np
 
 from converter.codecs import blosc2, zstd
 from converter.codecs.filters import BLOSC2, ZSTD, crc32
+from converter.files import as_bytes
 from converter.format.index import Place
 from converter.format.layout import DEFLATE_INFLATION, ArrayLayout
-from converter.handle import as_bytes
 from converter.pages import Pages
 from converter.selection import Box
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from converter import hooks
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.encoder import Choice, Settings
 from converter.errors import ConverterError
 from converter.failures import paths_of_failures

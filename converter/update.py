@@ -13,7 +13,7 @@ import h5py
 from converter import hooks
 from converter.codecs.compression import parse_compression
 from converter.errors import ConverterError
-from converter.handle import open_handle
+from converter.files import open_handle
 from converter.request import Request, extensions_of
 
 

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.checker import Checks
 from converter.codecs.filters import crc32
 from converter.encoder import Checked, Encoded, Settings
 from converter.errors import LoadError
 from converter.existing import read_sources
+from converter.files import Handle, open_handle
 from converter.foreign import Datasets
 from converter.format.index_reader import Tail, open_tail
-from converter.handle import Handle, open_handle
 from converter.plan import Failure, KeyList, Plan
 from converter.pool import Pool
 from converter.prepare import encoding_settings, load_functions, plan_of

@@ -34,7 +34,7 @@ with contextlib.suppress(ImportError):
     import hdf5plugin  # for h5py
 
 from converter import H5Folder, readers  # here, and not once in each child
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.errors import ConverterError
 from converter.verify import verify
 

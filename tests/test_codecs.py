@@ -25,9 +25,9 @@ from converter import H5Folder
 from converter.codecs import blosc2 as blosc
 from converter.codecs import zstd
 from converter.errors import LoadError
+from converter.files import Handle
 from converter.format.index import ROW
 from converter.format.index_reader import open_tail
-from converter.handle import Handle
 from loader_files import TailEditor, assert_same, make_h5, smooth, stacked
 from world import ROOT, command, run, write_functions
 

@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 import pytest
 
+import converter.files
 import converter.foreign
-import converter.handle
 import converter.pages
 from converter import H5Folder
 from converter.errors import LoadError
@@ -76,7 +76,7 @@ def without_tail(path: Path) -> Path:
     """Let HDF5 cut the tail off, as any tool that opens the file for writing does."""
     h5py.File(path, "r+").close()
     with path.open("rb"):
-        assert open_tail(converter.handle.Handle(str(path))) is None
+        assert open_tail(converter.files.Handle(str(path))) is None
     return path
 
 
@@ -552,7 +552,7 @@ def test_systems_without_preadv_read_the_same(path, samples, monkeypatch):
 
 
 def test_one_read_may_return_less_than_asked_for(path, samples, monkeypatch):
-    monkeypatch.setattr(converter.handle, "LONGEST_READ", 7)
+    monkeypatch.setattr(converter.files, "LONGEST_READ", 7)
     monkeypatch.setattr(converter.pages.Pages, "are_cached", lambda *_: False)
     folder = H5Folder(path, verify=True)
     for key, array in samples.items():
@@ -830,7 +830,7 @@ def test_links_swapped_in_after_listing_are_not_followed(tmp_path):
     datasets = converter.foreign.Datasets
     path = tmp_path / "linked.h5"
     linked_elsewhere(path, "folder")
-    opened = datasets(converter.handle.Handle(str(path)), allow_external=False)
+    opened = datasets(converter.files.Handle(str(path)), allow_external=False)
     with pytest.raises(LoadError, match=r"'group' in .* is a link to elsewhere"):
         opened.read("group/x")
 
@@ -848,7 +848,7 @@ def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_pa
     samples = {f"{n}.npy": np.full(100_000, n, np.uint8) for n in range(3)}
     path = make_h5(tmp_path, samples)
     asked, read = set(), []
-    read_into = converter.handle.Handle.read_into
+    read_into = converter.files.Handle.read_into
 
     def is_cached(self, offset, *, unknown=False):
         was_asked = offset in asked
@@ -862,7 +862,7 @@ def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_pa
     monkeypatch.setattr(converter.pages.Pages, "_is_cached", is_cached)
     with H5Folder(path) as folder:
         len(folder)  # the tail is read by now
-        monkeypatch.setattr(converter.handle.Handle, "read_into", count)
+        monkeypatch.setattr(converter.files.Handle, "read_into", count)
         for position, array in enumerate(samples.values()):
             np.testing.assert_array_equal(folder[position], array)
     assert read == [100_000] * 3

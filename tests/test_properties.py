@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from converter import H5Folder
-from converter.caller import Caller
+from converter.callbacks import Caller
 from converter.cli import main
 from converter.verify import verify
 from loader_files import assert_same

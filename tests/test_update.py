@@ -1037,7 +1037,7 @@ def test_a_file_without_an_index_is_refused(album, output, convert, update, tmp_
 def test_a_file_whose_index_was_rebuilt_does_not_know_its_sources(
     album, output, convert, update, tmp_path
 ):
-    from converter.caller import Caller
+    from converter.callbacks import Caller
     from converter.rebuild import rebuild_index
 
     convert(album, output)

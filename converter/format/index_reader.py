@@ -15,6 +15,7 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import LoadError
+from converter.files import Handle
 from converter.format.index import (
     CHUNK,
     FOOTER,
@@ -27,7 +28,6 @@ from converter.format.index import (
     order_of,
 )
 from converter.format.layout import ArrayLayout, parse_layout
-from converter.handle import Handle
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: Of superblock versions 2 and 3, behind the signature: version, flags and the size.
