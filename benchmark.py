@@ -166,11 +166,11 @@ def _pillow(_: Path | None) -> Callable[[str], Any]:
 
 
 def _my_read(functions: Path | None) -> Callable[[str], Any]:
-    from converter import hooks
+    from converter.sources import user_functions
 
     if functions is None:
         raise ImportError("it is asked for with --custom_read_func")
-    read = hooks.load_hooks(functions, read=True, prune=False).read
+    read = user_functions.load_hooks(functions, read=True, prune=False).read
     return lambda path: _flat_text(read(path))  # type: ignore[misc]
 
 

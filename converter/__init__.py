@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from converter.errors import StoppedError as StoppedError
     from converter.library import convert as convert
     from converter.loader import H5Folder as H5Folder
-    from converter.readers import read_image as read_image
+    from converter.sources.images import read_image as read_image
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,7 @@ _HOMES = {
     "StoppedError": "converter.errors",
     "H5Folder": "converter.loader",
     "convert": "converter.library",
-    "read_image": "converter.readers",
+    "read_image": "converter.sources.images",
 }
 __all__ = ["ConverterError", "H5Folder", "StoppedError", "convert", "read_image"]
 

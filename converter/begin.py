@@ -13,10 +13,10 @@ from converter.errors import ConverterError
 from converter.estimate import Estimate, estimate
 from converter.existing import Existing, open_finished
 from converter.journal import Head
-from converter.plan import Failure, Plan
 from converter.report import Changes
 from converter.request import Request
 from converter.reuse import Reuse
+from converter.sources.walk import Failure, Plan
 from converter.unfinished import find_unfinished
 from converter.work import Batch, Run
 from converter.writer import Writer

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.encoder import Checked, Encoder, Result, Settings
 from converter.errors import LoadError, describe
 from converter.files import Handle
 from converter.foreign import Datasets
 from converter.loader import H5Folder
-from converter.plan import Failure
 from converter.rooms import Room
+from converter.sources.encoder import Checked, Encoder, Result, Settings
+from converter.sources.walk import Failure
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,24 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from converter import arguments, readers
+from converter import arguments
 from converter.arguments import WRONG_USAGE, Arguments
 from converter.callbacks import Caller
 from converter.cluster import dask_executor
 from converter.codecs import filters
 from converter.codecs.compression import AUTO, PLUGIN_FILTERS
 from converter.conversion import advise, run_request
-from converter.encoder import Choice
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice
 from converter.extract import extract
 from converter.merge import merge
-from converter.plan import Failure, Plan
 from converter.progress import ProgressBar
 from converter.rebuild import rebuild_index
 from converter.report import Report
 from converter.request import Request
+from converter.sources import images
+from converter.sources.encoder import Choice
+from converter.sources.walk import Failure, Plan
 from converter.update import update_request
 from converter.verify import Verification, verify
 
@@ -224,7 +225,7 @@ class _Signals:
 
 def _say_what_is_missing() -> None:
     missing = []
-    if not readers.HAS_SIMPLEJPEG:
+    if not images.HAS_SIMPLEJPEG:
         missing.append("simplejpeg")
     if not filters.HAS_ZLIB_NG:
         missing.append("zlib-ng")

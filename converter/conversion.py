@@ -10,20 +10,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from converter import hooks, provenance
+from converter import provenance
 from converter.begin import Begun, begin
 from converter.callbacks import Caller
 from converter.codecs.compression import PLUGIN_FILTERS
-from converter.encoder import Encoded
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice, choices_of, survey
 from converter.executors import ExecutorRun, check_executor
 from converter.failures import FailureList
-from converter.plan import Failure, Plan
 from converter.pool import Pool
 from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.report import Report
 from converter.request import Request, check_request, nearest_folder
+from converter.sources import user_functions
+from converter.sources.encoder import Encoded
+from converter.sources.walk import Failure, Plan
 from converter.unfinished import Paths
 from converter.work import Batch, Run, run_here
 from converter.writer import Writer
@@ -105,7 +106,7 @@ def advise(request: Request, caller: Caller) -> tuple[Advice, Plan]:
 @contextmanager
 def _encoding(
     request: Request,
-    found: hooks.Hooks,
+    found: user_functions.Hooks,
     caller: Caller,
     executor: Executor | None = None,
     *,
@@ -231,7 +232,7 @@ def _nothing_stored(
     )
 
 
-def _attributes(request: Request, found: hooks.Hooks) -> dict[str, str]:
+def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]:
     return provenance.describe(
         ext=request.ext if request.custom_prune_func else request.extensions,
         read_sha256=found.sha256 if request.custom_read_func else None,

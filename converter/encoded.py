@@ -78,7 +78,7 @@ class EncodedFile:
 
 def _import_decoder() -> Callable[[Buffer, str], np.ndarray]:
     try:
-        from converter.readers import decode_image
+        from converter.sources.images import decode_image
     except ImportError as error:
         raise LoadError(
             "files stored as they are need image packages to be decoded: "

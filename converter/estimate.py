@@ -20,12 +20,12 @@ from converter.codecs.compression import (
     Compression,
     missing_package,
 )
-from converter.encoder import Choice, Encoded, Surveyed
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.format.headers import structure_nbytes
-from converter.plan import KeyList, Plan
 from converter.request import Request, nearest_folder
 from converter.reuse import Reuse
+from converter.sources.encoder import Choice, Encoded, Surveyed
+from converter.sources.walk import KeyList, Plan
 from converter.work import Run
 
 SAMPLED_FILES = 64

@@ -20,12 +20,12 @@ import numpy as np
 
 from converter import __version__
 from converter.cluster import cluster_of
-from converter.encoder import Result, Settings
 from converter.errors import ConverterError, StoppedError, describe
 from converter.places import open_to_write, write_at
-from converter.plan import Failure
 from converter.pool import SMALLEST_DELEGATED_NBYTES
 from converter.remote import Answer, encode_there
+from converter.sources.encoder import Result, Settings
+from converter.sources.walk import Failure
 from converter.work import Batch
 
 MOST_BYTES_AHEAD = 512 << 20

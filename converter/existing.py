@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from converter.codecs.filters import Layout, crc32
-from converter.encoder import Encoded, Part, Result
 from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuilder, Place
 from converter.format.index_reader import Tail, open_tail
 from converter.format.layout import ArrayLayout
+from converter.sources.encoder import Encoded, Part, Result
 from converter.work import Batch
 
 

@@ -18,9 +18,9 @@ from converter.callbacks import Caller
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
 from converter.loader import H5Folder
 from converter.places import LONGEST_WRITE_NBYTES
-from converter.plan import Failure
 from converter.progress import Progress
 from converter.report import FAILURES_SHOWN
+from converter.sources.walk import Failure
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 DRIVE = re.compile(r"[A-Za-z]:")

@@ -7,7 +7,7 @@ import io
 from contextlib import suppress
 from pathlib import Path
 
-from converter.plan import Failure
+from converter.sources.walk import Failure
 
 
 class FailureList:

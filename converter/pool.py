@@ -20,9 +20,9 @@ from typing import Any
 from converter import work
 from converter.errors import WorkersError
 from converter.places import open_to_write, write_at
-from converter.plan import Failure
 from converter.rooms import BASE_NBYTES, SharedMemory
 from converter.serve import ROOMS, Answer, Order, Ready, Written, serve
+from converter.sources.walk import Failure
 from converter.work import Batch, Work
 
 SECONDS_IN_TASK = 0.1

@@ -6,29 +6,29 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from converter import hooks
 from converter.callbacks import Caller
-from converter.encoder import Choice, Settings
 from converter.errors import ConverterError
 from converter.failures import paths_of_failures
-from converter.plan import Plan, make_plan
 from converter.request import Request
+from converter.sources import user_functions
+from converter.sources.encoder import Choice, Settings
+from converter.sources.walk import Plan, make_plan
 from converter.unfinished import Paths
 
 
-def load_functions(request: Request, caller: Caller) -> hooks.Hooks:
+def load_functions(request: Request, caller: Caller) -> user_functions.Hooks:
     """Import my_read and my_prune, where they are asked for."""
     if not (request.custom_read_func or request.custom_prune_func):
-        return hooks.Hooks()
-    path = hooks.find_functions(request.path_functions)
+        return user_functions.Hooks()
+    path = user_functions.find_functions(request.path_functions)
     wanted = {"my_read": request.custom_read_func, "my_prune": request.custom_prune_func}
-    found = hooks.load_hooks(path, read=wanted["my_read"], prune=wanted["my_prune"])
+    found = user_functions.load_hooks(path, read=wanted["my_read"], prune=wanted["my_prune"])
     caller.notice(f"{' and '.join(name for name in wanted if wanted[name])} from {path}")
     return found
 
 
 def encoding_settings(
-    request: Request, found: hooks.Hooks, *, choices: tuple[Choice, ...] = ()
+    request: Request, found: user_functions.Hooks, *, choices: tuple[Choice, ...] = ()
 ) -> Settings:
     """Return what workers need to know to read and encode."""
     return Settings(
@@ -44,11 +44,11 @@ def encoding_settings(
     )
 
 
-def plan_of(request: Request, found: hooks.Hooks) -> Plan:
+def plan_of(request: Request, found: user_functions.Hooks) -> Plan:
     """List what goes in. Raises ConverterError where that is nothing."""
     keep: Callable[[str], bool]
     if found.prune is not None:
-        keep = partial(hooks.call_prune, found.prune, request.ext)
+        keep = partial(user_functions.call_prune, found.prune, request.ext)
     else:
         keep = keep_extensions(request.extensions)
     output = request.path_output

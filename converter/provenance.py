@@ -7,7 +7,7 @@ from importlib import metadata
 
 import h5py
 
-from converter.readers import plugin_of
+from converter.sources.images import plugin_of
 
 FORMAT = "data2h5 1"
 PACKAGES = ("h5py", "numpy", "imageio", "pillow", "tifffile")

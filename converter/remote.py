@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from converter import __version__
-from converter.encoder import Encoder, Result, Settings
 from converter.errors import ConverterError
 from converter.rooms import Room
+from converter.sources.encoder import Encoder, Result, Settings
 from converter.work import work_on
 
 ENCODERS_KEPT = 4

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.encoder import Encoded
 from converter.existing import Existing
-from converter.plan import Failure
 from converter.progress import Progress
-from converter.readers import Note
+from converter.sources.encoder import Encoded
+from converter.sources.images import Note
+from converter.sources.walk import Failure
 
 FAILURES_SHOWN = 10
 

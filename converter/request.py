@@ -8,10 +8,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter import opencv
 from converter.codecs.compression import AUTO, Compression, check_installed
 from converter.errors import ConverterError
 from converter.failures import path_of_failures
+from converter.sources import opencv
 from converter.unfinished import Paths
 
 STORES = ("array", "encoded")

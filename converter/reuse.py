@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from converter.encoder import Encoded
 from converter.existing import Existing
 from converter.format.groups import SUPERBLOCK_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE
-from converter.plan import Failure, KeyList, Plan
+from converter.sources.encoder import Encoded
+from converter.sources.walk import Failure, KeyList, Plan
 from converter.threads import Threads
 from converter.work import Batch, Run
 

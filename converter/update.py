@@ -10,11 +10,11 @@ from typing import Any
 
 import h5py
 
-from converter import hooks
 from converter.codecs.compression import parse_compression
 from converter.errors import ConverterError
 from converter.files import open_handle
 from converter.request import Request, extensions_of
+from converter.sources import user_functions
 
 
 def update_request(
@@ -84,10 +84,10 @@ def _recorded(output: Path, purpose: str) -> dict[str, Any]:
 
 def _check_functions(request: Request, output: Path) -> None:
     """Refuse other functions than those the file was made with."""
-    path = hooks.find_functions(request.path_functions)
+    path = user_functions.find_functions(request.path_functions)
     with h5py.File(output, "r") as file:
         options = json.loads(file.attrs["options"])
-    now = hooks.hash_of(path)
+    now = user_functions.hash_of(path)
     for name in ("my_read", "my_prune"):
         if options[f"{name}_sha256"] not in (None, now):
             raise ConverterError(

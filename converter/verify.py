@@ -11,17 +11,17 @@ from pathlib import Path
 from converter.callbacks import Caller
 from converter.checker import Checks
 from converter.codecs.filters import crc32
-from converter.encoder import Checked, Encoded, Settings
 from converter.errors import LoadError
 from converter.existing import read_sources
 from converter.files import Handle, open_handle
 from converter.foreign import Datasets
 from converter.format.index_reader import Tail, open_tail
-from converter.plan import Failure, KeyList, Plan
 from converter.pool import Pool
 from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.progress import Progress
 from converter.request import Request, check_folder
+from converter.sources.encoder import Checked, Encoded, Settings
+from converter.sources.walk import Failure, KeyList, Plan
 from converter.work import Run, Work
 
 KEYS_AT_ONCE = 4096

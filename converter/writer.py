@@ -22,7 +22,6 @@ from typing import BinaryIO
 import numpy as np
 
 from converter.codecs.filters import crc32
-from converter.encoder import Encoded
 from converter.errors import ConverterError, WriteError
 from converter.existing import ExistingBatch
 from converter.format import groups
@@ -38,6 +37,7 @@ from converter.format.headers import (
 from converter.format.index import IndexBuilder, Place, layout_json
 from converter.journal import Head, Journal
 from converter.places import write_at
+from converter.sources.encoder import Encoded
 from converter.unfinished import MARK_NBYTES, Paths, move_aside, read_mark
 from converter.work import Batch
 

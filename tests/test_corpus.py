@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from conftest import corpus_lines
-from converter.readers import plugin_of
+from converter.sources.images import plugin_of
 from world import ROOT, assert_same, command, failures, finish, start, write_functions
 
 SAMPLES = Path(__file__).resolve().parent / "images"

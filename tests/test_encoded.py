@@ -22,7 +22,7 @@ import PIL.Image
 import pytest
 import tifffile
 
-import converter.readers
+import converter.sources.images
 from converter import H5Folder
 from converter.cli import main
 from converter.errors import LoadError
@@ -363,14 +363,14 @@ def test_arrays_are_the_callers_own(photos):
 def decode_calls(monkeypatch, before: Callable[[], object]) -> set[int]:
     """Return a set that fills with the threads that decode."""
     threads: set[int] = set()
-    decode = converter.readers.decode_image
+    decode = converter.sources.images.decode_image
 
     def noted(*args: Any) -> np.ndarray:
         threads.add(threading.get_ident())
         before()
         return decode(*args)
 
-    monkeypatch.setattr(converter.readers, "decode_image", noted)
+    monkeypatch.setattr(converter.sources.images, "decode_image", noted)
     return threads
 
 

@@ -16,12 +16,12 @@ import pytest
 
 from converter.codecs.compression import GZIP, pipeline, shrink
 from converter.codecs.filters import FilterPipeline, Layout, crc32, encode_chunks
-from converter.encoder import Encoded, Part
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template
 from converter.journal import Head
-from converter.storable import as_storable
+from converter.sources.encoder import Encoded, Part
+from converter.sources.storable import as_storable
 from converter.unfinished import Paths
 from converter.work import Batch
 from converter.writer import Writer

@@ -18,8 +18,9 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 
-from converter import read_image, readers
-from converter.readers import jpeg_decoders_agree
+from converter import read_image
+from converter.sources import images
+from converter.sources.images import jpeg_decoders_agree
 from world import (
     ROOT,
     Finished,
@@ -257,7 +258,7 @@ def test_the_two_jpeg_decoders_are_compared_on_this_machine(monkeypatch):
         array[3, 3] ^= 1
         return array
 
-    monkeypatch.setattr(readers.simplejpeg, "decode_jpeg", other_upsampling)
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", other_upsampling)
     try:
         assert not jpeg_decoders_agree()
     finally:
@@ -268,7 +269,7 @@ def test_a_decoder_that_differs_is_not_used(monkeypatch, tmp_path):
     path = save(tmp_path / "a.jpg", noisy((50, 60, 3)))
     expected = as_pillow_reads(path)
     monkeypatch.setattr(
-        readers.simplejpeg, "decode_jpeg", lambda *args, **options: np.zeros((50, 60, 3), np.uint8)
+        images.simplejpeg, "decode_jpeg", lambda *args, **options: np.zeros((50, 60, 3), np.uint8)
     )
     jpeg_decoders_agree.cache_clear()
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from converter.errors import ConverterError, describe
 
 FILE_NAME = "my_functions.py"
-SHIPPED = Path(__file__).resolve().parent.parent / FILE_NAME
+SHIPPED = Path(__file__).resolve().parents[2] / FILE_NAME
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import warnings
 from types import ModuleType
 
 from converter.errors import ConverterError, UnreadableError
-from converter.readers import (
+from converter.sources.images import (
     START_OF_JPEG,
     Image,
     Note,

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter import hooks, opencv, readers
 from converter.codecs.compression import AUTO, GZIP, Compression, pipeline, shrink
 from converter.codecs.filters import (
     LARGEST_CHUNK_NBYTES,
@@ -24,10 +23,11 @@ from converter.codecs.filters import (
 )
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
-from converter.plan import Failure
-from converter.readers import Allocate, Image, Note
 from converter.rooms import Room
-from converter.storable import as_storable
+from converter.sources import images, opencv, user_functions
+from converter.sources.images import Allocate, Image, Note
+from converter.sources.storable import as_storable
+from converter.sources.walk import Failure
 
 LONGEST_REASON = 500
 MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # another in each run
@@ -115,13 +115,14 @@ class Encoder:
         self._check_decoding = settings.check_decoding
         self._my_read = None
         if settings.path_functions is not None:
-            self._my_read = hooks.load_hooks(settings.path_functions, read=True, prune=False).read
+            found = user_functions.load_hooks(settings.path_functions, read=True, prune=False)
+            self._my_read = found.read
         if settings.functions_text is not None:
-            self._my_read = hooks.load_read(settings.functions_text)
-        self._read: Callable[[str, Allocate], Image] = readers.read_noted
+            self._my_read = user_functions.load_read(settings.functions_text)
+        self._read: Callable[[str, Allocate], Image] = images.read_noted
         if settings.reader == "opencv":
             self._read = lambda path, _: opencv.read_noted(path)
-        readers.limit_pixels(settings.max_pixels)
+        images.limit_pixels(settings.max_pixels)
         self._scratch = Room()
         self._layouts: dict[Any, tuple[Layout, int]] = {}
 
@@ -150,7 +151,7 @@ class Encoder:
             path = self._path(key)
             _regular_file(path)
             if self._store == "encoded":
-                return np.frombuffer(readers.read_into(path, room.view), np.uint8)
+                return np.frombuffer(images.read_into(path, room.view), np.uint8)
             return self._sample(path, room, self._store)[0]
         except (UnreadableError, UnstorableError) as error:
             return Failure(key, _one_line(str(error), self._root))
@@ -173,7 +174,7 @@ class Encoder:
         if any(choice.store == "array" for choice in self._choices):
             array, content, _ = self._sample(path, room, "array")
             samples["array"] = array.copy(), content
-        original = np.frombuffer(readers.read_into(path, room.view), np.uint8)
+        original = np.frombuffer(images.read_into(path, room.view), np.uint8)
         samples["encoded"] = original.copy(), "encoded"
         stored_nbytes, compressed = [], []
         for choice in self._choices:
@@ -197,11 +198,11 @@ class Encoder:
         return as_storable(image).array, "array", note
 
     def _original(self, path: str, room: Room) -> tuple[np.ndarray, str, Note]:
-        data, note = readers.read_into(path, room.view), Note.NONE
+        data, note = images.read_into(path, room.view), Note.NONE
         if self._check_decoding:
-            extension = readers.extension_of(path)
+            extension = images.extension_of(path)
             try:
-                _, note = readers.decode_noted(data, extension, self._scratch.view)
+                _, note = images.decode_noted(data, extension, self._scratch.view)
             except Exception as error:
                 text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
                 is_own = isinstance(error, UnreadableError)

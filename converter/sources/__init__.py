@@ -1,0 +1,1 @@
+"""Take files from the folder and turn them into payloads."""
