@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from converter import provenance
-from converter.begin import Begun, begin
 from converter.callbacks import Caller
 from converter.codecs.compression import PLUGIN_FILTERS
 from converter.errors import ConverterError, StoppedError
@@ -25,9 +23,11 @@ from converter.request import Request, check_request, nearest_folder
 from converter.sources import user_functions
 from converter.sources.encoder import Encoded
 from converter.sources.walk import Failure, Plan
-from converter.unfinished import Paths
 from converter.work import Batch, Run, run_here
-from converter.writer import Writer
+from converter.writer import provenance
+from converter.writer.begin import Begun, begin
+from converter.writer.resume import Paths
+from converter.writer.writer import Writer
 
 FIRST_FILES = 1000  # when so many all fail, the rest will too
 

@@ -23,10 +23,10 @@ from converter.codecs.compression import (
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.request import Request, nearest_folder
-from converter.reuse import Reuse
 from converter.sources.encoder import Choice, Encoded, Surveyed
 from converter.sources.walk import KeyList, Plan
 from converter.work import Run
+from converter.writer.reuse import Reuse
 
 SAMPLED_FILES = 64
 SHARE_SAMPLED = 20  # 1 in so many at most: the real conversion reads these files again

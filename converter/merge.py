@@ -14,19 +14,19 @@ from typing import NamedTuple
 
 import h5py
 
-from converter import provenance
 from converter.callbacks import Caller
 from converter.conversion import output_folder
 from converter.errors import ConverterError
-from converter.existing import Existing, open_finished
 from converter.format.index import order_of
-from converter.journal import Head, read_journal
 from converter.report import Report
 from converter.request import nearest_folder
-from converter.reuse import copies
-from converter.unfinished import Paths
 from converter.work import Batch
-from converter.writer import Writer
+from converter.writer import provenance
+from converter.writer.journal import Head, read_journal
+from converter.writer.resume import Paths
+from converter.writer.reuse import copies
+from converter.writer.stored import Existing, open_finished
+from converter.writer.writer import Writer
 
 MERGING = "a merge"  # in the place of the folder that is converted
 

@@ -13,7 +13,7 @@ from converter.request import Request
 from converter.sources import user_functions
 from converter.sources.encoder import Choice, Settings
 from converter.sources.walk import Plan, make_plan
-from converter.unfinished import Paths
+from converter.writer.resume import Paths
 
 
 def load_functions(request: Request, caller: Caller) -> user_functions.Hooks:

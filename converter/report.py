@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.existing import Existing
 from converter.progress import Progress
 from converter.sources.encoder import Encoded
 from converter.sources.images import Note
 from converter.sources.walk import Failure
+from converter.writer.stored import Existing
 
 FAILURES_SHOWN = 10
 

@@ -12,7 +12,7 @@ from converter.codecs.compression import AUTO, Compression, check_installed
 from converter.errors import ConverterError
 from converter.failures import path_of_failures
 from converter.sources import opencv
-from converter.unfinished import Paths
+from converter.writer.resume import Paths
 
 STORES = ("array", "encoded")
 READERS = ("imageio", "opencv")

@@ -12,7 +12,6 @@ from converter.callbacks import Caller
 from converter.checker import Checks
 from converter.codecs.filters import crc32
 from converter.errors import LoadError
-from converter.existing import read_sources
 from converter.files import Handle, open_handle
 from converter.foreign import Datasets
 from converter.format.index_reader import Tail, open_tail
@@ -23,6 +22,7 @@ from converter.request import Request, check_folder
 from converter.sources.encoder import Checked, Encoded, Settings
 from converter.sources.walk import Failure, KeyList, Plan
 from converter.work import Run, Work
+from converter.writer.stored import read_sources
 
 KEYS_AT_ONCE = 4096
 PIECE_NBYTES = 1 << 24

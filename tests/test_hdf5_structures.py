@@ -19,12 +19,12 @@ from converter.codecs.filters import FilterPipeline, Layout, crc32, encode_chunk
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template
-from converter.journal import Head
 from converter.sources.encoder import Encoded, Part
 from converter.sources.storable import as_storable
-from converter.unfinished import Paths
 from converter.work import Batch
-from converter.writer import Writer
+from converter.writer.journal import Head
+from converter.writer.resume import Paths
+from converter.writer.writer import Writer
 from world import assert_same, failures, stored, write_functions
 
 BEYOND_32_BITS = 5 << 30

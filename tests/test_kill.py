@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from breaking import WAYS, Broken, Point, break_all
-from converter.existing import open_recorded
-from converter.journal import read_journal
 from converter.pool import SMALLEST_DELEGATED_NBYTES, Pool
 from converter.rooms import Room, SharedMemory
 from converter.serve import ROOMS, Answer, Order, Ready, Written, serve
 from converter.sources.walk import Failure
-from converter.unfinished import Paths
+from converter.writer.journal import read_journal
+from converter.writer.resume import Paths
+from converter.writer.stored import open_recorded
 from resuming import Conversion, files_in, taken_over
 from world import (
     assert_same,

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter.journal import BLOCK, read_journal
-from converter.unfinished import Paths
+from converter.writer.journal import BLOCK, read_journal
+from converter.writer.resume import Paths
 from resuming import COPYING, KINDS, Conversion, counts, files_in, kept, taken_over
 from world import (
     colours,
@@ -472,7 +472,7 @@ def test_the_same_folder_by_another_name_is_the_same_folder(halfway, convert):
 
 
 def test_other_versions_of_the_packages_make_what_was_kept_useless(halfway, monkeypatch):
-    monkeypatch.setattr("converter.provenance._versions", lambda: {"numpy": "99"})
+    monkeypatch.setattr("converter.writer.provenance._versions", lambda: {"numpy": "99"})
     ended = halfway.run()
     assert ended.status == 0
     assert "is of no use, for it was made with " in ended.err
@@ -695,7 +695,7 @@ def test_a_partial_file_of_something_else_is_refused_with_its_journal(halfway):
 
 
 def test_a_journal_of_another_version_is_refused(halfway, monkeypatch):
-    monkeypatch.setattr("converter.journal.VERSION", 99)
+    monkeypatch.setattr("converter.writer.journal.VERSION", 99)
     halfway.break_off("0021.num", "--restart")
     monkeypatch.undo()
     monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", FILES_IN_TASK)

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from converter import H5Folder, provenance
-from converter.reuse import BATCH_FILES
+from converter import H5Folder
+from converter.writer import provenance
+from converter.writer.reuse import BATCH_FILES
 from damage import flip, parts_of, payload_of, without_sources
 from world import (
     Finished,

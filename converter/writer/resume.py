@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter import provenance
 from converter.errors import ConverterError
-from converter.existing import Existing, open_recorded
 from converter.format.index_reader import SIGNATURE
-from converter.journal import Head, Recorded, read_journal
+from converter.writer import provenance
+from converter.writer.journal import Head, Recorded, read_journal
+from converter.writer.stored import Existing, open_recorded
 
 MARK_NBYTES = 16
 

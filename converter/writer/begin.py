@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 import h5py
 
-from converter import provenance
 from converter.callbacks import Caller
 from converter.errors import ConverterError
 from converter.estimate import Estimate, estimate
-from converter.existing import Existing, open_finished
-from converter.journal import Head
 from converter.report import Changes
 from converter.request import Request
-from converter.reuse import Reuse
 from converter.sources.walk import Failure, Plan
-from converter.unfinished import find_unfinished
 from converter.work import Batch, Run
-from converter.writer import Writer
+from converter.writer import provenance
+from converter.writer.journal import Head
+from converter.writer.resume import find_unfinished
+from converter.writer.reuse import Reuse
+from converter.writer.stored import Existing, open_finished
+from converter.writer.writer import Writer
 
 SIZE_WARNING_RATIO = 2.0
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
-from converter.existing import ExistingBatch
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import (
@@ -35,11 +34,12 @@ from converter.format.headers import (
     template,
 )
 from converter.format.index import IndexBuilder, Place, layout_json
-from converter.journal import Head, Journal
 from converter.places import write_at
 from converter.sources.encoder import Encoded
-from converter.unfinished import MARK_NBYTES, Paths, move_aside, read_mark
 from converter.work import Batch
+from converter.writer.journal import Head, Journal
+from converter.writer.resume import MARK_NBYTES, Paths, move_aside, read_mark
+from converter.writer.stored import ExistingBatch
 
 try:
     import fcntl

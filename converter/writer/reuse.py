@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from converter.existing import Existing
 from converter.format.groups import SUPERBLOCK_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE
@@ -16,6 +15,7 @@ from converter.sources.encoder import Encoded
 from converter.sources.walk import Failure, KeyList, Plan
 from converter.threads import Threads
 from converter.work import Batch, Run
+from converter.writer.stored import Existing
 
 KEYS_AT_ONCE = 4096
 BATCH_NBYTES = 4 << 20

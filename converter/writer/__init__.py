@@ -1,0 +1,1 @@
+"""Put OUT.h5 together, and go on after an interruption."""
