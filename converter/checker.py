@@ -12,9 +12,9 @@ from converter.errors import LoadError, describe
 from converter.files import Handle
 from converter.foreign import Datasets
 from converter.loader import H5Folder
-from converter.rooms import Room
 from converter.sources.encoder import Checked, Encoder, Result, Settings
 from converter.sources.walk import Failure
+from converter.workers.shared_memory import Room
 
 
 @dataclass(frozen=True)

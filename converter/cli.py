@@ -14,7 +14,6 @@ from typing import Any
 from converter import arguments
 from converter.arguments import WRONG_USAGE, Arguments
 from converter.callbacks import Caller
-from converter.cluster import dask_executor
 from converter.codecs import filters
 from converter.codecs.compression import AUTO, PLUGIN_FILTERS
 from converter.conversion import advise, run_request
@@ -31,6 +30,7 @@ from converter.sources.encoder import Choice
 from converter.sources.walk import Failure, Plan
 from converter.update import update_request
 from converter.verify import Verification, verify
+from converter.workers.dask import dask_executor
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
 

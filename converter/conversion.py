@@ -14,16 +14,16 @@ from converter.callbacks import Caller
 from converter.codecs.compression import PLUGIN_FILTERS
 from converter.errors import ConverterError, StoppedError
 from converter.estimate import Advice, choices_of, survey
-from converter.executors import ExecutorRun, check_executor
 from converter.failures import FailureList
-from converter.pool import Pool
 from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.report import Report
 from converter.request import Request, check_request, nearest_folder
 from converter.sources import user_functions
 from converter.sources.encoder import Encoded
 from converter.sources.walk import Failure, Plan
-from converter.work import Batch, Run, run_here
+from converter.workers.executor import ExecutorRun, check_executor
+from converter.workers.pool import Pool
+from converter.workers.tasks import Batch, Run, run_here
 from converter.writer import provenance
 from converter.writer.begin import Begun, begin
 from converter.writer.resume import Paths

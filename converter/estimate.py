@@ -25,7 +25,7 @@ from converter.format.headers import structure_nbytes
 from converter.request import Request, nearest_folder
 from converter.sources.encoder import Choice, Encoded, Surveyed
 from converter.sources.walk import KeyList, Plan
-from converter.work import Run
+from converter.workers.tasks import Run
 from converter.writer.reuse import Reuse
 
 SAMPLED_FILES = 64

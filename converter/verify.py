@@ -15,13 +15,13 @@ from converter.errors import LoadError
 from converter.files import Handle, open_handle
 from converter.foreign import Datasets
 from converter.format.index_reader import Tail, open_tail
-from converter.pool import Pool
 from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.progress import Progress
 from converter.request import Request, check_folder
 from converter.sources.encoder import Checked, Encoded, Settings
 from converter.sources.walk import Failure, KeyList, Plan
-from converter.work import Run, Work
+from converter.workers.pool import Pool
+from converter.workers.tasks import Run, Work
 from converter.writer.stored import read_sources
 
 KEYS_AT_ONCE = 4096

@@ -56,11 +56,11 @@ def break_all(arguments: list[str], points: list[Point], *, files_in_task: int) 
 
 def _main() -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE)]
-    import converter.work
+    import converter.workers.tasks
     from converter.cli import main
 
     job = json.load(sys.stdin)
-    converter.work.MOST_FILES_IN_TASK = job["files_in_task"]
+    converter.workers.tasks.MOST_FILES_IN_TASK = job["files_in_task"]
     ended = [_break(main, job["arguments"], Point(*fields)) for fields in job["points"]]
     json.dump(ended, sys.stdout)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-import converter.cluster
-import converter.executors
+import converter.workers.dask
+import converter.workers.executor
 from converter import StoppedError, __version__
 from converter import convert as convert_folder
 from world import (
@@ -305,9 +305,9 @@ def test_without_workers_a_run_ends_after_a_while(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(converter.cluster, "SECONDS_WITHOUT_WORKERS", 3)
-    monkeypatch.setattr(converter.executors, "SECONDS_BETWEEN_LOOKS", 0.1)
-    monkeypatch.setattr(converter.executors, "MOST_FILES_IN_TASK", 1)
+    monkeypatch.setattr(converter.workers.dask, "SECONDS_WITHOUT_WORKERS", 3)
+    monkeypatch.setattr(converter.workers.executor, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(converter.workers.executor, "MOST_FILES_IN_TASK", 1)
     cluster = make_cluster()
     cluster.work("--no-nanny", count=1)
     functions = write_functions(

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter import cluster, executors, remote
 from converter import convert as convert_folder
 from converter.errors import ConverterError, StoppedError
+from converter.workers import dask, executor_worker
+from converter.workers import executor as executors
 from world import ROOT, Finished, failures, run, save_jpegs, stored, write_functions
 
 NAMES = ["b.jpg", "z.jpg", *(f"a/{n:03}.jpg" for n in range(40)), "c/d/e.jpg"]
@@ -269,13 +270,13 @@ def test_workers_are_missed_from_when_they_are_first_not_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A look may come long after the one before, while this process was writing."""
-    monkeypatch.setattr(cluster, "SECONDS_WITHOUT_WORKERS", 0.2)
+    monkeypatch.setattr(dask, "SECONDS_WITHOUT_WORKERS", 0.2)
     workers = {"tcp://one:1": {"nthreads": 1}}
     client = SimpleNamespace(
         scheduler=SimpleNamespace(address="tcp://host:8786"),
         scheduler_info=lambda n_workers: {"workers": workers},
     )
-    known = cluster.Cluster(client)
+    known = dask.Cluster(client)
     known.check_workers()
     time.sleep(0.3)
     workers.clear()
@@ -413,7 +414,7 @@ def test_a_worker_with_another_version_is_said(
     class Older(Here):
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
             with monkeypatch.context() as patch:
-                patch.setattr(remote, "__version__", "0.0.1")
+                patch.setattr(executor_worker, "__version__", "0.0.1")
                 return super().answer(function, *args, **kwargs)
 
     with pytest.raises(StoppedError, match=r"0\.0\.1"):

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from breaking import WAYS, Broken, Point, break_all
-from converter.pool import SMALLEST_DELEGATED_NBYTES, Pool
-from converter.rooms import Room, SharedMemory
-from converter.serve import ROOMS, Answer, Order, Ready, Written, serve
 from converter.sources.walk import Failure
+from converter.workers.pool import SMALLEST_DELEGATED_NBYTES, Pool
+from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
+from converter.workers.shared_memory import Room, SharedMemory
 from converter.writer.journal import read_journal
 from converter.writer.resume import Paths
 from converter.writer.stored import open_recorded
@@ -45,7 +45,7 @@ FILES_IN_TASK = 2
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", FILES_IN_TASK)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
 
 
 # At every step of the writing
@@ -271,7 +271,7 @@ def test_killed_at_50_moments_the_next_run_ends_with_the_same_bytes(kind, reques
     """And reads again no more than what was in flight."""
     seeded = request.getfixturevalue(kind)
     conversion = seeded.conversion
-    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", seeded.files_in_task)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", seeded.files_in_task)
     whole = conversion.tmp_path / "whole.h5"
     assert conversion.run(output=whole).status == 0
     expected, older = whole.read_bytes(), b"an older one"
@@ -391,7 +391,7 @@ def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
     distance, tmp_path, monkeypatch
 ):
     """A worker that has a payload to write may be at a slow file: the others must not run ahead."""
-    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", 1)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
     keys, file = [f"{n:04}" for n in range(60)], tmp_path / "file"
     file.touch()
     work = LoggingWork(tmp_path, frozenset((keys[12], keys[12 + distance])))

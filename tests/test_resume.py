@@ -37,7 +37,7 @@ NAMES = ("partial", "journal", "new_journal", "aside", "aside_journal")
 @pytest.fixture(autouse=True)
 def _small_tasks(monkeypatch):
     """Record often: tasks of this process are of so few files."""
-    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", FILES_IN_TASK)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
 
 
 @pytest.fixture
@@ -587,7 +587,7 @@ def small_conversion(tmp_path: Path, convert) -> Conversion:
     "step", [29, pytest.param(1, marks=pytest.mark.slow)], ids=["some_places", "every_place"]
 )
 def test_a_journal_damaged_anywhere_is_gone_on_with(step, damage, tmp_path, convert, monkeypatch):
-    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", 1)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
     conversion = small_conversion(tmp_path, convert)
     assert kept(conversion.break_off("4.num")) == 4
     left = everything_below(conversion.output.parent)
@@ -698,7 +698,7 @@ def test_a_journal_of_another_version_is_refused(halfway, monkeypatch):
     monkeypatch.setattr("converter.writer.journal.VERSION", 99)
     halfway.break_off("0021.num", "--restart")
     monkeypatch.undo()
-    monkeypatch.setattr("converter.work.MOST_FILES_IN_TASK", FILES_IN_TASK)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
     halfway.reads()
     assert_refused(
         halfway,

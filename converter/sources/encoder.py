@@ -23,11 +23,11 @@ from converter.codecs.filters import (
 )
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
-from converter.rooms import Room
 from converter.sources import images, opencv, user_functions
 from converter.sources.images import Allocate, Image, Note
 from converter.sources.storable import as_storable
 from converter.sources.walk import Failure
+from converter.workers.shared_memory import Room
 
 LONGEST_REASON = 500
 MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # another in each run

@@ -13,7 +13,7 @@ from converter.estimate import Estimate, estimate
 from converter.report import Changes
 from converter.request import Request
 from converter.sources.walk import Failure, Plan
-from converter.work import Batch, Run
+from converter.workers.tasks import Batch, Run
 from converter.writer import provenance
 from converter.writer.journal import Head
 from converter.writer.resume import find_unfinished

@@ -14,7 +14,7 @@ from converter.format.index import SOURCE
 from converter.sources.encoder import Encoded
 from converter.sources.walk import Failure, KeyList, Plan
 from converter.threads import Threads
-from converter.work import Batch, Run
+from converter.workers.tasks import Batch, Run
 from converter.writer.stored import Existing
 
 KEYS_AT_ONCE = 4096

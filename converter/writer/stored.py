@@ -17,7 +17,7 @@ from converter.format.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuil
 from converter.format.index_reader import Tail, open_tail
 from converter.format.layout import ArrayLayout
 from converter.sources.encoder import Encoded, Part, Result
-from converter.work import Batch
+from converter.workers.tasks import Batch
 
 
 class Existing:

@@ -36,7 +36,7 @@ from converter.format.headers import (
 from converter.format.index import IndexBuilder, Place, layout_json
 from converter.places import write_at
 from converter.sources.encoder import Encoded
-from converter.work import Batch
+from converter.workers.tasks import Batch
 from converter.writer.journal import Head, Journal
 from converter.writer.resume import MARK_NBYTES, Paths, move_aside, read_mark
 from converter.writer.stored import ExistingBatch

@@ -12,9 +12,9 @@ import numpy as np
 
 from converter import __version__
 from converter.errors import ConverterError
-from converter.rooms import Room
 from converter.sources.encoder import Encoder, Result, Settings
-from converter.work import work_on
+from converter.workers.shared_memory import Room
+from converter.workers.tasks import work_on
 
 ENCODERS_KEPT = 4
 _of_thread = threading.local()  # some workers have several threads

@@ -17,13 +17,13 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from converter import work
 from converter.errors import WorkersError
 from converter.places import open_to_write, write_at
-from converter.rooms import BASE_NBYTES, SharedMemory
-from converter.serve import ROOMS, Answer, Order, Ready, Written, serve
 from converter.sources.walk import Failure
-from converter.work import Batch, Work
+from converter.workers import tasks
+from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
+from converter.workers.shared_memory import BASE_NBYTES, SharedMemory
+from converter.workers.tasks import Batch, Work
 
 SECONDS_IN_TASK = 0.1
 TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next
@@ -194,7 +194,7 @@ class Pool:
         by_nbytes = 0.9 * BASE_NBYTES / max(self._nbytes, 1)
         by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
         by_rest = left / (2 * len(self._workers))
-        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), work.MOST_FILES_IN_TASK))
+        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), tasks.MOST_FILES_IN_TASK))
 
     def _send(self, worker: _Worker, task: _Task) -> None:
         task.worker, task.room = worker, worker.free_rooms.pop()
@@ -296,7 +296,7 @@ class Pool:
         if task.alone:
             task.deaths += 1
             timeout = self._settings.file_timeout
-            is_late = timeout is not None and worker.process.exitcode == work.EXIT_OF_FAULTHANDLER
+            is_late = timeout is not None and worker.process.exitcode == tasks.EXIT_OF_FAULTHANDLER
             if is_late or task.deaths >= DEATHS_ALONE:
                 reason = f"reading it ended the worker process ({_ending(worker.process)})"
                 if is_late:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from converter.errors import ConverterError
 from converter.places import open_to_write, write_at
-from converter.rooms import Room, SharedMemory, SharedRoom
 from converter.sources.encoder import Result
-from converter.work import Work, Worker, work_on
+from converter.workers.shared_memory import Room, SharedMemory, SharedRoom
+from converter.workers.tasks import Work, Worker, work_on
 
 ROOMS = 5  # the last is kept for the task that is next in order: it always gets through
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from converter.rooms import BASE_NBYTES, Room
 from converter.sources.encoder import Result
+from converter.workers.shared_memory import BASE_NBYTES, Room
 
 MOST_FILES_IN_TASK = 256
 EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from converter import __version__
-from converter.cluster import cluster_of
 from converter.errors import ConverterError, StoppedError, describe
 from converter.places import open_to_write, write_at
-from converter.pool import SMALLEST_DELEGATED_NBYTES
-from converter.remote import Answer, encode_there
 from converter.sources.encoder import Result, Settings
 from converter.sources.walk import Failure
-from converter.work import Batch
+from converter.workers.dask import cluster_of
+from converter.workers.executor_worker import Answer, encode_there
+from converter.workers.pool import SMALLEST_DELEGATED_NBYTES
+from converter.workers.tasks import Batch
 
 MOST_BYTES_AHEAD = 512 << 20
 MOST_TASKS_AHEAD = 64  # or two for each thread of the executor

@@ -1,0 +1,1 @@
+"""Do one job to many samples in other processes."""
