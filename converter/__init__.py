@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from converter.errors import ConverterError as ConverterError
     from converter.errors import StoppedError as StoppedError
     from converter.library import convert as convert
-    from converter.loader import H5Folder as H5Folder
+    from converter.loader.h5folder import H5Folder as H5Folder
     from converter.sources.images import read_image as read_image
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ConverterError": "converter.errors",
     "StoppedError": "converter.errors",
-    "H5Folder": "converter.loader",
+    "H5Folder": "converter.loader.h5folder",
     "convert": "converter.library",
     "read_image": "converter.sources.images",
 }

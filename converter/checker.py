@@ -10,8 +10,8 @@ import numpy as np
 
 from converter.errors import LoadError, describe
 from converter.files import Handle
-from converter.foreign import Datasets
-from converter.loader import H5Folder
+from converter.loader.h5folder import H5Folder
+from converter.loader.h5py_file import Datasets
 from converter.sources.encoder import Checked, Encoder, Result, Settings
 from converter.sources.walk import Failure
 from converter.workers.shared_memory import Room

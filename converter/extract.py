@@ -16,7 +16,7 @@ import numpy as np
 
 from converter.callbacks import Caller
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
-from converter.loader import H5Folder
+from converter.loader.h5folder import H5Folder
 from converter.places import LONGEST_WRITE_NBYTES
 from converter.progress import Progress
 from converter.report import FAILURES_SHOWN

@@ -13,8 +13,8 @@ from converter.checker import Checks
 from converter.codecs.filters import crc32
 from converter.errors import LoadError
 from converter.files import Handle, open_handle
-from converter.foreign import Datasets
 from converter.format.index_reader import Tail, open_tail
+from converter.loader.h5py_file import Datasets
 from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.progress import Progress
 from converter.request import Request, check_folder

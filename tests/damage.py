@@ -19,7 +19,7 @@ from converter.format.index import (
     layout_json,
 )
 from converter.format.index_reader import Tail
-from converter.loader import H5Folder
+from converter.loader.h5folder import H5Folder
 
 
 class Part(NamedTuple):

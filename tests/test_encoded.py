@@ -522,7 +522,7 @@ package.__path__ = [{str(ROOT / "converter")!r}]
 sys.modules["converter"] = package
 sys.modules.update(dict.fromkeys(["imageio", "imageio.v3", "PIL", "tifffile", "simplejpeg", "cv2"]))
 from converter.errors import LoadError
-from converter.loader import H5Folder
+from converter.loader.h5folder import H5Folder
 folder = H5Folder({str(photos.encoded)!r})
 print(len(folder.read_bytes(0)), folder.is_encoded)
 try:

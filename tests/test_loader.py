@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import converter.files
-import converter.foreign
-import converter.pages
+import converter.loader.h5py_file
+import converter.loader.page_cache
 from converter import H5Folder
 from converter.errors import LoadError
 from converter.format.index_reader import open_tail
@@ -167,7 +167,7 @@ def test_a_part_is_what_numpy_would_take_of_the_whole(tmp_path, tail, compressio
 
 def test_a_part_touches_only_the_chunks_it_needs(several_chunks, monkeypatch):
     reads = []
-    read = converter.pages.Pages.read
+    read = converter.loader.page_cache.Pages.read
 
     def counted(pages, nbytes, offset):
         reads.append(offset)
@@ -175,7 +175,7 @@ def test_a_part_touches_only_the_chunks_it_needs(several_chunks, monkeypatch):
 
     folder = H5Folder(several_chunks)
     assert len(folder) == 2
-    monkeypatch.setattr(converter.pages.Pages, "read", counted)
+    monkeypatch.setattr(converter.loader.page_cache.Pages, "read", counted)
     folder.read("large.npy", np.s_[0:1])
     assert len(reads) == 1
     folder.read("large.npy", np.s_[0:40])
@@ -532,7 +532,7 @@ def test_whatever_is_cached_the_arrays_are_the_same(tmp_path, shape, cached, mon
 
     monkeypatch.setattr(os, "preadv", probed)
     if cached is None:
-        monkeypatch.setattr(converter.pages, "NOWAIT", None)
+        monkeypatch.setattr(converter.loader.page_cache, "NOWAIT", None)
     folder = H5Folder(path)
     for _ in range(2):
         for key, array in samples.items():
@@ -543,8 +543,8 @@ def test_whatever_is_cached_the_arrays_are_the_same(tmp_path, shape, cached, mon
 
 def test_systems_without_preadv_read_the_same(path, samples, monkeypatch):
     monkeypatch.delattr(os, "preadv", raising=False)
-    monkeypatch.setattr(converter.pages, "NOWAIT", None)
-    monkeypatch.setattr(converter.pages, "LARGEST_UNPROBED_NBYTES", 0)
+    monkeypatch.setattr(converter.loader.page_cache, "NOWAIT", None)
+    monkeypatch.setattr(converter.loader.page_cache, "LARGEST_UNPROBED_NBYTES", 0)
     folder = H5Folder(path)
     for key, array in samples.items():
         assert_same(folder[key], array)
@@ -553,7 +553,7 @@ def test_systems_without_preadv_read_the_same(path, samples, monkeypatch):
 
 def test_one_read_may_return_less_than_asked_for(path, samples, monkeypatch):
     monkeypatch.setattr(converter.files, "LONGEST_READ", 7)
-    monkeypatch.setattr(converter.pages.Pages, "are_cached", lambda *_: False)
+    monkeypatch.setattr(converter.loader.page_cache.Pages, "are_cached", lambda *_: False)
     folder = H5Folder(path, verify=True)
     for key, array in samples.items():
         assert_same(folder[key], array)
@@ -561,20 +561,23 @@ def test_one_read_may_return_less_than_asked_for(path, samples, monkeypatch):
 
 def test_reading_needs_only_numpy_and_h5py(path, tmp_path):
     """Copied as its docstring says, with all other packages missing."""
-    import converter.loader
+    import converter.loader.h5folder
 
     home = Path(converter.__file__).parent
     package = tmp_path / "copy" / "converter"
     package.mkdir(parents=True)
-    documented = " ".join(converter.loader.__doc__.split()).partition("``converter``: ")[2]
+    documented = " ".join(converter.loader.h5folder.__doc__.split()).partition("``converter``: ")[2]
     names = documented.partition(" and an ``__init__.py``")[0].split(", ")
     for name in names:
-        shutil.copy(home / name, package)
+        if name.endswith("/"):
+            shutil.copytree(home / name, package / name)
+        else:
+            shutil.copy(home / name, package)
     (package / "__init__.py").touch()
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys(["imageio", "PIL", "tqdm", "tifffile", "zlib_ng", "cv2"]))
-from converter.loader import H5Folder
+from converter.loader.h5folder import H5Folder
 print(H5Folder({str(path)!r}).read_batch(range(40)).shape)
 H5Folder({str(path)!r}, verify=True)[3]
 """
@@ -613,13 +616,13 @@ is_read.wait()
 
 def count_reads(monkeypatch):
     reads = []
-    read = converter.indexed.IndexedFile.read
+    read = converter.loader.indexed_file.IndexedFile.read
 
     def counted(self, position):
         reads.append(position)
         return read(self, position)
 
-    monkeypatch.setattr(converter.indexed.IndexedFile, "read", counted)
+    monkeypatch.setattr(converter.loader.indexed_file.IndexedFile, "read", counted)
     return reads
 
 
@@ -827,7 +830,7 @@ def test_what_lies_in_other_files_is_refused_unless_asked_for(tmp_path, kind):
 
 
 def test_links_swapped_in_after_listing_are_not_followed(tmp_path):
-    datasets = converter.foreign.Datasets
+    datasets = converter.loader.h5py_file.Datasets
     path = tmp_path / "linked.h5"
     linked_elsewhere(path, "folder")
     opened = datasets(converter.files.Handle(str(path)), allow_external=False)
@@ -859,7 +862,7 @@ def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_pa
         read.append(memoryview(target).nbytes)
         read_into(self, target, offset)
 
-    monkeypatch.setattr(converter.pages.Pages, "_is_cached", is_cached)
+    monkeypatch.setattr(converter.loader.page_cache.Pages, "_is_cached", is_cached)
     with H5Folder(path) as folder:
         len(folder)  # the tail is read by now
         monkeypatch.setattr(converter.files.Handle, "read_into", count)
@@ -884,7 +887,8 @@ def test_a_batch_that_is_not_cached_is_fetched_at_once(tmp_path, monkeypatch, sh
     monkeypatch.setattr(os, "posix_fadvise", record)
     folder = H5Folder(path)
     for is_cached in (False, True):
-        monkeypatch.setattr(converter.pages.Pages, "_is_cached", lambda *_, **__: is_cached)  # noqa: B023
+        pages = converter.loader.page_cache.Pages
+        monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: is_cached)  # noqa: B023
         for keys in (list(samples)[:40], list(samples)[5:]):  # of one shape, of two
             advised.clear()
             for key, array in zip(keys, folder.read_batch(keys), strict=True):
@@ -892,7 +896,8 @@ def test_a_batch_that_is_not_cached_is_fetched_at_once(tmp_path, monkeypatch, sh
             spans = [] if is_cached else spans_of(path, keys)
             assert sum(nbytes for _, nbytes in advised) == sum(nbytes for _, nbytes in spans)
             assert {offset for offset, _ in advised} >= {offset for offset, _ in spans}
-            assert all(nbytes <= converter.pages.ADVISED_NBYTES for _, nbytes in advised)
+            most = converter.loader.page_cache.ADVISED_NBYTES
+            assert all(nbytes <= most for _, nbytes in advised)
 
 
 def spans_of(path: Path, keys: list[str]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import converter.format.layout
-import converter.payload
+import converter.loader.chunks
 from converter import H5Folder
 from converter.errors import LoadError
 from converter.format.index import CHUNK, FOOTER, ROW, SECTIONS, SOURCE, Footer
@@ -334,14 +334,14 @@ def test_a_chunk_must_inflate_to_its_own_size(tmp_path, shape, message):
 
 
 def test_inflating_takes_no_more_memory_than_the_chunk_should(monkeypatch):
-    zlib = converter.payload.zlib
+    zlib = converter.loader.chunks.zlib
     bomb = zlib.compress(bytes(50 << 20))
-    monkeypatch.setattr(converter.payload, "HARMLESS_NBYTES", 1000)
+    monkeypatch.setattr(converter.loader.chunks, "HARMLESS_NBYTES", 1000)
     with pytest.raises(ValueError, match=r"another size"):
-        converter.payload.inflate(bomb, 100)
+        converter.loader.chunks.inflate(bomb, 100)
     with pytest.raises(ValueError, match=r"another size"):
-        converter.payload.inflate(bomb[:-1], 50 << 20)
-    assert converter.payload.inflate(bomb, 50 << 20) == bytes(50 << 20)
+        converter.loader.chunks.inflate(bomb[:-1], 50 << 20)
+    assert converter.loader.chunks.inflate(bomb, 50 << 20) == bytes(50 << 20)
 
 
 def test_a_shape_beyond_all_memory_is_refused_before_any_is_taken(path):
@@ -352,7 +352,7 @@ def test_a_shape_beyond_all_memory_is_refused_before_any_is_taken(path):
 
 
 def test_the_bound_on_inflation_is_deflate_s_own():
-    zlib = converter.payload.zlib
+    zlib = converter.loader.chunks.zlib
     for nbytes in (1, 1000, 10**6, 10**7):
         layout = converter.format.layout.parse_layout(
             json.dumps(

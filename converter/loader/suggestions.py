@@ -9,7 +9,7 @@ import os
 
 from converter.errors import LoadError
 from converter.format.index_reader import Tail
-from converter.several import SeveralTails
+from converter.loader.several_files import SeveralTails
 
 NEAR_MATCHES = 3
 KEYS_COMPARED = 2000

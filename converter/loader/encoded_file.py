@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from converter.errors import LoadError, UnreadableError, describe
-from converter.foreign import ForeignFile
-from converter.indexed import Buffer, IndexedFile
-from converter.selection import box_of
+from converter.loader.h5py_file import ForeignFile
+from converter.loader.indexed_file import Buffer, IndexedFile
+from converter.loader.selection import box_of
 from converter.threads import Threads
 
 

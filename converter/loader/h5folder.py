@@ -1,10 +1,8 @@
 """Read samples by key or position, in any process. Needs numpy and h5py alone.
 
-To copy it into another project take, in a folder named ``converter``: blosc.py, cache.py,
-cores.py, encoded.py, errors.py, filters.py, foreign.py, handle.py, index.py, indexed.py,
-layouts.py, loader.py, near.py, pages.py, payload.py, selection.py, several.py, tail.py,
-threads.py, zstd.py and an ``__init__.py``; for files stored with ``--store=encoded`` also
-readers.py.
+To copy it into another project take, in a folder named ``converter``: codecs/, format/, loader/,
+cores.py, errors.py, files.py, threads.py and an ``__init__.py``; for files stored with
+``--store=encoded`` also sources/images.py.
 """
 
 from __future__ import annotations
@@ -16,15 +14,15 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from converter.cache import Cache
-from converter.encoded import EncodedFile
 from converter.errors import LoadError
 from converter.files import Handle
-from converter.foreign import ForeignFile
 from converter.format.index_reader import open_tail
-from converter.indexed import IndexedFile
-from converter.near import unknown_key
-from converter.several import OneFile, SeveralFiles
+from converter.loader.cache import Cache
+from converter.loader.encoded_file import EncodedFile
+from converter.loader.h5py_file import ForeignFile
+from converter.loader.indexed_file import IndexedFile
+from converter.loader.several_files import OneFile, SeveralFiles
+from converter.loader.suggestions import unknown_key
 from converter.threads import Threads
 
 Source = IndexedFile | ForeignFile | EncodedFile | SeveralFiles

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from converter.encoded import EncodedFile
 from converter.errors import LoadError
-from converter.foreign import ForeignFile
 from converter.format.index import order_of
 from converter.format.index_reader import Tail
-from converter.indexed import Buffer, IndexedFile
+from converter.loader.encoded_file import EncodedFile
+from converter.loader.h5py_file import ForeignFile
+from converter.loader.indexed_file import Buffer, IndexedFile
 
 OneFile = IndexedFile | ForeignFile | EncodedFile
 

@@ -21,7 +21,7 @@ from converter.files import Handle
 from converter.format.index import IndexBuilder
 from converter.format.index_reader import Tail, check_closed
 from converter.format.layout import inflation
-from converter.selection import Box, box_of
+from converter.loader.selection import Box, box_of
 
 #: An array that claims to be larger must have the stored bytes for it.
 HARMLESS_NBYTES = 1 << 30

@@ -12,8 +12,8 @@ from converter.codecs.filters import BLOSC2, ZSTD, crc32
 from converter.files import as_bytes
 from converter.format.index import Place
 from converter.format.layout import DEFLATE_INFLATION, ArrayLayout
-from converter.pages import Pages
-from converter.selection import Box
+from converter.loader.page_cache import Pages
+from converter.loader.selection import Box
 
 try:
     from zlib_ng import zlib_ng as zlib

@@ -10,13 +10,13 @@ import numpy as np
 
 from converter.errors import LoadError
 from converter.files import Handle
-from converter.foreign import Datasets
 from converter.format.index import Place
 from converter.format.index_reader import Tail
 from converter.format.layout import ArrayLayout
-from converter.pages import LARGEST_UNPROBED_NBYTES, Pages
-from converter.payload import check, read_chunks, read_plain, read_plain_box
-from converter.selection import Box, box_of
+from converter.loader.chunks import check, read_chunks, read_plain, read_plain_box
+from converter.loader.h5py_file import Datasets
+from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, Pages
+from converter.loader.selection import Box, box_of
 from converter.threads import Threads
 
 MOST_WINDOWS = 4096

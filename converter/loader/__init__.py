@@ -1,0 +1,1 @@
+"""Read OUT.h5 back with numpy and h5py alone."""
