@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from converter.codecs.compression import AUTO, Compression, parse_compression
+from converter.commands.request import READERS, STORES, parse_shard
 from converter.cores import usable_cores
 from converter.errors import ConverterError
-from converter.request import READERS, STORES, parse_shard
 
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either

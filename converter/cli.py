@@ -16,20 +16,20 @@ from converter.arguments import WRONG_USAGE, Arguments
 from converter.callbacks import Caller
 from converter.codecs import filters
 from converter.codecs.compression import AUTO, PLUGIN_FILTERS
-from converter.conversion import advise, run_request
+from converter.commands.convert import advise, run_request
+from converter.commands.estimate import Advice
+from converter.commands.extract import extract
+from converter.commands.merge import merge
+from converter.commands.rebuild_index import rebuild_index
+from converter.commands.report import Report
+from converter.commands.request import Request
+from converter.commands.update import update_request
+from converter.commands.verify import Verification, verify
 from converter.errors import ConverterError, StoppedError
-from converter.estimate import Advice
-from converter.extract import extract
-from converter.merge import merge
 from converter.progress import ProgressBar
-from converter.rebuild import rebuild_index
-from converter.report import Report
-from converter.request import Request
 from converter.sources import images
 from converter.sources.encoder import Choice
 from converter.sources.walk import Failure, Plan
-from converter.update import update_request
-from converter.verify import Verification, verify
 from converter.workers.dask import dask_executor
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128

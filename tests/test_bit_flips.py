@@ -36,7 +36,7 @@ with contextlib.suppress(ImportError):
 from converter import H5Folder, readers  # here, and not once in each child
 from converter.callbacks import Caller
 from converter.errors import ConverterError
-from converter.verify import verify
+from converter.commands.verify import verify
 
 RESULTS = ["reported", "no data", "wrong array", "unseen"]
 

@@ -529,8 +529,8 @@ def test_a_link_with_the_name_of_partial_files_is_not_followed(
     way, nested, outside, back, extract, monkeypatch
 ):
     if way == "paths":
-        monkeypatch.setattr("converter.extract.HAS_FOLDER_DESCRIPTORS", False)
-    monkeypatch.setattr("converter.extract.partial_name", lambda: PARTIAL)
+        monkeypatch.setattr("converter.commands.extract.HAS_FOLDER_DESCRIPTORS", False)
+    monkeypatch.setattr("converter.commands.extract.partial_name", lambda: PARTIAL)
     (back / "sub").mkdir(parents=True)
     for folder in (back, back / "sub"):
         (folder / PARTIAL).symlink_to(outside / "b.txt")
@@ -552,7 +552,7 @@ def test_links_are_seen_where_folders_cannot_be_held_open(
     nested, outside, back, extract, monkeypatch
 ):
     """As on Windows: by paths alone."""
-    monkeypatch.setattr("converter.extract.HAS_FOLDER_DESCRIPTORS", False)
+    monkeypatch.setattr("converter.commands.extract.HAS_FOLDER_DESCRIPTORS", False)
     assert extract(nested, back).status == 0
     assert files_of(back) == files_of(nested.with_suffix(""))
     shutil.rmtree(back / "sub")

@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 from converter import H5Folder
 from converter.callbacks import Caller
 from converter.cli import main
-from converter.verify import verify
+from converter.commands.verify import verify
 from loader_files import assert_same
 from world import write_functions
 

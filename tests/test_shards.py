@@ -232,7 +232,7 @@ def test_a_shard_of_nothing_but_failures_is_an_empty_file(
 def test_a_shard_that_begins_with_many_failures_is_made_all_the_same(
     folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, join: Joined
 ) -> None:
-    monkeypatch.setattr("converter.conversion.FIRST_FILES", 2)
+    monkeypatch.setattr("converter.commands.convert.FIRST_FILES", 2)
     save_jpegs(folder, FLAT)
     for name in FLAT[3:6]:
         (folder / name).write_bytes(b"no image")
@@ -654,7 +654,7 @@ def test_joining_that_was_killed_does_not_stand_in_the_way(
     convert_folder(folder, whole, workers=1)
     script = """
 import os, signal, sys
-import converter.merge as merge
+import converter.commands.merge as merge
 from converter.cli import main
 
 copies, calls = merge.copies, []

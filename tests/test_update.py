@@ -1039,7 +1039,7 @@ def test_a_file_whose_index_was_rebuilt_does_not_know_its_sources(
     album, output, convert, update, tmp_path
 ):
     from converter.callbacks import Caller
-    from converter.rebuild import rebuild_index
+    from converter.commands.rebuild_index import rebuild_index
 
     convert(album, output)
     with h5py.File(output, "r+") as file:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import h5py
 
 from converter.callbacks import Caller
+from converter.commands.estimate import Estimate, estimate
+from converter.commands.report import Changes
+from converter.commands.request import Request
 from converter.errors import ConverterError
-from converter.estimate import Estimate, estimate
-from converter.report import Changes
-from converter.request import Request
 from converter.sources.walk import Failure, Plan
 from converter.workers.tasks import Batch, Run
 from converter.writer import provenance

@@ -20,9 +20,9 @@ from converter.codecs.compression import (
     Compression,
     missing_package,
 )
+from converter.commands.request import Request, nearest_folder
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.format.headers import structure_nbytes
-from converter.request import Request, nearest_folder
 from converter.sources.encoder import Choice, Encoded, Surveyed
 from converter.sources.walk import KeyList, Plan
 from converter.workers.tasks import Run

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from converter.callbacks import Caller
+from converter.commands.failures import paths_of_failures
+from converter.commands.request import Request
 from converter.errors import ConverterError
-from converter.failures import paths_of_failures
-from converter.request import Request
 from converter.sources import user_functions
 from converter.sources.encoder import Choice, Settings
 from converter.sources.walk import Plan, make_plan

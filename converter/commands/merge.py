@@ -15,11 +15,11 @@ from typing import NamedTuple
 import h5py
 
 from converter.callbacks import Caller
-from converter.conversion import output_folder
+from converter.commands.convert import output_folder
+from converter.commands.report import Report
+from converter.commands.request import nearest_folder
 from converter.errors import ConverterError
 from converter.format.index import order_of
-from converter.report import Report
-from converter.request import nearest_folder
 from converter.workers.tasks import Batch
 from converter.writer import provenance
 from converter.writer.journal import Head, read_journal

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from converter.callbacks import Caller
 from converter.codecs.compression import parse_compression
-from converter.conversion import run_request
+from converter.commands.convert import run_request
+from converter.commands.report import Report
+from converter.commands.request import Request, parse_shard
 from converter.cores import usable_cores
 from converter.errors import ConverterError
 from converter.progress import Progress
-from converter.report import Report
-from converter.request import Request, parse_shard
 
 
 def convert(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.codecs.compression import AUTO, Compression, check_installed
+from converter.commands.failures import path_of_failures
 from converter.errors import ConverterError
-from converter.failures import path_of_failures
 from converter.sources import opencv
 from converter.writer.resume import Paths
 

@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 
 from converter.codecs.compression import parse_compression
+from converter.commands.request import Request, extensions_of
 from converter.errors import ConverterError
 from converter.files import open_handle
-from converter.request import Request, extensions_of
 from converter.sources import user_functions
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from converter.callbacks import Caller
 from converter.codecs.compression import PLUGIN_FILTERS
+from converter.commands.estimate import Advice, choices_of, survey
+from converter.commands.failures import FailureList
+from converter.commands.prepare import encoding_settings, load_functions, plan_of
+from converter.commands.report import Report
+from converter.commands.request import Request, check_request, nearest_folder
 from converter.errors import ConverterError, StoppedError
-from converter.estimate import Advice, choices_of, survey
-from converter.failures import FailureList
-from converter.prepare import encoding_settings, load_functions, plan_of
-from converter.report import Report
-from converter.request import Request, check_request, nearest_folder
 from converter.sources import user_functions
 from converter.sources.encoder import Encoded
 from converter.sources.walk import Failure, Plan

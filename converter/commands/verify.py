@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.callbacks import Caller
-from converter.checker import Checks
 from converter.codecs.filters import crc32
+from converter.commands.checker import Checks
+from converter.commands.prepare import encoding_settings, load_functions, plan_of
+from converter.commands.request import Request, check_folder
 from converter.errors import LoadError
 from converter.files import Handle, open_handle
 from converter.format.index_reader import Tail, open_tail
 from converter.loader.h5py_file import Datasets
-from converter.prepare import encoding_settings, load_functions, plan_of
 from converter.progress import Progress
-from converter.request import Request, check_folder
 from converter.sources.encoder import Checked, Encoded, Settings
 from converter.sources.walk import Failure, KeyList, Plan
 from converter.workers.pool import Pool
