@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from converter import H5Folder
-from converter.cores import usable_cores
+from converter.threads import usable_cores
 
 try:
     import torch

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from converter.codecs.compression import AUTO, Compression, parse_compression
 from converter.commands.request import READERS, STORES, parse_shard
-from converter.cores import usable_cores
 from converter.errors import ConverterError
+from converter.threads import usable_cores
 
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-
-from converter.progress import Progress
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -29,3 +28,12 @@ class Caller:
     progress: Callable[[Progress], None] = lambda _: None
     held: Callable[[], AbstractContextManager[None]] = nullcontext
     finished: Callable[[], None] = lambda: None
+
+
+class Progress(NamedTuple):
+    """How far a run is."""
+
+    total: int
+    done: int
+    failed: int
+    nbytes: int

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
+
+from converter.callbacks import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
-
-
-class Progress(NamedTuple):
-    """How far a run is."""
-
-    total: int
-    done: int
-    failed: int
-    nbytes: int
 
 
 class ProgressBar:

@@ -429,7 +429,7 @@ def test_one_worker_means_no_other_process(folder, output, convert, tmp_path):
 
 
 def test_by_default_there_are_as_many_workers_as_cores(tmp_path, monkeypatch):
-    from converter.cores import usable_cores
+    from converter.threads import usable_cores
 
     if hasattr(os, "sched_getaffinity"):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))

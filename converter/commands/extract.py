@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.callbacks import Caller
+from converter.callbacks import Caller, Progress
 from converter.commands.report import FAILURES_SHOWN
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
+from converter.files import LONGEST_WRITE_NBYTES
 from converter.loader.h5folder import H5Folder
-from converter.places import LONGEST_WRITE_NBYTES
-from converter.progress import Progress
 from converter.sources.walk import Failure
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from converter.callbacks import Caller
+from converter.callbacks import Caller, Progress
 from converter.codecs.compression import parse_compression
 from converter.commands.convert import run_request
 from converter.commands.report import Report
 from converter.commands.request import Request, parse_shard
-from converter.cores import usable_cores
 from converter.errors import ConverterError
-from converter.progress import Progress
+from converter.threads import usable_cores
 
 
 def convert(

@@ -11,16 +11,14 @@ import h5py
 import numpy as np
 from h5py import h5d
 
-from converter.callbacks import Caller
+from converter.callbacks import Caller, Progress
 from converter.codecs.filters import Layout, chunk_starts, crc32
 from converter.errors import ConverterError, LoadError, WriteError
-from converter.files import Handle, open_handle
+from converter.files import Handle, open_handle, open_to_write, write_at
 from converter.format.index import IndexBuilder, Place, layout_json
 from converter.format.index_reader import SIGNATURE, SUPERBLOCK, check_closed, open_tail
 from converter.format.layout import parse_layout
 from converter.loader.h5py_file import Datasets
-from converter.places import open_to_write, write_at
-from converter.progress import Progress
 
 PIECE_NBYTES = 1 << 24
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.progress import Progress
+from converter.callbacks import Progress
 from converter.sources.encoder import Encoded
 from converter.sources.images import Note
 from converter.sources.walk import Failure

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.callbacks import Caller
+from converter.callbacks import Caller, Progress
 from converter.codecs.filters import crc32
 from converter.commands.checker import Checks
 from converter.commands.prepare import encoding_settings, load_functions, plan_of
@@ -17,7 +17,6 @@ from converter.errors import LoadError
 from converter.files import Handle, open_handle
 from converter.format.index_reader import Tail, open_tail
 from converter.loader.h5py_file import Datasets
-from converter.progress import Progress
 from converter.sources.encoder import Checked, Encoded, Settings
 from converter.sources.walk import Failure, KeyList, Plan
 from converter.workers.pool import Pool

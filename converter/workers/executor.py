@@ -20,7 +20,7 @@ import numpy as np
 
 from converter import __version__
 from converter.errors import ConverterError, StoppedError, describe
-from converter.places import open_to_write, write_at
+from converter.files import open_to_write, write_at
 from converter.sources.encoder import Result, Settings
 from converter.sources.walk import Failure
 from converter.workers.dask import cluster_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import WorkersError
-from converter.places import open_to_write, write_at
+from converter.files import open_to_write, write_at
 from converter.sources.walk import Failure
 from converter.workers import tasks
 from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve

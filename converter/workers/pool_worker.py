@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter.errors import ConverterError
-from converter.places import open_to_write, write_at
+from converter.files import open_to_write, write_at
 from converter.sources.encoder import Result
 from converter.workers.shared_memory import Room, SharedMemory, SharedRoom
 from converter.workers.tasks import Work, Worker, work_on

@@ -23,6 +23,7 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
+from converter.files import write_at
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import (
@@ -34,7 +35,6 @@ from converter.format.headers import (
     template,
 )
 from converter.format.index import IndexBuilder, Place, layout_json
-from converter.places import write_at
 from converter.sources.encoder import Encoded
 from converter.workers.tasks import Batch
 from converter.writer.journal import Head, Journal
