@@ -27,9 +27,9 @@ from converter.commands.update import update_request
 from converter.commands.verify import Verification, verify
 from converter.errors import ConverterError, StoppedError
 from converter.progress import ProgressBar
+from converter.samples import Failure, Plan
 from converter.sources import images
 from converter.sources.encoder import Choice
-from converter.sources.walk import Failure, Plan
 from converter.workers.dask import dask_executor
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128

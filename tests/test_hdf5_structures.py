@@ -19,9 +19,8 @@ from converter.codecs.filters import FilterPipeline, Layout, crc32, encode_chunk
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template
-from converter.sources.encoder import Encoded, Part
+from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
-from converter.workers.tasks import Batch
 from converter.writer.journal import Head
 from converter.writer.resume import Paths
 from converter.writer.writer import Writer

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from breaking import WAYS, Broken, Point, break_all
-from converter.sources.walk import Failure
+from converter.samples import Failure, Room
 from converter.workers.pool import SMALLEST_DELEGATED_NBYTES, Pool
 from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
-from converter.workers.shared_memory import Room, SharedMemory
+from converter.workers.shared_memory import SharedMemory
 from converter.writer.journal import read_journal
 from converter.writer.resume import Paths
 from converter.writer.stored import open_recorded

@@ -12,9 +12,8 @@ from converter.errors import LoadError, describe
 from converter.files import Handle
 from converter.loader.h5folder import H5Folder
 from converter.loader.h5py_file import Datasets
-from converter.sources.encoder import Checked, Encoder, Result, Settings
-from converter.sources.walk import Failure
-from converter.workers.shared_memory import Room
+from converter.samples import Checked, Failure, Result, Room
+from converter.sources.encoder import Encoder, Settings
 
 
 @dataclass(frozen=True)

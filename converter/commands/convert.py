@@ -18,12 +18,11 @@ from converter.commands.prepare import encoding_settings, load_functions, plan_o
 from converter.commands.report import Report
 from converter.commands.request import Request, check_request, nearest_folder
 from converter.errors import ConverterError, StoppedError
+from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import user_functions
-from converter.sources.encoder import Encoded
-from converter.sources.walk import Failure, Plan
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.pool import Pool
-from converter.workers.tasks import Batch, Run, run_here
+from converter.workers.tasks import run_here
 from converter.writer import provenance
 from converter.writer.begin import Begun, begin
 from converter.writer.resume import Paths

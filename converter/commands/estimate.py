@@ -23,9 +23,8 @@ from converter.codecs.compression import (
 from converter.commands.request import Request, nearest_folder
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.format.headers import structure_nbytes
-from converter.sources.encoder import Choice, Encoded, Surveyed
-from converter.sources.walk import KeyList, Plan
-from converter.workers.tasks import Run
+from converter.samples import Encoded, KeyList, Plan, Run, Surveyed
+from converter.sources.encoder import Choice
 from converter.writer.reuse import Reuse
 
 SAMPLED_FILES = 64

@@ -19,7 +19,7 @@ from converter.commands.report import FAILURES_SHOWN
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
 from converter.files import LONGEST_WRITE_NBYTES
 from converter.loader.h5folder import H5Folder
-from converter.sources.walk import Failure
+from converter.samples import Failure
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 DRIVE = re.compile(r"[A-Za-z]:")

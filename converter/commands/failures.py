@@ -7,7 +7,7 @@ import io
 from contextlib import suppress
 from pathlib import Path
 
-from converter.sources.walk import Failure
+from converter.samples import Failure
 
 
 class FailureList:

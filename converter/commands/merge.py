@@ -20,7 +20,7 @@ from converter.commands.report import Report
 from converter.commands.request import nearest_folder
 from converter.errors import ConverterError
 from converter.format.index import order_of
-from converter.workers.tasks import Batch
+from converter.samples import Batch
 from converter.writer import provenance
 from converter.writer.journal import Head, read_journal
 from converter.writer.resume import Paths

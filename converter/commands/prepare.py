@@ -10,9 +10,10 @@ from converter.callbacks import Caller
 from converter.commands.failures import paths_of_failures
 from converter.commands.request import Request
 from converter.errors import ConverterError
+from converter.samples import Plan
 from converter.sources import user_functions
 from converter.sources.encoder import Choice, Settings
-from converter.sources.walk import Plan, make_plan
+from converter.sources.walk import make_plan
 from converter.writer.resume import Paths
 
 

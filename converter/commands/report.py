@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.callbacks import Progress
-from converter.sources.encoder import Encoded
-from converter.sources.images import Note
-from converter.sources.walk import Failure
+from converter.samples import Encoded, Failure, Note
 from converter.writer.stored import Existing
 
 FAILURES_SHOWN = 10

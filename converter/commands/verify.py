@@ -17,10 +17,10 @@ from converter.errors import LoadError
 from converter.files import Handle, open_handle
 from converter.format.index_reader import Tail, open_tail
 from converter.loader.h5py_file import Datasets
-from converter.sources.encoder import Checked, Encoded, Settings
-from converter.sources.walk import Failure, KeyList, Plan
+from converter.samples import Checked, Encoded, Failure, KeyList, Plan, Run
+from converter.sources.encoder import Settings
 from converter.workers.pool import Pool
-from converter.workers.tasks import Run, Work
+from converter.workers.tasks import Work
 from converter.writer.stored import read_sources
 
 KEYS_AT_ONCE = 4096

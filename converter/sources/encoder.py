@@ -23,11 +23,10 @@ from converter.codecs.filters import (
 )
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
+from converter.samples import Encoded, Failure, Note, Part, Result, Room, Surveyed
 from converter.sources import images, opencv, user_functions
-from converter.sources.images import Allocate, Image, Note
+from converter.sources.images import Allocate, Image
 from converter.sources.storable import as_storable
-from converter.sources.walk import Failure
-from converter.workers.shared_memory import Room
 
 LONGEST_REASON = 500
 MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # another in each run
@@ -62,46 +61,6 @@ class Settings:
     def make(self) -> Encoder:
         """Return what does the work, in this process."""
         return Encoder(self)
-
-
-class Part(NamedTuple):
-    """One stored chunk, or the whole of a contiguous dataset."""
-
-    nbytes: int
-    crc32: int
-
-
-class Encoded(NamedTuple):
-    """A sample whose payload lies ready: its parts, then space for HDF5's structures."""
-
-    key: str
-    layout: Layout
-    parts: tuple[Part, ...]
-    source_nbytes: int
-    source_mtime_ns: int
-    note: Note = Note.NONE
-
-
-class Surveyed(NamedTuple):
-    """What would be stored of a sample: bytes with HDF5's structures, for each choice.
-
-    ``compressed`` tells where a filter would make it smaller.
-    """
-
-    key: str
-    source_nbytes: int
-    stored_nbytes: tuple[int, ...]
-    compressed: tuple[bool, ...]
-
-
-class Checked(NamedTuple):
-    """A sample that is as it should be."""
-
-    key: str
-    nbytes: int
-
-
-Result = Encoded | Surveyed | Checked | Failure
 
 
 class Encoder:

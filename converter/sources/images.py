@@ -9,7 +9,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from enum import Flag
 from typing import Any, NamedTuple
 
 import imageio.v3 as iio
@@ -18,6 +17,7 @@ import PIL.Image
 from imageio.config import known_extensions
 
 from converter.errors import UnreadableError
+from converter.samples import Note
 
 try:
     import simplejpeg
@@ -37,14 +37,6 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Bytes = bytes | bytearray | memoryview
 #: Gives a writable buffer of that many bytes for the pixels to be decoded into.
 Allocate = Callable[[int], memoryview]
-
-
-class Note(Flag):
-    """What a reader did to an image that its user may not expect."""
-
-    NONE = 0
-    PALETTE = 1
-    FRAMES = 2
 
 
 class Image(NamedTuple):

@@ -7,10 +7,10 @@ import warnings
 from types import ModuleType
 
 from converter.errors import ConverterError, UnreadableError
+from converter.samples import Note
 from converter.sources.images import (
     START_OF_JPEG,
     Image,
-    Note,
     inspect,
     is_cut_jpeg,
     read_bytes,

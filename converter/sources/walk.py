@@ -2,95 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
-from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple, overload
+
+from converter.samples import Failure, Plan
 
 DEEPEST_FOLDER = 10_000  # a path has 4096 bytes on Linux
 MOST_EXTENSIONS_COUNTED = 1000  # a folder may hold a million different ones
-
-
-class Failure(NamedTuple):
-    """A sample that was not stored, and why."""
-
-    key: str
-    reason: str
-
-
-class KeyList(Sequence[str]):
-    """Keys in plan order, as one block of UTF-8: 8 bytes a key beside its name."""
-
-    def __init__(self) -> None:
-        self._names = bytearray()
-        self._ends = array("Q", [0])
-
-    def append(self, key: bytes) -> None:
-        self._names += key
-        self._ends.append(len(self._names))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def digest(self) -> str:
-        """Return what tells these keys from any others: a SHA-256."""
-        found = hashlib.sha256(self._names)
-        found.update(self._ends.tobytes())
-        return found.hexdigest()
-
-    @overload
-    def __getitem__(self, item: int) -> str: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[str]: ...
-    def __getitem__(self, item: int | slice) -> str | list[str]:
-        if isinstance(item, slice):
-            return [self[i] for i in range(*item.indices(len(self)))]
-        if not 0 <= item < len(self):
-            raise IndexError(item)
-        return self._names[self._ends[item] : self._ends[item + 1]].decode()
-
-
-@dataclass
-class Plan:
-    """What a walk found: the keys to read, and everything that was left out."""
-
-    root: Path
-    keys: KeyList = field(default_factory=KeyList)
-    left_out: Counter[str] = field(default_factory=Counter)
-    linked_folders: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    folders: int = 0  # those that hold keys
-    shard: dict[str, int | str] | None = None  # which part of a whole it is
-
-    def part(self, number: int, count: int) -> Plan:
-        """Return the ``number``-th of ``count`` equal parts; the first has all failures."""
-        total = len(self.keys)
-        begin, end = (number - 1) * total // count, number * total // count
-        keys = KeyList()
-        for key in self.keys[begin:end]:
-            keys.append(key.encode())
-        shard: dict[str, int | str] = {
-            "number": number,
-            "of": count,
-            "files": total,
-            "keys": self.keys.digest(),
-        }
-        failures = self.failures if number == 1 else []
-        return replace(self, keys=keys, failures=failures, shard=shard)
-
-    def shard_attribute(self) -> dict[str, str]:
-        """Return the root attribute that tells which part it is; none of a whole."""
-        return {} if self.shard is None else {"shard": json.dumps(self.shard, sort_keys=True)}
-
-    def path(self, key: str) -> str:
-        """Return where a sample's file is."""
-        return os.path.join(self.root, *key.split("/")) if os.sep != "/" else f"{self.root}/{key}"
 
 
 def make_plan(

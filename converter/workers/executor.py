@@ -21,12 +21,11 @@ import numpy as np
 from converter import __version__
 from converter.errors import ConverterError, StoppedError, describe
 from converter.files import open_to_write, write_at
-from converter.sources.encoder import Result, Settings
-from converter.sources.walk import Failure
+from converter.samples import Batch, Failure, Result
+from converter.sources.encoder import Settings
 from converter.workers.dask import cluster_of
 from converter.workers.executor_worker import Answer, encode_there
 from converter.workers.pool import SMALLEST_DELEGATED_NBYTES
-from converter.workers.tasks import Batch
 
 MOST_BYTES_AHEAD = 512 << 20
 MOST_TASKS_AHEAD = 64  # or two for each thread of the executor

@@ -12,8 +12,8 @@ import numpy as np
 
 from converter import __version__
 from converter.errors import ConverterError
-from converter.sources.encoder import Encoder, Result, Settings
-from converter.workers.shared_memory import Room
+from converter.samples import Result, Room
+from converter.sources.encoder import Encoder, Settings
 from converter.workers.tasks import work_on
 
 ENCODERS_KEPT = 4

@@ -19,11 +19,11 @@ from typing import Any
 
 from converter.errors import WorkersError
 from converter.files import open_to_write, write_at
-from converter.sources.walk import Failure
+from converter.samples import BASE_NBYTES, Batch, Failure
 from converter.workers import tasks
 from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
-from converter.workers.shared_memory import BASE_NBYTES, SharedMemory
-from converter.workers.tasks import Batch, Work
+from converter.workers.shared_memory import SharedMemory
+from converter.workers.tasks import Work
 
 SECONDS_IN_TASK = 0.1
 TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from converter.errors import ConverterError
 from converter.files import open_to_write, write_at
-from converter.sources.encoder import Result
-from converter.workers.shared_memory import Room, SharedMemory, SharedRoom
+from converter.samples import Result, Room
+from converter.workers.shared_memory import SharedMemory, SharedRoom
 from converter.workers.tasks import Work, Worker, work_on
 
 ROOMS = 5  # the last is kept for the task that is next in order: it always gets through

@@ -8,50 +8,7 @@ import tempfile
 from multiprocessing import reduction
 from typing import Any
 
-import numpy as np
-
-BASE_NBYTES = 4 << 20
-
-
-class Room:
-    """A reusable buffer, filled from the front; grows to what it must hold."""
-
-    def __init__(self, nbytes: int = 0) -> None:
-        self.used = 0
-        self._buffer = _memory(nbytes)
-
-    def view(self, nbytes: int) -> memoryview:
-        """Return the next ``nbytes`` bytes, to be written to; not yet kept."""
-        if self.used + nbytes > len(self._buffer):
-            self._grow(self.used + nbytes)
-        return self._buffer[self.used : self.used + nbytes]
-
-    def keep(self, nbytes: int) -> None:
-        self.used += nbytes
-
-    def payload(self) -> memoryview:
-        """Return all that was kept since `reset`."""
-        return self._buffer[: self.used]
-
-    def reset(self) -> None:
-        self.used = 0
-        if len(self._buffer) > 2 * BASE_NBYTES:
-            self._buffer = _memory(0)
-
-    def _grow(self, nbytes: int) -> None:
-        larger = _memory(_rounded(nbytes))
-        larger[: self.used] = self._buffer[: self.used]
-        self._buffer = larger
-
-
-def _memory(nbytes: int) -> memoryview:
-    """Return memory that is only taken from the system where it is written to."""
-    return np.empty(nbytes, np.uint8).data
-
-
-def _rounded(nbytes: int) -> int:
-    """Return a size that need not grow again soon, of little memory that is never used."""
-    return max(1 << 20, 1 << (nbytes - 1).bit_length() if nbytes < BASE_NBYTES else nbytes)
+from converter.samples import BASE_NBYTES, Room, rounded_nbytes
 
 
 class SharedMemory:
@@ -123,7 +80,7 @@ class SharedRoom(Room):
     def _grow(self, nbytes: int) -> None:
         if self.is_shared:
             try:
-                self._buffer = self._memory.grow(_rounded(nbytes))
+                self._buffer = self._memory.grow(rounded_nbytes(nbytes))
                 return
             except OSError:
                 self.is_shared = False

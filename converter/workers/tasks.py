@@ -5,13 +5,10 @@ from __future__ import annotations
 import faulthandler
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TextIO
 
-from converter.sources.encoder import Result
-from converter.workers.shared_memory import BASE_NBYTES, Room
+from converter.samples import BASE_NBYTES, Batch, Result, Room
 
 MOST_FILES_IN_TASK = 256
 EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
@@ -33,25 +30,6 @@ class Work(Protocol):
 
     def make(self) -> Worker:
         """Return what does the work, in this process."""
-
-
-@dataclass
-class Batch:
-    """Results in plan order; ``payload`` holds what they put in the room, until the next batch."""
-
-    results: list[Result]
-    payload: memoryview
-
-    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
-        """Have the payload copied to its place in a file; False: the caller must.
-
-        ``done`` is called when it is there. Errors come out of the iterator the batch came
-        from, at the latest at its end.
-        """
-        return False
-
-
-Run = Callable[[Sequence[str]], Iterator[Batch]]
 
 
 def run_here(work: Work, keys: Sequence[str]) -> Iterator[Batch]:

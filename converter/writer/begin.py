@@ -12,8 +12,7 @@ from converter.commands.estimate import Estimate, estimate
 from converter.commands.report import Changes
 from converter.commands.request import Request
 from converter.errors import ConverterError
-from converter.sources.walk import Failure, Plan
-from converter.workers.tasks import Batch, Run
+from converter.samples import Batch, Failure, Plan, Run
 from converter.writer import provenance
 from converter.writer.journal import Head
 from converter.writer.resume import find_unfinished

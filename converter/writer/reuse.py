@@ -11,10 +11,8 @@ import numpy as np
 from converter.format.groups import SUPERBLOCK_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE
-from converter.sources.encoder import Encoded
-from converter.sources.walk import Failure, KeyList, Plan
+from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
 from converter.threads import Threads
-from converter.workers.tasks import Batch, Run
 from converter.writer.stored import Existing
 
 KEYS_AT_ONCE = 4096

@@ -16,8 +16,7 @@ from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuilder, Place
 from converter.format.index_reader import Tail, open_tail
 from converter.format.layout import ArrayLayout
-from converter.sources.encoder import Encoded, Part, Result
-from converter.workers.tasks import Batch
+from converter.samples import Batch, Encoded, Part, Result
 
 
 class Existing:

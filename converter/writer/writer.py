@@ -35,8 +35,7 @@ from converter.format.headers import (
     template,
 )
 from converter.format.index import IndexBuilder, Place, layout_json
-from converter.sources.encoder import Encoded
-from converter.workers.tasks import Batch
+from converter.samples import Batch, Encoded
 from converter.writer.journal import Head, Journal
 from converter.writer.resume import MARK_NBYTES, Paths, move_aside, read_mark
 from converter.writer.stored import ExistingBatch

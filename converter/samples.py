@@ -1,0 +1,204 @@
+"""What travels through the package: keys and plans, samples and failures, batches and buffers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Flag
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from converter.codecs.filters import Layout
+
+BASE_NBYTES = 4 << 20
+
+
+class Failure(NamedTuple):
+    """A sample that was not stored, and why."""
+
+    key: str
+    reason: str
+
+
+class KeyList(Sequence[str]):
+    """Keys in plan order, as one block of UTF-8: 8 bytes a key beside its name."""
+
+    def __init__(self) -> None:
+        self._names = bytearray()
+        self._ends = array("Q", [0])
+
+    def append(self, key: bytes) -> None:
+        self._names += key
+        self._ends.append(len(self._names))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def digest(self) -> str:
+        """Return what tells these keys from any others: a SHA-256."""
+        found = hashlib.sha256(self._names)
+        found.update(self._ends.tobytes())
+        return found.hexdigest()
+
+    @overload
+    def __getitem__(self, item: int) -> str: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[str]: ...
+    def __getitem__(self, item: int | slice) -> str | list[str]:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(len(self)))]
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        return self._names[self._ends[item] : self._ends[item + 1]].decode()
+
+
+@dataclass
+class Plan:
+    """What a walk found: the keys to read, and everything that was left out."""
+
+    root: Path
+    keys: KeyList = field(default_factory=KeyList)
+    left_out: Counter[str] = field(default_factory=Counter)
+    linked_folders: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    folders: int = 0  # those that hold keys
+    shard: dict[str, int | str] | None = None  # which part of a whole it is
+
+    def part(self, number: int, count: int) -> Plan:
+        """Return the ``number``-th of ``count`` equal parts; the first has all failures."""
+        total = len(self.keys)
+        begin, end = (number - 1) * total // count, number * total // count
+        keys = KeyList()
+        for key in self.keys[begin:end]:
+            keys.append(key.encode())
+        shard: dict[str, int | str] = {
+            "number": number,
+            "of": count,
+            "files": total,
+            "keys": self.keys.digest(),
+        }
+        failures = self.failures if number == 1 else []
+        return replace(self, keys=keys, failures=failures, shard=shard)
+
+    def shard_attribute(self) -> dict[str, str]:
+        """Return the root attribute that tells which part it is; none of a whole."""
+        return {} if self.shard is None else {"shard": json.dumps(self.shard, sort_keys=True)}
+
+    def path(self, key: str) -> str:
+        """Return where a sample's file is."""
+        return os.path.join(self.root, *key.split("/")) if os.sep != "/" else f"{self.root}/{key}"
+
+
+class Note(Flag):
+    """What a reader did to an image that its user may not expect."""
+
+    NONE = 0
+    PALETTE = 1
+    FRAMES = 2
+
+
+class Part(NamedTuple):
+    """One stored chunk, or the whole of a contiguous dataset."""
+
+    nbytes: int
+    crc32: int
+
+
+class Encoded(NamedTuple):
+    """A sample whose payload lies ready: its parts, then space for HDF5's structures."""
+
+    key: str
+    layout: Layout
+    parts: tuple[Part, ...]
+    source_nbytes: int
+    source_mtime_ns: int
+    note: Note = Note.NONE
+
+
+class Surveyed(NamedTuple):
+    """What would be stored of a sample: bytes with HDF5's structures, for each choice.
+
+    ``compressed`` tells where a filter would make it smaller.
+    """
+
+    key: str
+    source_nbytes: int
+    stored_nbytes: tuple[int, ...]
+    compressed: tuple[bool, ...]
+
+
+class Checked(NamedTuple):
+    """A sample that is as it should be."""
+
+    key: str
+    nbytes: int
+
+
+Result = Encoded | Surveyed | Checked | Failure
+
+
+class Room:
+    """A reusable buffer, filled from the front; grows to what it must hold."""
+
+    def __init__(self, nbytes: int = 0) -> None:
+        self.used = 0
+        self._buffer = _memory(nbytes)
+
+    def view(self, nbytes: int) -> memoryview:
+        """Return the next ``nbytes`` bytes, to be written to; not yet kept."""
+        if self.used + nbytes > len(self._buffer):
+            self._grow(self.used + nbytes)
+        return self._buffer[self.used : self.used + nbytes]
+
+    def keep(self, nbytes: int) -> None:
+        self.used += nbytes
+
+    def payload(self) -> memoryview:
+        """Return all that was kept since `reset`."""
+        return self._buffer[: self.used]
+
+    def reset(self) -> None:
+        self.used = 0
+        if len(self._buffer) > 2 * BASE_NBYTES:
+            self._buffer = _memory(0)
+
+    def _grow(self, nbytes: int) -> None:
+        larger = _memory(rounded_nbytes(nbytes))
+        larger[: self.used] = self._buffer[: self.used]
+        self._buffer = larger
+
+
+def _memory(nbytes: int) -> memoryview:
+    """Return memory that is only taken from the system where it is written to."""
+    return np.empty(nbytes, np.uint8).data
+
+
+def rounded_nbytes(nbytes: int) -> int:
+    """Return a size that need not grow again soon, of little memory that is never used."""
+    return max(1 << 20, 1 << (nbytes - 1).bit_length() if nbytes < BASE_NBYTES else nbytes)
+
+
+@dataclass
+class Batch:
+    """Results in plan order; ``payload`` holds what they put in the room, until the next batch."""
+
+    results: list[Result]
+    payload: memoryview
+
+    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
+        """Have the payload copied to its place in a file; False: the caller must.
+
+        ``done`` is called when it is there. Errors come out of the iterator the batch came
+        from, at the latest at its end.
+        """
+        return False
+
+
+Run = Callable[[Sequence[str]], Iterator[Batch]]
