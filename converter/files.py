@@ -10,8 +10,6 @@ import os
 import threading
 from typing import Any
 
-import numpy as np
-
 from converter.errors import ConverterError, LoadError
 
 try:
@@ -105,11 +103,6 @@ def open_handle(path: os.PathLike[str]) -> Handle:
         raise ConverterError(f"no file {path}: --path_output names the HDF5 file") from None
     except OSError as error:
         raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of a C-contiguous array, without a copy, whatever its dtype."""
-    return array.reshape(-1).view(np.uint8)
 
 
 def write_at(file: io.FileIO, data: memoryview, offset: int) -> None:

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
-from converter.codecs.compression import GZIP, pipeline, shrink
-from converter.codecs.filters import FilterPipeline, Layout, crc32, encode_chunks
+from converter.codecs.chunks import encode_chunks
+from converter.codecs.compression import GZIP, pipeline
+from converter.codecs.filters import FilterPipeline, Layout, crc32, shrink
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template

@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.codecs import blosc2, zstd
+from converter.codecs import blosc2
 from converter.codecs.filters import (
     BLOSC2,
     DEFLATE,
     SHUFFLE,
     ZSTD,
     FilterPipeline,
-    deflate,
-    shuffled,
 )
 from converter.errors import ConverterError
 
@@ -88,14 +86,3 @@ def pipeline(compression: Compression, dtype: np.dtype, chunks: tuple[int, ...])
     if dtype.itemsize == 1:
         return (last,)
     return ((SHUFFLE, (dtype.itemsize,)), last)
-
-
-def shrink(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
-    """Apply filters to a C-contiguous chunk."""
-    number, values = filters[-1]
-    if number == BLOSC2:
-        return blosc2.shrink(chunk, values)
-    if number == ZSTD:
-        return zstd.shrink(shuffled(chunk), values[0])
-    # a fresh compressor for each chunk: zlib-ng issue 2100
-    return deflate(shuffled(chunk), values[0])

@@ -1,12 +1,13 @@
-"""Cut an array into HDF5 chunks; tell whether compressing it is worth while."""
+"""Encode and decode one chunk; tell whether compressing an array is worth while."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from converter.codecs import blosc2, zstd
 
 try:
     from zlib_ng import zlib_ng as zlib
@@ -21,7 +22,6 @@ DEFLATE = 1  # filter ids of the HDF5 specification
 SHUFFLE = 2
 ZSTD = 32015  # registered with the HDF Group
 BLOSC2 = 32026
-LARGEST_CHUNK_NBYTES = 4 << 20
 #: Below this a dataset's own 400 bytes in the file outweigh what compression could save.
 SMALLEST_COMPRESSED_NBYTES = 4096
 SAMPLE_PIECES = 8
@@ -32,6 +32,14 @@ WORTHWHILE_RATIO = 3.0
 FilterPipeline = tuple[tuple[int, tuple[int, ...]], ...]
 crc32: Callable[..., int] = zlib.crc32
 deflate: Callable[..., bytes] = zlib.compress
+#: What deflate can make of one byte at most (zlib's technical details); zstd, of 4 bytes a
+#: block of 128 KiB (RFC 8878, 3.1.1.2); Blosc2, of 4 MiB of zeros here. And a header's worth.
+DEFLATE_INFLATION = 1032
+MOST_INFLATION = 1 << 15
+Payload = bytes | bytearray | memoryview
+InflateError: type[Exception] = zlib.error  # type: ignore[assignment, unused-ignore]
+#: What inflates to at most this much even if it lies is inflated in one go, which is quicker.
+HARMLESS_NBYTES = 16 << 20
 
 
 class Layout(NamedTuple):
@@ -42,23 +50,6 @@ class Layout(NamedTuple):
     chunks: tuple[int, ...] | None = None
     filters: FilterPipeline = ()
     content: str = "array"
-
-
-def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Cut an array along its first axes into chunks of at most 4 MiB; small ones stay whole.
-
-    An axis is cut into equal parts, as far as it divides, so that the last chunk is not
-    mostly padding.
-    """
-    chunks = list(shape)
-    for axis, length in enumerate(shape):
-        if math.prod(chunks) * itemsize <= LARGEST_CHUNK_NBYTES:
-            break
-        step_nbytes = math.prod(shape[axis + 1 :]) * itemsize
-        longest = max(1, LARGEST_CHUNK_NBYTES // step_nbytes)
-        parts = math.ceil(length / longest)
-        chunks[axis] = math.ceil(length / parts)
-    return tuple(chunks)
 
 
 def pays_off(array: np.ndarray) -> bool:
@@ -81,29 +72,92 @@ def pays_off(array: np.ndarray) -> bool:
     return len(zlib.compress(sample, 1)) * WORTHWHILE_RATIO <= len(sample)
 
 
-def encode_chunks(
-    array: np.ndarray, chunks: tuple[int, ...], shrink: Callable[[np.ndarray], bytes]
-) -> Iterator[bytes]:
-    """Yield each chunk's payload in C order of the chunk grid; edge chunks padded with zeros."""
-    for start in chunk_starts(array.shape, chunks):
-        part = array[tuple(slice(s, s + c) for s, c in zip(start, chunks, strict=True))]
-        if part.shape != chunks:
-            padded = np.zeros(chunks, array.dtype)
-            padded[tuple(slice(0, n) for n in part.shape)] = part
-            part = padded
-        yield shrink(part)
-
-
-def chunk_starts(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the first index of each chunk, in C order of the chunk grid."""
-    counts = [math.ceil(n / c) for n, c in zip(shape, chunks, strict=True)]
-    for position in np.ndindex(*counts):
-        yield tuple(int(p) * c for p, c in zip(position, chunks, strict=True))
-
-
 def shuffled(array: np.ndarray) -> bytes:
     """Return the bytes of an array, item bytes regrouped by place (HDF5's shuffle filter)."""
     if array.dtype.itemsize == 1:
         return array.tobytes()
     raw = np.frombuffer(array.tobytes(), np.uint8)
     return raw.reshape(-1, array.dtype.itemsize).T.tobytes()
+
+
+def inflation(filters: Sequence[int]) -> int:
+    """Return how many bytes filters, by their numbers, can make of one at most."""
+    return DEFLATE_INFLATION if {*filters} <= {DEFLATE, SHUFFLE} else MOST_INFLATION
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of a C-contiguous array, without a copy, whatever its dtype."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def shrink(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
+    """Apply filters to a C-contiguous chunk."""
+    number, values = filters[-1]
+    if number == BLOSC2:
+        return blosc2.shrink(chunk, values)
+    if number == ZSTD:
+        return zstd.shrink(shuffled(chunk), values[0])
+    # a fresh compressor for each chunk: zlib-ng issue 2100
+    return deflate(shuffled(chunk), values[0])
+
+
+def expand(payload: Payload, filters: FilterPipeline, target: np.ndarray, threads: int = 1) -> None:
+    """Fill ``target``, C-contiguous and as large as one chunk, from a payload.
+
+    Raises ValueError when the payload does not come to exactly that.
+    """
+    raw = as_bytes(target)
+    if not filters:
+        if len(payload) != raw.nbytes:
+            raise ValueError("has a chunk of another size")
+        raw[:] = np.frombuffer(payload, np.uint8)
+        return
+    number, _ = filters[-1]
+    if number == BLOSC2:
+        blosc2.expand(payload, raw, threads)
+    elif len(filters) == 1 and number == ZSTD:
+        zstd.expand(payload, raw)
+    elif len(filters) == 1:
+        raw[:] = np.frombuffer(inflate(payload, raw.nbytes), np.uint8)
+    else:
+        planes = np.empty(raw.nbytes, np.uint8)
+        if number == ZSTD:
+            zstd.expand(payload, planes)
+        else:
+            planes = np.frombuffer(inflate(payload, raw.nbytes), np.uint8)
+        _unshuffle(planes.reshape(target.dtype.itemsize, -1), raw)
+
+
+def _unshuffle(planes: np.ndarray, raw: np.ndarray) -> None:
+    """Put items together from planes of their first bytes, their second bytes and so on.
+
+    By shifts for 2 and 4 bytes: 17 and 4 times as fast as numpy's transposing.
+    """
+    itemsize = len(planes)
+    if itemsize in (2, 4):
+        items = raw.view(f"<u{itemsize}")
+        items[:] = planes[-1]
+        for plane in planes[-2::-1]:
+            np.left_shift(items, 8, out=items)
+            np.bitwise_or(items, plane, out=items)
+        return
+    columns = raw.reshape(-1, itemsize)
+    for n, plane in enumerate(planes):
+        columns[:, n] = plane
+
+
+def inflate(payload: Payload, nbytes: int) -> bytes:
+    """Inflate a zlib stream that must come to exactly ``nbytes``, taking no more memory."""
+    try:
+        if len(payload) * DEFLATE_INFLATION <= HARMLESS_NBYTES:
+            data: bytes = zlib.decompress(payload, bufsize=nbytes)
+            whole = len(data) == nbytes
+        else:
+            stream = zlib.decompressobj()
+            data = stream.decompress(payload, nbytes + 1)
+            whole = len(data) == nbytes and stream.eof
+    except InflateError as error:
+        raise ValueError(f"has a chunk that does not inflate ({error})") from None
+    if not whole:
+        raise ValueError("has a chunk that inflates to another size")
+    return data

@@ -12,7 +12,8 @@ import numpy as np
 from h5py import h5d
 
 from converter.callbacks import Caller, Progress
-from converter.codecs.filters import Layout, chunk_starts, crc32
+from converter.codecs.chunks import chunk_starts
+from converter.codecs.filters import Layout, crc32
 from converter.errors import ConverterError, LoadError, WriteError
 from converter.files import Handle, open_handle, open_to_write, write_at
 from converter.format.index import IndexBuilder, Place, layout_json

@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Sequence
 
-from converter.codecs.filters import chunk_starts
+from converter.codecs.chunks import chunk_starts
 from converter.format.index import Place
 
 MOST_CHILDREN = 64  # twice the K of 32 that HDF5 takes where a file names none

@@ -7,7 +7,6 @@ import json
 import math
 import operator
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,12 +14,8 @@ from typing import Any
 import numpy as np
 
 from converter.codecs import blosc2, zstd
-from converter.codecs.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline
+from converter.codecs.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline, inflation
 
-#: What deflate can make of one byte at most (zlib's technical details); zstd, of 4 bytes a
-#: block of 128 KiB (RFC 8878, 3.1.1.2); Blosc2, of 4 MiB of zeros here. And a header's worth.
-DEFLATE_INFLATION = 1032
-MOST_INFLATION = 1 << 15
 HEADER_NBYTES = 64
 HARMLESS_NBYTES = 1 << 30  # memory is taken when it is written to
 LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
@@ -129,11 +124,6 @@ class ArrayLayout:
         if not self.is_decodable:  # HDF5 undoes them, of which some need no bytes at all
             most = max(most, HARMLESS_NBYTES)
         return stored_nbytes > 0 and whole <= most
-
-
-def inflation(filters: Sequence[int]) -> int:
-    """Return how many bytes filters, by their numbers, can make of one at most."""
-    return DEFLATE_INFLATION if {*filters} <= {DEFLATE, SHUFFLE} else MOST_INFLATION
 
 
 def parse_layout(described: bytes) -> ArrayLayout:

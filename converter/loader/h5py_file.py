@@ -16,11 +16,11 @@ import h5py
 import numpy as np
 from h5py import h5d, h5l, h5o, h5z
 
+from converter.codecs.filters import inflation
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import IndexBuilder
 from converter.format.index_reader import Tail, check_closed
-from converter.format.layout import inflation
 from converter.loader.selection import Box, box_of
 
 #: An array that claims to be larger must have the stored bytes for it.

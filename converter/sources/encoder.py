@@ -12,15 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter.codecs.compression import AUTO, GZIP, Compression, pipeline, shrink
-from converter.codecs.filters import (
-    LARGEST_CHUNK_NBYTES,
-    Layout,
-    chunk_shape,
-    crc32,
-    encode_chunks,
-    pays_off,
-)
+from converter.codecs.chunks import LARGEST_CHUNK_NBYTES, chunk_shape, encode_chunks
+from converter.codecs.compression import AUTO, GZIP, Compression, pipeline
+from converter.codecs.filters import Layout, crc32, pays_off, shrink
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
 from converter.samples import Encoded, Failure, Note, Part, Result, Room, Surveyed
