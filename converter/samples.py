@@ -15,7 +15,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from converter.codecs.filters import Layout
+from converter.format.layout import Layout
 
 BASE_NBYTES = 4 << 20
 

@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter.codecs.filters import crc32
-from converter.format.index import (
-    FOOTER,
-    MAGIC,
-    SECTIONS,
-    SOURCES_END,
-    Footer,
-    IndexBuilder,
-    layout_json,
-)
+from converter.format.index import FOOTER, MAGIC, SECTIONS, SOURCES_END, Footer, IndexBuilder
 from converter.format.index_reader import Tail
+from converter.format.layout import layout_json
 from converter.loader.h5folder import H5Folder
 
 

@@ -16,10 +16,11 @@ import pytest
 
 from converter.codecs.chunks import encode_chunks
 from converter.codecs.compression import GZIP, pipeline
-from converter.codecs.filters import FilterPipeline, Layout, crc32, shrink
+from converter.codecs.filters import FilterPipeline, crc32, shrink
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template
+from converter.format.layout import Layout
 from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
 from converter.writer.journal import Head

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -40,16 +39,6 @@ Payload = bytes | bytearray | memoryview
 InflateError: type[Exception] = zlib.error  # type: ignore[assignment, unused-ignore]
 #: What inflates to at most this much even if it lies is inflated in one go, which is quicker.
 HARMLESS_NBYTES = 16 << 20
-
-
-class Layout(NamedTuple):
-    """How an array lies in the file: contiguous without filters, in chunks with them."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...] | None = None
-    filters: FilterPipeline = ()
-    content: str = "array"
 
 
 def pays_off(array: np.ndarray) -> bool:

@@ -13,12 +13,13 @@ from h5py import h5d
 
 from converter.callbacks import Caller, Progress
 from converter.codecs.chunks import chunk_starts
-from converter.codecs.filters import Layout, crc32
+from converter.codecs.filters import crc32
 from converter.errors import ConverterError, LoadError, WriteError
 from converter.files import Handle, open_handle, open_to_write, write_at
-from converter.format.index import IndexBuilder, Place, layout_json
-from converter.format.index_reader import SIGNATURE, SUPERBLOCK, check_closed, open_tail
-from converter.format.layout import parse_layout
+from converter.format.index import IndexBuilder, Place
+from converter.format.index_reader import open_tail
+from converter.format.layout import Layout, layout_json, parse_layout
+from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
 from converter.loader.h5py_file import Datasets
 
 PIECE_NBYTES = 1 << 24

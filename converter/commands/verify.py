@@ -15,13 +15,12 @@ from converter.commands.prepare import encoding_settings, load_functions, plan_o
 from converter.commands.request import Request, check_folder
 from converter.errors import LoadError
 from converter.files import Handle, open_handle
-from converter.format.index_reader import Tail, open_tail
+from converter.format.index_reader import Tail, open_tail, read_sources
 from converter.loader.h5py_file import Datasets
 from converter.samples import Checked, Encoded, Failure, KeyList, Plan, Run
 from converter.sources.encoder import Settings
 from converter.workers.pool import Pool
 from converter.workers.tasks import Work
-from converter.writer.stored import read_sources
 
 KEYS_AT_ONCE = 4096
 PIECE_NBYTES = 1 << 24

@@ -10,6 +10,7 @@ _SEED = 0xDEADBEEF
 _BITS_32 = 0xFFFFFFFF
 #: Below this Python's own integers are faster than numpy.
 _FEW_BLOCKS = 10
+CHECKSUM_NBYTES = 4
 
 
 def lookup3(blocks: np.ndarray) -> np.ndarray:
@@ -76,3 +77,8 @@ def _checksum(block: bytes) -> int:
         c = (c ^ b) - (b << shift | b >> 32 - shift) & _BITS_32
         a, b, c = b, c, a
     return b
+
+
+def checksum(data: bytes) -> bytes:
+    value = lookup3(np.frombuffer(data, np.uint8)[np.newaxis])[0]
+    return int(value).to_bytes(CHECKSUM_NBYTES, "little")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from converter.codecs.chunks import chunk_starts
 from converter.format.index import Place
+from converter.format.superblock import UNDEFINED
 
 MOST_CHILDREN = 64  # twice the K of 32 that HDF5 takes where a file names none
 NODE_HEAD = struct.Struct("<4sBBHQQ")
-UNDEFINED = 2**64 - 1
 
 
 def tree_nbytes(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:

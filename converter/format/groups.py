@@ -17,13 +17,12 @@ import h5py
 
 from converter.format.headers import (
     CONSTANT,
-    UNDEFINED,
     attribute_messages,
-    checksum,
     dataspace,
     datatype,
     object_header,
 )
+from converter.format.superblock import UNDEFINED
 
 LINK_INFO, GROUP_INFO, LINK, SYMBOL_TABLE = 0x02, 0x0A, 0x06, 0x11
 MOST_LINKS_IN_HEADER = 32  # they are searched one by one
@@ -31,7 +30,6 @@ NODE_ENTRIES = 8  # twice HDF5's default K of symbol table nodes
 NODE_CHILDREN = 32  # twice its default K of B-tree nodes
 NODE_HEAD = struct.Struct("<4sBBHQQ")
 ENTRY = struct.Struct("<QQII16x")
-SUPERBLOCK_NBYTES = 48
 SMALLEST_HEAP_NBYTES = 4096
 
 
@@ -151,10 +149,3 @@ def texts(attributes: Mapping[str, str], address: int) -> tuple[bytes, list[byte
     free = struct.pack("<HHIQ", 0, 0, 0, nbytes - 16 - len(objects))
     heap = struct.pack("<4sB3xQ", b"GCOL", 1, nbytes) + objects + free
     return heap.ljust(nbytes, b"\0"), messages
-
-
-def superblock(root: int, end: int) -> bytes:
-    """Return a superblock, version 3, for a root group's header and an end of file."""
-    data = b"\x89HDF\r\n\x1a\n" + bytes((3, 8, 8, 0))
-    data += struct.pack("<QQQQ", 0, UNDEFINED, end, root)
-    return data + checksum(data)

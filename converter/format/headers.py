@@ -14,16 +14,16 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from converter.codecs.filters import FilterPipeline, Layout
-from converter.format.checksum import lookup3
+from converter.codecs.filters import FilterPipeline
+from converter.format.checksum import CHECKSUM_NBYTES, checksum, lookup3
 from converter.format.chunk_tree import tree_nbytes
+from converter.format.layout import Layout
+from converter.format.superblock import UNDEFINED
 
-UNDEFINED = 2**64 - 1
 DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE = 0x01, 0x03, 0x05, 0x08, 0x0B
 ATTRIBUTE, ATTRIBUTE_INFO = 0x0C, 0x15
 CONSTANT, NEVER_SHARED = 1, 4  # message flags
 LARGEST_MESSAGE_NBYTES = 2**16 - 1
-CHECKSUM_NBYTES = 4
 MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
 
 
@@ -143,11 +143,6 @@ def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
     width = next(n for n in (0, 1, 2) if len(body) < 2 ** (8 * 2**n))
     data = b"OHDR" + bytes((2, width)) + len(body).to_bytes(2**width, "little") + body
     return data + checksum(data)
-
-
-def checksum(data: bytes) -> bytes:
-    value = lookup3(np.frombuffer(data, np.uint8)[np.newaxis])[0]
-    return int(value).to_bytes(CHECKSUM_NBYTES, "little")
 
 
 def dataspace(shape: tuple[int, ...]) -> bytes:

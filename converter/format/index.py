@@ -25,7 +25,6 @@ index up to itself.
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -253,27 +252,6 @@ def order_of(key: str) -> tuple[tuple[int, str], ...]:
     """Return what sorts keys as a conversion stores them: files of a folder before its folders."""
     *folders, name = key.split("/")
     return (*((1, folder) for folder in folders), (0, name))
-
-
-def layout_json(
-    dtype: np.dtype,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...] | None,
-    filters: Sequence[tuple[int, tuple[int, ...]]],
-    content: str,
-) -> bytes:
-    """Describe how an array lies in the file; the dtype as in an .npy file's header.
-
-    The length of an encoded file is that of its payload, so that all share a description.
-    """
-    described = {
-        "dtype": np.lib.format.dtype_to_descr(dtype),
-        "shape": (None,) if content == "encoded" and chunks is None else shape,
-        "chunks": chunks,
-        "filters": filters,
-        "content": content,
-    }
-    return json.dumps(described, separators=(",", ":")).encode()
 
 
 def _hash_table(hashes: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:

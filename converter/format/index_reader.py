@@ -22,18 +22,17 @@ from converter.format.index import (
     MAGIC,
     ROW,
     SECTIONS,
+    SOURCE,
+    SOURCES_END,
+    SOURCES_MAGIC,
     VERSION,
     Footer,
     Place,
     order_of,
 )
 from converter.format.layout import ArrayLayout, parse_layout
+from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-#: Of superblock versions 2 and 3, behind the signature: version, flags and the size.
-SUPERBLOCK = struct.Struct("<8sB2xB16xQ")
-#: Of a file that is open for writing, or was and was not closed (specification, II.C).
-WRITING_FLAGS = 0x01 | 0x04
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 ROW_STRUCT = struct.Struct("<QQQII")
 ROWS_AT_ONCE = 1 << 18
@@ -324,21 +323,6 @@ def _is_sorted(values: np.ndarray) -> bool:
     return True
 
 
-def check_closed(handle: Handle) -> None:
-    """Raise LoadError where a program writes the file, or did and was killed.
-
-    HDF5 refuses such files too, but not those it is given as Python files.
-    """
-    if handle.nbytes < SUPERBLOCK.size:
-        return
-    signature, version, flags, _ = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
-    if signature == SIGNATURE and version == 3 and flags & WRITING_FLAGS:
-        raise LoadError(
-            f"{handle.path} is being written by another program, or was not closed by it: close "
-            "it there, or convert again"
-        )
-
-
 def open_tail(handle: Handle) -> Tail | None:
     """Return the file's tail, mapped; None where it has none.
 
@@ -364,3 +348,14 @@ def open_tail(handle: Handle) -> Tail | None:
         )
     mapped, offset = handle.map(min(begin, handle.nbytes - FOOTER.size), handle.nbytes)
     return Tail(mapped, offset, handle.path)
+
+
+def read_sources(section: bytes | bytearray) -> np.ndarray | None:
+    """Return the sources of a tail ``(N,)`` of `SOURCE`; None where there are none, or damaged."""
+    if len(section) < SOURCES_END.size or (len(section) - SOURCES_END.size) % SOURCE.itemsize:
+        return None
+    crc, _, magic = SOURCES_END.unpack(section[-SOURCES_END.size :])
+    rows = section[: -SOURCES_END.size]
+    if magic != SOURCES_MAGIC or crc32(rows) != crc:
+        return None
+    return np.frombuffer(rows, SOURCE)

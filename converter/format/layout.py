@@ -1,4 +1,4 @@
-"""Read how an array lies in the file from the tail's JSON, believing nothing of it."""
+"""Say how one array lies in the file; its JSON, both ways, believing nothing of what is read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import math
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -216,3 +217,34 @@ def _filters(described: Any) -> FilterPipeline:
             raise ValueError(f"filters {str(described)[:80]}")
         filters.append((one[0], _lengths(one[1], "filter values", least=0)))
     return tuple(filters)
+
+
+class Layout(NamedTuple):
+    """How an array lies in the file: contiguous without filters, in chunks with them."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...] | None = None
+    filters: FilterPipeline = ()
+    content: str = "array"
+
+
+def layout_json(
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...] | None,
+    filters: Sequence[tuple[int, tuple[int, ...]]],
+    content: str,
+) -> bytes:
+    """Describe how an array lies in the file; the dtype as in an .npy file's header.
+
+    The length of an encoded file is that of its payload, so that all share a description.
+    """
+    described = {
+        "dtype": np.lib.format.dtype_to_descr(dtype),
+        "shape": (None,) if content == "encoded" and chunks is None else shape,
+        "chunks": chunks,
+        "filters": filters,
+        "content": content,
+    }
+    return json.dumps(described, separators=(",", ":")).encode()

@@ -20,7 +20,8 @@ from converter.codecs.filters import inflation
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import IndexBuilder
-from converter.format.index_reader import Tail, check_closed
+from converter.format.index_reader import Tail
+from converter.format.superblock import check_closed
 from converter.loader.selection import Box, box_of
 
 #: An array that claims to be larger must have the stored bytes for it.

@@ -14,9 +14,10 @@ import numpy as np
 
 from converter.codecs.chunks import LARGEST_CHUNK_NBYTES, chunk_shape, encode_chunks
 from converter.codecs.compression import AUTO, GZIP, Compression, pipeline
-from converter.codecs.filters import Layout, crc32, pays_off, shrink
+from converter.codecs.filters import crc32, pays_off, shrink
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
+from converter.format.layout import Layout
 from converter.samples import Encoded, Failure, Note, Part, Result, Room, Surveyed
 from converter.sources import images, opencv, user_functions
 from converter.sources.images import Allocate, Image

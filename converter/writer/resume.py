@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import ConverterError
-from converter.format.index_reader import SIGNATURE
+from converter.format.superblock import SIGNATURE
 from converter.writer import provenance
 from converter.writer.journal import Head, Recorded, read_journal
 from converter.writer.stored import Existing, open_recorded

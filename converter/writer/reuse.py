@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from converter.format.groups import SUPERBLOCK_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE
+from converter.format.superblock import SUPERBLOCK_NBYTES
 from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
 from converter.threads import Threads
 from converter.writer.stored import Existing

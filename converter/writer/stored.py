@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.codecs.filters import Layout, crc32
+from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
-from converter.format.index import SOURCE, SOURCES_END, SOURCES_MAGIC, IndexBuilder, Place
-from converter.format.index_reader import Tail, open_tail
-from converter.format.layout import ArrayLayout
+from converter.format.index import SOURCE, SOURCES_END, IndexBuilder, Place
+from converter.format.index_reader import Tail, open_tail, read_sources
+from converter.format.layout import ArrayLayout, Layout
 from converter.samples import Batch, Encoded, Part, Result
 
 
@@ -188,14 +188,3 @@ def open_recorded(path: Path, samples: IndexBuilder) -> Existing:
     begin = nbytes + SOURCES_END.size if nbytes else 0
     tail = Tail(data, begin, os.fspath(path))
     return Existing(handle, tail, np.frombuffer(data, SOURCE, len(samples)))
-
-
-def read_sources(section: bytes | bytearray) -> np.ndarray | None:
-    """Return the sources of a tail ``(N,)`` of `SOURCE`; None where there are none, or damaged."""
-    if len(section) < SOURCES_END.size or (len(section) - SOURCES_END.size) % SOURCE.itemsize:
-        return None
-    crc, _, magic = SOURCES_END.unpack(section[-SOURCES_END.size :])
-    rows = section[: -SOURCES_END.size]
-    if magic != SOURCES_MAGIC or crc32(rows) != crc:
-        return None
-    return np.frombuffer(rows, SOURCE)

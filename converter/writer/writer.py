@@ -26,15 +26,10 @@ from converter.errors import ConverterError, WriteError
 from converter.files import write_at
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
-from converter.format.headers import (
-    UNDEFINED,
-    Kind,
-    fill_headers,
-    kind_of,
-    structure_nbytes,
-    template,
-)
-from converter.format.index import IndexBuilder, Place, layout_json
+from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
+from converter.format.index import IndexBuilder, Place
+from converter.format.layout import layout_json
+from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer.journal import Head, Journal
 from converter.writer.resume import MARK_NBYTES, Paths, move_aside, read_mark
@@ -72,7 +67,7 @@ class Writer:
         self.expected_nbytes: int | None = None
         self._index = IndexBuilder()
         self._headers = array("Q")  # where each dataset's object header is
-        self._end = groups.SUPERBLOCK_NBYTES
+        self._end = SUPERBLOCK_NBYTES
         self._file: io.FileIO | None = None
         self._journal: Journal | None = None
         self._unrecorded: deque[_Written] = deque()
@@ -204,7 +199,7 @@ class Writer:
             buffered.flush()
             buffered.detach()
             self._file.truncate(nbytes)
-            write_at(self._file, memoryview(groups.superblock(root, self._end)), 0)
+            write_at(self._file, memoryview(superblock(root, self._end)), 0)
             self._synchronise(self._file.fileno())
             if os.name == "nt":  # no open file can be renamed there
                 self._file.close()
