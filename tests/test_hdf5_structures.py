@@ -24,7 +24,7 @@ from converter.format.layout import Layout
 from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
 from converter.writer.journal import Head
-from converter.writer.resume import Paths
+from converter.writer.paths import Paths
 from converter.writer.writer import Writer
 from world import assert_same, failures, stored, write_functions
 

@@ -22,7 +22,7 @@ from converter.workers.pool import SMALLEST_DELEGATED_NBYTES, Pool
 from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
 from converter.workers.shared_memory import SharedMemory
 from converter.writer.journal import read_journal
-from converter.writer.resume import Paths
+from converter.writer.paths import Paths
 from converter.writer.stored import open_recorded
 from resuming import Conversion, files_in, taken_over
 from world import (

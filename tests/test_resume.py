@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from converter.writer.journal import BLOCK, read_journal
-from converter.writer.resume import Paths
+from converter.writer.paths import Paths
 from resuming import COPYING, KINDS, Conversion, counts, files_in, kept, taken_over
 from world import (
     colours,

@@ -21,7 +21,7 @@ from converter import H5Folder
 from converter import convert as convert_folder
 from converter.cli import main
 from converter.errors import ConverterError, LoadError
-from converter.writer.resume import Paths, move_aside
+from converter.writer.paths import Paths, move_aside
 from world import (
     ROOT,
     Finished,

@@ -25,7 +25,7 @@ from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
 from converter.writer.begin import Begun, begin
-from converter.writer.resume import Paths
+from converter.writer.paths import Paths
 from converter.writer.writer import Writer
 
 FIRST_FILES = 1000  # when so many all fail, the rest will too

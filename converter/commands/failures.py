@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from converter.samples import Failure
+from converter.writer.paths import path_of_failures, paths_of_failures
 
 
 class FailureList:
@@ -52,13 +53,3 @@ class FailureList:
                 self._file.close()
             with suppress(OSError):  # what ended the run matters more
                 self._partial.unlink(missing_ok=True)
-
-
-def path_of_failures(path_output: Path) -> Path:
-    return path_output.with_name(path_output.name + ".failures.csv")
-
-
-def paths_of_failures(path_output: Path) -> tuple[Path, Path]:
-    """Return the name of the list, and the one it has while it is written."""
-    path = path_of_failures(path_output)
-    return path, path.with_name(path.name + ".partial")

@@ -23,7 +23,7 @@ from converter.format.index import order_of
 from converter.samples import Batch
 from converter.writer import provenance
 from converter.writer.journal import Head, read_journal
-from converter.writer.resume import Paths
+from converter.writer.paths import Paths
 from converter.writer.reuse import copies
 from converter.writer.stored import Existing, open_finished
 from converter.writer.writer import Writer

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from functools import partial
 
 from converter.callbacks import Caller
-from converter.commands.failures import paths_of_failures
 from converter.commands.request import Request
 from converter.errors import ConverterError
 from converter.samples import Plan
 from converter.sources import user_functions
 from converter.sources.encoder import Choice, Settings
-from converter.sources.walk import make_plan
-from converter.writer.resume import Paths
+from converter.sources.walk import keep_extensions, make_plan
+from converter.writer.paths import Paths, paths_of_failures
 
 
 def load_functions(request: Request, caller: Caller) -> user_functions.Hooks:
@@ -62,22 +61,6 @@ def plan_of(request: Request, found: user_functions.Hooks) -> Plan:
     if not plan.keys and not plan.failures:
         raise ConverterError(_nothing_found(request, plan.left_out))
     return plan if request.shard is None else plan.part(*request.shard)
-
-
-def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return the default prune: names ending in one of these, but not macOS's ``._`` files."""
-    endings = tuple("." + extension for extension in extensions)
-
-    def keep(name: str) -> bool:
-        lowered = name.lower()
-        if not lowered.endswith(endings) or name.startswith("._"):
-            return False
-        # .gz has no extension, but .tar.gz has gz
-        return lowered not in endings or any(
-            lowered.endswith(end) and len(lowered) > len(end) for end in endings
-        )
-
-    return keep
 
 
 def _nothing_found(request: Request, left_out: Counter[str]) -> str:

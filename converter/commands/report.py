@@ -8,39 +8,9 @@ from pathlib import Path
 
 from converter.callbacks import Progress
 from converter.samples import Encoded, Failure, Note
-from converter.writer.stored import Existing
+from converter.writer.reuse import Changes
 
 FAILURES_SHOWN = 10
-
-
-@dataclass
-class Changes:
-    """What an update changes in a finished file, in samples stored."""
-
-    before: Existing
-    added: int = 0
-    changed: int = 0
-    kept: int = 0
-
-    @property
-    def removed(self) -> int:
-        """Return how many are no longer in it."""
-        return len(self.before) - self.changed - self.kept
-
-    def add(self, sample: Encoded) -> None:
-        """Count a sample of the new file."""
-        has = self.before.has(sample.key, (sample.source_nbytes, sample.source_mtime_ns))
-        if has is None:
-            self.added += 1
-        elif has:
-            self.kept += 1
-        else:
-            self.changed += 1
-
-    def __str__(self) -> str:
-        return (
-            f"{self.added} added, {self.changed} changed, {self.removed} removed, {self.kept} kept"
-        )
 
 
 @dataclass

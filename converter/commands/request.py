@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.codecs.compression import AUTO, Compression, check_installed
-from converter.commands.failures import path_of_failures
 from converter.errors import ConverterError
 from converter.sources import opencv
-from converter.writer.resume import Paths
+from converter.writer.paths import Paths, path_of_failures
 
 STORES = ("array", "encoded")
 READERS = ("imageio", "opencv")

@@ -90,3 +90,19 @@ def _count_extension(left_out: Counter[str], name: str) -> None:
     if label not in left_out and len(left_out) >= MOST_EXTENSIONS_COUNTED:
         label = "other extensions"
     left_out[label] += 1
+
+
+def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return the default prune: names ending in one of these, but not macOS's ``._`` files."""
+    endings = tuple("." + extension for extension in extensions)
+
+    def keep(name: str) -> bool:
+        lowered = name.lower()
+        if not lowered.endswith(endings) or name.startswith("._"):
+            return False
+        # .gz has no extension, but .tar.gz has gz
+        return lowered not in endings or any(
+            lowered.endswith(end) and len(lowered) > len(end) for end in endings
+        )
+
+    return keep

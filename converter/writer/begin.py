@@ -9,14 +9,13 @@ import h5py
 
 from converter.callbacks import Caller
 from converter.commands.estimate import Estimate, estimate
-from converter.commands.report import Changes
 from converter.commands.request import Request
 from converter.errors import ConverterError
 from converter.samples import Batch, Failure, Plan, Run
 from converter.writer import provenance
 from converter.writer.journal import Head
 from converter.writer.resume import find_unfinished
-from converter.writer.reuse import Reuse
+from converter.writer.reuse import Changes, Reuse
 from converter.writer.stored import Existing, open_finished
 from converter.writer.writer import Writer
 

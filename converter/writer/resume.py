@@ -11,45 +11,8 @@ from converter.errors import ConverterError
 from converter.format.superblock import SIGNATURE
 from converter.writer import provenance
 from converter.writer.journal import Head, Recorded, read_journal
+from converter.writer.paths import MARK_NBYTES, Paths, read_mark
 from converter.writer.stored import Existing, open_recorded
-
-MARK_NBYTES = 16
-
-
-@dataclass(frozen=True)
-class Paths:
-    """The names of what belongs to an output: ``aside`` is what an earlier run had moved away."""
-
-    output: Path
-
-    @property
-    def partial(self) -> Path:
-        """Return the name the file has while it is being written."""
-        return _with(self.output, ".partial")
-
-    @property
-    def journal(self) -> Path:
-        """Return the name of its journal."""
-        return _with(self.output, ".partial.journal")
-
-    @property
-    def new_journal(self) -> Path:
-        """Return the name of the journal that takes its place."""
-        return _with(self.output, ".partial.journal.new")
-
-    @property
-    def aside(self) -> Path:
-        """Return the name of an older unfinished file, whose samples do not lie as needed."""
-        return _with(self.output, ".partial.old")
-
-    @property
-    def aside_journal(self) -> Path:
-        """Return the name of its journal."""
-        return _with(self.output, ".partial.old.journal")
-
-    def all(self) -> tuple[Path, ...]:
-        """Return all but the output."""
-        return self.partial, self.journal, self.new_journal, self.aside, self.aside_journal
 
 
 @dataclass
@@ -75,22 +38,6 @@ def find_unfinished(paths: Paths, head: Head, notice: Callable[[str], None]) -> 
     if recorded is not None and len(recorded.samples):
         found.aside = open_recorded(paths.aside, recorded.samples)
     return found
-
-
-def move_aside(paths: Paths) -> None:
-    """Keep an unfinished file under another name. Raises OSError."""
-    paths.aside.unlink(missing_ok=True)
-    os.replace(paths.journal, paths.aside_journal)
-    os.replace(paths.partial, paths.aside)
-
-
-def read_mark(path: Path) -> str:
-    """Return what stands at the beginning of an unfinished file; empty where nothing does."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(MARK_NBYTES).hex()
-    except FileNotFoundError:
-        return ""
 
 
 def _finish_moving(paths: Paths) -> None:
@@ -133,7 +80,3 @@ def _difference(before: Head, now: Head) -> str | None:
     if before.root != now.root:
         return f"it is of the folder {before.root}"
     return provenance.difference(before.manner, now.manner)
-
-
-def _with(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)

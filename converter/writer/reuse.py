@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -260,3 +261,33 @@ def _chosen(keys: KeyList, places: Sequence[int]) -> KeyList:
     for place in places:
         chosen.append(keys[place].encode())
     return chosen
+
+
+@dataclass
+class Changes:
+    """What an update changes in a finished file, in samples stored."""
+
+    before: Existing
+    added: int = 0
+    changed: int = 0
+    kept: int = 0
+
+    @property
+    def removed(self) -> int:
+        """Return how many are no longer in it."""
+        return len(self.before) - self.changed - self.kept
+
+    def add(self, sample: Encoded) -> None:
+        """Count a sample of the new file."""
+        has = self.before.has(sample.key, (sample.source_nbytes, sample.source_mtime_ns))
+        if has is None:
+            self.added += 1
+        elif has:
+            self.kept += 1
+        else:
+            self.changed += 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.added} added, {self.changed} changed, {self.removed} removed, {self.kept} kept"
+        )

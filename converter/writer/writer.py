@@ -32,7 +32,7 @@ from converter.format.layout import layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer.journal import Head, Journal
-from converter.writer.resume import MARK_NBYTES, Paths, move_aside, read_mark
+from converter.writer.paths import MARK_NBYTES, Paths, move_aside, read_mark
 from converter.writer.stored import ExistingBatch
 
 try:

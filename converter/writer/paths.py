@@ -1,0 +1,75 @@
+"""Name all files beside the output."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK_NBYTES = 16
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The names of what belongs to an output: ``aside`` is what an earlier run had moved away."""
+
+    output: Path
+
+    @property
+    def partial(self) -> Path:
+        """Return the name the file has while it is being written."""
+        return _with(self.output, ".partial")
+
+    @property
+    def journal(self) -> Path:
+        """Return the name of its journal."""
+        return _with(self.output, ".partial.journal")
+
+    @property
+    def new_journal(self) -> Path:
+        """Return the name of the journal that takes its place."""
+        return _with(self.output, ".partial.journal.new")
+
+    @property
+    def aside(self) -> Path:
+        """Return the name of an older unfinished file, whose samples do not lie as needed."""
+        return _with(self.output, ".partial.old")
+
+    @property
+    def aside_journal(self) -> Path:
+        """Return the name of its journal."""
+        return _with(self.output, ".partial.old.journal")
+
+    def all(self) -> tuple[Path, ...]:
+        """Return all but the output."""
+        return self.partial, self.journal, self.new_journal, self.aside, self.aside_journal
+
+
+def move_aside(paths: Paths) -> None:
+    """Keep an unfinished file under another name. Raises OSError."""
+    paths.aside.unlink(missing_ok=True)
+    os.replace(paths.journal, paths.aside_journal)
+    os.replace(paths.partial, paths.aside)
+
+
+def read_mark(path: Path) -> str:
+    """Return what stands at the beginning of an unfinished file; empty where nothing does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(MARK_NBYTES).hex()
+    except FileNotFoundError:
+        return ""
+
+
+def _with(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def path_of_failures(path_output: Path) -> Path:
+    return path_output.with_name(path_output.name + ".failures.csv")
+
+
+def paths_of_failures(path_output: Path) -> tuple[Path, Path]:
+    """Return the name of the list, and the one it has while it is written."""
+    path = path_of_failures(path_output)
+    return path, path.with_name(path.name + ".partial")
