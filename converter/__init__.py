@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from converter.commands.library import convert as convert
+    from converter.commands.convert import convert as convert
     from converter.errors import ConverterError as ConverterError
     from converter.errors import StoppedError as StoppedError
     from converter.loader.h5folder import H5Folder as H5Folder
@@ -18,7 +18,7 @@ _HOMES = {
     "ConverterError": "converter.errors",
     "StoppedError": "converter.errors",
     "H5Folder": "converter.loader.h5folder",
-    "convert": "converter.commands.library",
+    "convert": "converter.commands.convert",
     "read_image": "converter.sources.images",
 }
 __all__ = ["ConverterError", "H5Folder", "StoppedError", "convert", "read_image"]

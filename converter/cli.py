@@ -16,8 +16,8 @@ from converter.arguments import WRONG_USAGE, Arguments
 from converter.callbacks import Caller
 from converter.codecs import filters
 from converter.codecs.compression import AUTO, PLUGIN_FILTERS
-from converter.commands.convert import advise, run_request
-from converter.commands.estimate import Advice
+from converter.commands.convert import run_request
+from converter.commands.dry_run import Advice, advise
 from converter.commands.extract import extract
 from converter.commands.merge import merge
 from converter.commands.rebuild_index import rebuild_index

@@ -10,16 +10,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from converter.callbacks import Caller
-from converter.codecs.compression import PLUGIN_FILTERS
-from converter.commands.estimate import Advice, choices_of, survey
-from converter.commands.failures import FailureList
-from converter.commands.prepare import encoding_settings, load_functions, plan_of
-from converter.commands.report import Report
-from converter.commands.request import Request, check_request, nearest_folder
+from converter.callbacks import Caller, Progress
+from converter.codecs.compression import PLUGIN_FILTERS, parse_compression
+from converter.commands.report import FailureList, Report
+from converter.commands.request import (
+    Request,
+    check_request,
+    encoding_settings,
+    load_functions,
+    nearest_folder,
+    parse_shard,
+    plan_of,
+)
 from converter.errors import ConverterError, StoppedError
 from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import user_functions
+from converter.sources.encoder import Choice
+from converter.threads import usable_cores
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
@@ -62,7 +69,7 @@ def run_request(request: Request, caller: Caller, executor: Executor | None = No
         )
     with ExitStack() as stack:
         # Workers first: a process forked from a small parent stays small.
-        run = stack.enter_context(_encoding(request, found, caller, executor))
+        run = stack.enter_context(encoding(request, found, caller, executor))
         plan = plan_of(request, found)
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
@@ -93,25 +100,16 @@ def run_request(request: Request, caller: Caller, executor: Executor | None = No
     return report
 
 
-def advise(request: Request, caller: Caller) -> tuple[Advice, Plan]:
-    """Try each store and compression on a sample of the files, in memory. Writes nothing."""
-    check_request(request)
-    found = load_functions(request, caller)
-    with _encoding(request, found, caller, survey=True) as run:
-        plan = plan_of(request, found)
-        return survey(request, plan, run), plan
-
-
 @contextmanager
-def _encoding(
+def encoding(
     request: Request,
     found: user_functions.Hooks,
     caller: Caller,
     executor: Executor | None = None,
     *,
-    survey: bool = False,
+    choices: tuple[Choice, ...] = (),
 ) -> Iterator[Run]:
-    settings = encoding_settings(request, found, choices=choices_of(request)[0] if survey else ())
+    settings = encoding_settings(request, found, choices=choices)
     if executor is not None:
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
@@ -267,3 +265,83 @@ def output_folder(folder: Path) -> Iterator[None]:
             except OSError:  # something else is in it by now
                 break
         raise
+
+
+def convert(
+    path_images: str | os.PathLike[str],
+    path_output: str | os.PathLike[str],
+    *,
+    executor: Executor | None = None,
+    ext: str = "jpg",
+    custom_read_func: bool = False,
+    custom_prune_func: bool = False,
+    path_functions: str | os.PathLike[str] | None = None,
+    reader: str | None = None,
+    store: str = "array",
+    skip_decode_check: bool = False,
+    compression: str = "auto",
+    workers: int | None = None,
+    on_error: str = "skip",
+    max_pixels: int | None = None,
+    follow_links: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    file_timeout: float | None = None,
+    shard: str | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Report:
+    """Convert a folder to one HDF5 file, as the command line does with the flags of these names.
+
+    Parameters
+    ----------
+    path_images, path_output
+        The folder, and the file to make.
+    executor
+        Reads and encodes elsewhere, such as ``distributed.Client(...).get_executor()``; its
+        workers must see the folder under the same path, and have this package in the same
+        version. This process alone writes.
+    workers
+        Without an executor: processes of this machine; None for as many as it has cores.
+    notice, progress
+        Called with sentences the user should know, and with how far it is.
+
+    Returns
+    -------
+    Report
+        Counts, bytes, seconds and failures. Files that cannot be read are failures.
+
+    Raises
+    ------
+    ConverterError
+        The request cannot be met; nothing was touched.
+    StoppedError
+        It began and could not be finished; the same call goes on from there.
+    """
+    if executor is not None and workers is not None:
+        raise ConverterError("workers are those of the executor: give one or the other")
+    try:
+        parsed = parse_compression(compression)
+    except ValueError as error:
+        raise ConverterError(str(error)) from None
+    request = Request(
+        path_images=Path(path_images),
+        path_output=Path(path_output),
+        ext=ext,
+        custom_read_func=custom_read_func,
+        custom_prune_func=custom_prune_func,
+        path_functions=Path(path_functions) if path_functions is not None else None,
+        reader=reader,
+        store=store,
+        skip_decode_check=skip_decode_check,
+        compression=parsed,
+        workers=usable_cores() if workers is None else workers,
+        on_error=on_error,
+        max_pixels=max_pixels,
+        follow_links=follow_links,
+        overwrite=overwrite,
+        restart=restart,
+        file_timeout=file_timeout,
+        shard=parse_shard(shard) if shard is not None else None,
+    )
+    return run_request(request, Caller(notice, progress), executor)

@@ -1,8 +1,8 @@
 """Read samples by key or position, in any process. Needs numpy and h5py alone.
 
 To copy it into another project take, in a folder named ``converter``: codecs/, format/, loader/,
-cores.py, errors.py, files.py, threads.py and an ``__init__.py``; for files stored with
-``--store=encoded`` also sources/images.py.
+errors.py, files.py, threads.py and an ``__init__.py``; for files stored with
+``--store=encoded`` also samples.py and sources/images.py.
 """
 
 from __future__ import annotations

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import h5py
 
 from converter.callbacks import Caller
-from converter.commands.estimate import Estimate, estimate
+from converter.commands.estimate import check_size, estimate
 from converter.commands.request import Request
-from converter.errors import ConverterError
 from converter.samples import Batch, Failure, Plan, Run
 from converter.writer import provenance
 from converter.writer.journal import Head
@@ -18,8 +17,6 @@ from converter.writer.resume import find_unfinished
 from converter.writer.reuse import Changes, Reuse
 from converter.writer.stored import Existing, open_finished
 from converter.writer.writer import Writer
-
-SIZE_WARNING_RATIO = 2.0
 
 
 @dataclass
@@ -74,7 +71,7 @@ def begin(
         caller.notice(f"{kept} of {len(plan.keys)} files are kept from the run that was broken off")
     expected = estimate(request, plan, run, work, is_going_on=kept > 0)
     if not kept:
-        _check_size(request, expected, caller)
+        check_size(request, expected, caller)
     with caller.held():
         writer.expected_nbytes = expected.output_nbytes
         if own is not None and is_in_place:
@@ -118,34 +115,3 @@ def _finished(request: Request, attributes: dict[str, str], caller: Caller) -> E
         )
         finished.distrust()
     return finished
-
-
-def _check_size(request: Request, expected: Estimate, caller: Caller) -> None:
-    if expected.output_nbytes is None or expected.ratio is None:
-        return
-    if expected.output_nbytes > expected.free_nbytes:
-        raise ConverterError(
-            f"{request.path_output} would take about {expected.output_nbytes / 1e6:,.0f} MB, "
-            f"and {expected.free_nbytes / 1e6:,.0f} MB are free: {_cure(request)}, or name "
-            "another disk with --path_output"
-        )
-    if expected.ratio > SIZE_WARNING_RATIO and request.store == "array" and not request.update:
-        caller.notice(
-            f"{request.path_output} will be about {expected.ratio:.1f} times as large as the "
-            f"source ({expected.output_nbytes / 1e6:,.1f} MB), for it holds decoded arrays; "
-            f"to make it smaller {_cure(request)}"
-        )
-
-
-def _cure(request: Request) -> str:
-    """Say how OUT.h5 could become smaller."""
-    cures = []
-    if request.update:
-        return "free space"
-    if request.store == "array" and not (request.custom_read_func or request.reader):
-        cures.append("--store=encoded, which keeps the files as they are")
-    if request.compression.name in ("auto", "none"):
-        cures.append("--compression=gzip")
-    if request.store == "array":
-        cures.append("smaller arrays from --custom_read_func")
-    return f"try {', or '.join(cures)} (--dry_run compares)" if cures else "convert a part of it"
