@@ -15,21 +15,19 @@ from converter import arguments
 from converter.arguments import WRONG_USAGE, Arguments
 from converter.callbacks import Caller
 from converter.codecs import filters
-from converter.codecs.compression import AUTO, PLUGIN_FILTERS
 from converter.commands.convert import run_request
-from converter.commands.dry_run import Advice, advise
+from converter.commands.dry_run import advise
 from converter.commands.extract import extract
 from converter.commands.merge import merge
 from converter.commands.rebuild_index import rebuild_index
-from converter.commands.report import Report
 from converter.commands.request import Request
 from converter.commands.update import update_request
-from converter.commands.verify import Verification, verify
+from converter.commands.verify import verify
 from converter.errors import ConverterError, StoppedError
+from converter.messages import advice_lines, report_lines, size, verification_lines
 from converter.progress import ProgressBar
-from converter.samples import Failure, Plan
+from converter.samples import Failure
 from converter.sources import images
-from converter.sources.encoder import Choice
 from converter.workers.dask import dask_executor
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
@@ -85,7 +83,7 @@ def _convert(parsed: Arguments, signals: _Signals) -> int:
     _say_what_is_missing()
     if dry_run:
         advice, plan = advise(request, Caller(_notice, held=signals.held))
-        _print(_advice_lines(request, advice, plan))
+        _print(advice_lines(request, advice, plan))
         return STORED_ALL
     return _run(request, quiet, signals, address)
 
@@ -108,7 +106,7 @@ def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) 
             with dask_executor(address) as executor:
                 report = run_request(request, caller, executor)
     _print_failures(report.first_failures, report.failed, f"in {report.path_failures}")
-    _print(_report_lines(report))
+    _print(report_lines(report))
     return SOMETHING_FAILED if report.failed else STORED_ALL
 
 
@@ -134,7 +132,7 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
             workers=values["workers"],
             file_timeout=values["file_timeout"],
         )
-    _print(_verification_lines(found))
+    _print(verification_lines(found))
     return SOMETHING_FAILED if found.failed else STORED_ALL
 
 
@@ -148,7 +146,7 @@ def _merge(parsed: Arguments, signals: _Signals) -> int:
     rate = report.output_nbytes / 1e6 / report.seconds
     _print(
         (
-            f"{report.path_output}: {report.stored} files joined, {_size(report.output_nbytes)}",
+            f"{report.path_output}: {report.stored} files joined, {size(report.output_nbytes)}",
             f"{report.seconds:.2f} s, {report.stored / report.seconds:.0f} files/s, "
             f"{rate:.0f} MB/s, {report.fsync_seconds:.2f} s of it waiting for the disk (fsync)",
         )
@@ -163,7 +161,7 @@ def _extract(parsed: Arguments, signals: _Signals) -> int:
         caller = Caller(_notice, bar.show, signals.held, signals.finish)
         done = extract(path, folder, overwrite=values["overwrite"], caller=caller)
     _print_failures(done.first_failures, done.failed, "that failed")
-    _print([f"{folder}: {done.written} files written, {_size(done.nbytes)}, {done.failed} failed"])
+    _print([f"{folder}: {done.written} files written, {size(done.nbytes)}, {done.failed} failed"])
     return SOMETHING_FAILED if done.failed else STORED_ALL
 
 
@@ -253,117 +251,3 @@ def _print_failures(first: Sequence[Failure], count: int, where: str) -> None:
         print(f"{failure.key}: {failure.reason}", file=sys.stderr)
     if count > len(first):
         print(f"... and {count - len(first)} more {where}", file=sys.stderr)
-
-
-def _report_lines(report: Report) -> Iterator[str]:
-    if report.changes is not None:
-        yield str(report.changes)
-    if report.is_unchanged:
-        yield f"{report.path_output}: nothing changed, {report.stored} files, nothing written"
-        yield f"{report.seconds:.2f} s"
-        return
-    ratio = report.output_nbytes / report.source_nbytes if report.source_nbytes else 0.0
-    rate = (report.stored + report.failed) / report.seconds
-    yield f"{report.path_output}: {report.stored} stored, {report.failed} failed"
-    yield (
-        f"source {_size(report.source_nbytes)}, HDF5 {_size(report.output_nbytes)}, "
-        f"ratio {ratio:.2f}"
-    )
-    yield (
-        f"{report.seconds:.2f} s, {rate:.0f} files/s, {report.fsync_seconds:.2f} s of it waiting "
-        "for the disk (fsync)"
-    )
-    if report.path_failures:
-        yield f"failures and their reasons: {report.path_failures}"
-    yield from _left_out_lines(report)
-    if report.palettes:
-        yield f"{report.palettes} palette images expanded to colours (README: mode='P')"
-    if report.multi_frames:
-        yield f"{report.multi_frames} files with several frames or pages"
-
-
-def _verification_lines(found: Verification) -> Iterator[str]:
-    yield f"{found.path}: {found.good} of {found.total} samples good, {found.failed} faults"
-    if not found.has_index:
-        yield (
-            "without an index there are no checksums: all that could be checked is that h5py "
-            "reads everything (--verify --rebuild_index adds an index to a file that has none)"
-        )
-    if found.compared:
-        yield f"compared with the folder; {found.unreadable} files in it cannot be read"
-    rate = found.nbytes / 1e6 / found.seconds
-    yield f"{found.seconds:.2f} s, {found.good / found.seconds:.0f} samples/s, {rate:.0f} MB/s"
-
-
-def _left_out_lines(found: Report | Plan) -> Iterator[str]:
-    if found.left_out:
-        kinds = ", ".join(f"{count} {name}" for name, count in found.left_out.most_common(10))
-        others = len(found.left_out) - 10
-        yield f"left out: {kinds}" + (f" and {others} more kinds" if others > 0 else "")
-    if found.linked_folders:
-        yield f"{found.linked_folders} linked folders not entered (--follow_links)"
-
-
-def _advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:
-    yield (
-        f"{advice.files} files below {request.path_images}, {_size(advice.source_nbytes)}; "
-        f"{_size(advice.free_nbytes)} free for {request.path_output}"
-    )
-    if plan.failures:
-        yield f"{len(plan.failures)} names or folders cannot be read"
-    yield from _left_out_lines(plan)
-    if not advice.outcomes:
-        yield f"none of the {advice.sampled} files of a sample could be read"
-        return
-    yield (
-        f"{request.path_output} would be about this large, judged from {advice.sampled} files "
-        f"({advice.failed} of which failed):"
-    )
-    yield ""
-    yield f"  {'store':8} {'compression':12} {'size':>16} {'ratio':>7}  to read it"
-    own = Choice(request.store, request.compression)
-    for outcome in advice.outcomes:
-        remarks = [_needed(outcome.choice)]
-        if outcome.choice == own:
-            remarks.append("this command")
-        if outcome is advice.smallest:
-            remarks.append("smallest")
-        if outcome is advice.smallest_for_h5py:
-            remarks.append("smallest for h5py alone")
-        ratio = outcome.output_nbytes / advice.source_nbytes if advice.source_nbytes else 0.0
-        yield (
-            f"  {outcome.choice.store:8} {outcome.choice.compression!s:12} "
-            f"{_size(outcome.output_nbytes):>16} {ratio:7.2f}  {'; '.join(remarks)}"
-        )
-    for name, package in advice.missing.items():
-        yield f"  array    {name:12} {'not tried':>16}          pip install {package}"
-    yield ""
-    for outcome in advice.outcomes:
-        if outcome.choice == Choice("array", AUTO):
-            read = advice.sampled - advice.failed
-            yield (
-                f"auto compresses {outcome.compressed} of the {read} arrays by gzip, and stores "
-                f"{read - outcome.compressed} as they are"
-            )
-    yield f"smallest: {_flags(advice.smallest.choice)}"
-    if advice.smallest_for_h5py is not None:
-        flags = _flags(advice.smallest_for_h5py.choice)
-        yield f"smallest that h5py reads as arrays by itself: {flags}"
-
-
-def _needed(choice: Choice) -> str:
-    packages = ["h5py"]
-    if choice.compression.name in PLUGIN_FILTERS:
-        packages.append("hdf5plugin")
-    if choice.store == "encoded":
-        packages.append("imageio to decode")
-    return ", ".join(packages) if len(packages) > 1 else "h5py alone"
-
-
-def _flags(choice: Choice) -> str:
-    store = "" if choice.store == "array" else f"--store={choice.store} "
-    return f"{store}--compression={choice.compression}"
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.2f} MB"

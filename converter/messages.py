@@ -1,0 +1,126 @@
+"""Say in lines of text what a command did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from converter.codecs.compression import AUTO, PLUGIN_FILTERS
+from converter.commands.dry_run import Advice
+from converter.commands.report import Report
+from converter.commands.request import Request
+from converter.commands.verify import Verification
+from converter.samples import Plan
+from converter.sources.encoder import Choice
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    if report.changes is not None:
+        yield str(report.changes)
+    if report.is_unchanged:
+        yield f"{report.path_output}: nothing changed, {report.stored} files, nothing written"
+        yield f"{report.seconds:.2f} s"
+        return
+    ratio = report.output_nbytes / report.source_nbytes if report.source_nbytes else 0.0
+    rate = (report.stored + report.failed) / report.seconds
+    yield f"{report.path_output}: {report.stored} stored, {report.failed} failed"
+    yield (
+        f"source {size(report.source_nbytes)}, HDF5 {size(report.output_nbytes)}, ratio {ratio:.2f}"
+    )
+    yield (
+        f"{report.seconds:.2f} s, {rate:.0f} files/s, {report.fsync_seconds:.2f} s of it waiting "
+        "for the disk (fsync)"
+    )
+    if report.path_failures:
+        yield f"failures and their reasons: {report.path_failures}"
+    yield from left_out_lines(report)
+    if report.palettes:
+        yield f"{report.palettes} palette images expanded to colours (README: mode='P')"
+    if report.multi_frames:
+        yield f"{report.multi_frames} files with several frames or pages"
+
+
+def verification_lines(found: Verification) -> Iterator[str]:
+    yield f"{found.path}: {found.good} of {found.total} samples good, {found.failed} faults"
+    if not found.has_index:
+        yield (
+            "without an index there are no checksums: all that could be checked is that h5py "
+            "reads everything (--verify --rebuild_index adds an index to a file that has none)"
+        )
+    if found.compared:
+        yield f"compared with the folder; {found.unreadable} files in it cannot be read"
+    rate = found.nbytes / 1e6 / found.seconds
+    yield f"{found.seconds:.2f} s, {found.good / found.seconds:.0f} samples/s, {rate:.0f} MB/s"
+
+
+def left_out_lines(found: Report | Plan) -> Iterator[str]:
+    if found.left_out:
+        kinds = ", ".join(f"{count} {name}" for name, count in found.left_out.most_common(10))
+        others = len(found.left_out) - 10
+        yield f"left out: {kinds}" + (f" and {others} more kinds" if others > 0 else "")
+    if found.linked_folders:
+        yield f"{found.linked_folders} linked folders not entered (--follow_links)"
+
+
+def advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:
+    yield (
+        f"{advice.files} files below {request.path_images}, {size(advice.source_nbytes)}; "
+        f"{size(advice.free_nbytes)} free for {request.path_output}"
+    )
+    if plan.failures:
+        yield f"{len(plan.failures)} names or folders cannot be read"
+    yield from left_out_lines(plan)
+    if not advice.outcomes:
+        yield f"none of the {advice.sampled} files of a sample could be read"
+        return
+    yield (
+        f"{request.path_output} would be about this large, judged from {advice.sampled} files "
+        f"({advice.failed} of which failed):"
+    )
+    yield ""
+    yield f"  {'store':8} {'compression':12} {'size':>16} {'ratio':>7}  to read it"
+    own = Choice(request.store, request.compression)
+    for outcome in advice.outcomes:
+        remarks = [_needed(outcome.choice)]
+        if outcome.choice == own:
+            remarks.append("this command")
+        if outcome is advice.smallest:
+            remarks.append("smallest")
+        if outcome is advice.smallest_for_h5py:
+            remarks.append("smallest for h5py alone")
+        ratio = outcome.output_nbytes / advice.source_nbytes if advice.source_nbytes else 0.0
+        yield (
+            f"  {outcome.choice.store:8} {outcome.choice.compression!s:12} "
+            f"{size(outcome.output_nbytes):>16} {ratio:7.2f}  {'; '.join(remarks)}"
+        )
+    for name, package in advice.missing.items():
+        yield f"  array    {name:12} {'not tried':>16}          pip install {package}"
+    yield ""
+    for outcome in advice.outcomes:
+        if outcome.choice == Choice("array", AUTO):
+            read = advice.sampled - advice.failed
+            yield (
+                f"auto compresses {outcome.compressed} of the {read} arrays by gzip, and stores "
+                f"{read - outcome.compressed} as they are"
+            )
+    yield f"smallest: {_flags(advice.smallest.choice)}"
+    if advice.smallest_for_h5py is not None:
+        flags = _flags(advice.smallest_for_h5py.choice)
+        yield f"smallest that h5py reads as arrays by itself: {flags}"
+
+
+def _needed(choice: Choice) -> str:
+    packages = ["h5py"]
+    if choice.compression.name in PLUGIN_FILTERS:
+        packages.append("hdf5plugin")
+    if choice.store == "encoded":
+        packages.append("imageio to decode")
+    return ", ".join(packages) if len(packages) > 1 else "h5py alone"
+
+
+def _flags(choice: Choice) -> str:
+    store = "" if choice.store == "array" else f"--store={choice.store} "
+    return f"{store}--compression={choice.compression}"
+
+
+def size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.2f} MB"
