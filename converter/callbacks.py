@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True)
-class Caller:
+class Callbacks:
     """What the caller wants to hear, and how it holds back interruptions.
 
     Parameters
@@ -26,7 +26,7 @@ class Caller:
 
     notice: Callable[[str], None] = lambda _: None
     progress: Callable[[Progress], None] = lambda _: None
-    held: Callable[[], AbstractContextManager[None]] = nullcontext
+    without_signals: Callable[[], AbstractContextManager[None]] = nullcontext
     finished: Callable[[], None] = lambda: None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from converter import arguments
 from converter.arguments import WRONG_USAGE, Arguments
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.codecs import filters
 from converter.commands.convert import run_request
 from converter.commands.dry_run import advise
@@ -82,7 +82,7 @@ def _convert(parsed: Arguments, signals: _Signals) -> int:
     request = Request(**values)
     _say_what_is_missing()
     if dry_run:
-        advice, plan = advise(request, Caller(_notice, held=signals.held))
+        advice, plan = advise(request, Callbacks(_notice, without_signals=signals.without_signals))
         _print(advice_lines(request, advice, plan))
         return STORED_ALL
     return _run(request, quiet, signals, address)
@@ -99,7 +99,7 @@ def _update(parsed: Arguments, signals: _Signals) -> int:
 
 def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) -> int:
     with ProgressBar(quiet=quiet) as bar:
-        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
         if address is None:
             report = run_request(request, caller)
         else:
@@ -121,7 +121,7 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
     elif "path_functions" in parsed.typed:
         raise ConverterError("--path_functions is of no use alone: add --path_images")
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
         if values["rebuild_index"]:
             count = rebuild_index(path, caller)
             _notice(f"an index of {count} datasets was added to {path}")
@@ -139,7 +139,7 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
 def _merge(parsed: Arguments, signals: _Signals) -> int:
     values = parsed.values
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
         report = merge(
             values["merge"], values["path_output"], caller, overwrite=values["overwrite"]
         )
@@ -158,7 +158,7 @@ def _extract(parsed: Arguments, signals: _Signals) -> int:
     values = parsed.values
     path, folder = values["path_output"], values["extract"]
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Caller(_notice, bar.show, signals.held, signals.finish)
+        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
         done = extract(path, folder, overwrite=values["overwrite"], caller=caller)
     _print_failures(done.first_failures, done.failed, "that failed")
     _print([f"{folder}: {done.written} files written, {size(done.nbytes)}, {done.failed} failed"])
@@ -203,7 +203,7 @@ class _Signals:
         self.came_too_late = True
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def without_signals(self) -> Iterator[None]:
         """Raise nothing within; what came in the meantime at the end."""
         self._holds += 1
         try:

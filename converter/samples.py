@@ -144,7 +144,7 @@ class Checked(NamedTuple):
 Result = Encoded | Surveyed | Checked | Failure
 
 
-class Room:
+class Buffer:
     """A reusable buffer, filled from the front; grows to what it must hold."""
 
     def __init__(self, nbytes: int = 0) -> None:
@@ -187,7 +187,7 @@ def rounded_nbytes(nbytes: int) -> int:
 
 @dataclass
 class Batch:
-    """Results in plan order; ``payload`` holds what they put in the room, until the next batch."""
+    """Results in plan order; ``payload`` holds what they put in the buffer."""
 
     results: list[Result]
     payload: memoryview

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from converter.codecs.filters import crc32
 from converter.format.index import FOOTER, MAGIC, SECTIONS, SOURCES_END, Footer, IndexBuilder
-from converter.format.index_reader import Tail
+from converter.format.index_reader import Index
 from converter.format.layout import layout_json
 from converter.loader.h5folder import H5Folder
 
@@ -22,10 +22,10 @@ class Part(NamedTuple):
     end: int
 
 
-def tail_of(path: Path) -> Tail:
+def tail_of(path: Path) -> Index:
     """Return the index of a file."""
     tail = H5Folder(path)._open().source.keys
-    assert isinstance(tail, Tail)
+    assert isinstance(tail, Index)
     return tail
 
 
@@ -54,7 +54,7 @@ def payload_of(path: Path, key: str) -> Part:
     tail = tail_of(path)
     position = tail.find(key)
     assert position is not None
-    place = tail.places(position)[0]
+    place = tail.extents(position)[0]
     return Part(place.offset, place.offset + place.nbytes)
 
 
@@ -87,7 +87,7 @@ def replace_tail(path: Path, rows: Iterable[tuple[str, str]]) -> None:
         described = layout_json(
             layout.dtype, layout.shape, layout.chunks, layout.filters, layout.content
         )
-        builder.add(name.encode(), described, tail.places(position), (0, 0))
+        builder.add(name.encode(), described, tail.extents(position), (0, 0))
     groups, written = parts["groups"], io.BytesIO()
     builder.write(
         written,

@@ -34,7 +34,7 @@ with contextlib.suppress(ImportError):
     import hdf5plugin  # for h5py
 
 from converter import H5Folder, readers  # here, and not once in each child
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.errors import ConverterError
 from converter.commands.verify import verify
 
@@ -68,7 +68,7 @@ def all_of_folder(path):
 def come_of(path, good_h5py, good_folder):
     said = []
     try:
-        found = verify(path, Caller(said.append))
+        found = verify(path, Callbacks(said.append))
         is_reported = found.failed > 0 or not found.has_index
     except ConverterError as error:
         said.append(str(error))
@@ -221,7 +221,7 @@ def test_a_flipped_bit_of_structures_groups_or_tail_is_reported_or_carries_no_da
     tail, size = tail_of(made), made.stat().st_size
     is_payload = np.zeros(size, bool)
     for position in range(len(tail)):
-        for place in tail.places(position):
+        for place in tail.extents(position):
             is_payload[place.offset : place.offset + place.nbytes] = True
     random = np.random.default_rng(6)
     places = random.choice(np.flatnonzero(~is_payload), FLIPS, replace=False)

@@ -27,7 +27,7 @@ from converter.codecs import zstd
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import ROW
-from converter.format.index_reader import open_tail
+from converter.format.index_reader import open_index
 from loader_files import TailEditor, assert_same, make_h5, smooth, stacked
 from world import ROOT, command, run, write_functions
 
@@ -143,7 +143,7 @@ def files_without_tail(files, tmp_path_factory) -> Callable[[str], Path]:
             with h5py.File(path, "r+"):
                 pass
             handle = Handle(str(path))
-            assert open_tail(handle) is None
+            assert open_index(handle) is None
             made[compression] = path
         return made[compression]
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from breaking import WAYS, Broken, Point, break_all
-from converter.samples import Failure, Room
+from converter.samples import Buffer, Failure
 from converter.workers.pool import SMALLEST_DELEGATED_NBYTES, Pool
-from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
+from converter.workers.pool_worker import BUFFERS, Answer, Task, Ready, Written, serve
 from converter.workers.shared_memory import SharedMemory
 from converter.writer.journal import read_journal
 from converter.writer.paths import Paths
@@ -231,7 +231,7 @@ class Seeded(NamedTuple):
     @property
     def most_in_flight(self) -> int:
         """Return how many files at most are read and not yet recorded, whenever it is killed."""
-        return self.workers * ROOMS * self.files_in_task + self.most_estimated
+        return self.workers * BUFFERS * self.files_in_task + self.most_estimated
 
 
 @pytest.fixture
@@ -335,10 +335,10 @@ class LoggingWork(NamedTuple):
     file_timeout: float | None = None
     is_held: bool = False  # at a slow sample, until a file tells to go on
 
-    def make(self) -> LoggingWork:
+    def start(self) -> LoggingWork:
         return self
 
-    def encode(self, key: str, room: Room) -> Failure:
+    def encode(self, key: str, buffer: Buffer) -> Failure:
         nbytes = SMALLEST_DELEGATED_NBYTES
         with open(self.place / "begun", "a") as log:
             print(key, file=log)
@@ -350,8 +350,8 @@ class LoggingWork(NamedTuple):
             begun, recorded = (self._count(name) for name in ("begun", "recorded"))
             with open(self.place / "in_flight", "a") as log:
                 print(begun - recorded, file=log)
-        room.view(nbytes)[:] = bytes(nbytes)
-        room.keep(nbytes)
+        buffer.view(nbytes)[:] = bytes(nbytes)
+        buffer.keep(nbytes)
         return Failure(key, "for its payload's sake")
 
     def _count(self, name: str) -> int:
@@ -364,23 +364,23 @@ def test_a_worker_writes_before_it_reads_on(tmp_path):
     file = tmp_path / "file"
     file.touch()
     ours, theirs = multiprocessing.Pipe()
-    memory = [SharedMemory() for _ in range(ROOMS)]
+    memory = [SharedMemory() for _ in range(BUFFERS)]
     memory[0].grow(1000)[:] = bytes(range(250)) * 4
     work = LoggingWork(tmp_path, frozenset(["slow"]), is_held=True)
     process = multiprocessing.Process(target=serve, args=(work, theirs, memory, []), daemon=True)
     process.start()
     try:
-        ours.send(Order(1, ["slow"]))
+        ours.send(Task(1, ["slow"]))
         wait_until((tmp_path / "begun").exists)
-        ours.send(Order(2, ["quick"]))
-        ours.send(Order(0, [], file, 0, 1000))
+        ours.send(Task(2, ["quick"]))
+        ours.send(Task(0, [], file, 0, 1000))
         (tmp_path / "all_sent").touch()
         said = [ours.recv() for _ in range(4)]
     finally:
         process.kill()
         process.join()
-        for room in memory:
-            room.close()
+        for buffer in memory:
+            buffer.close()
     assert [type(one) for one in said] == [Ready, Answer, Written, Answer]
     assert [said[n].results[0].key for n in (1, 3)] == ["slow", "quick"]
     assert file.read_bytes() == bytes(range(250)) * 4
@@ -411,7 +411,7 @@ def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
             assert batch.write_elsewhere(file, offset, functools.partial(record, number))
     in_flight = (tmp_path / "in_flight").read_text().split()
     assert len(in_flight) == 2
-    assert max(map(int, in_flight)) <= 3 * ROOMS
+    assert max(map(int, in_flight)) <= 3 * BUFFERS
     assert recorded == len(keys)
 
 

@@ -23,7 +23,7 @@ import converter.loader.h5py_file
 import converter.loader.page_cache
 from converter import H5Folder
 from converter.errors import LoadError
-from converter.format.index_reader import open_tail
+from converter.format.index_reader import open_index
 from loader_files import assert_same, equal_samples, make_h5, smooth, stacked
 
 START_METHODS = [m for m in ("fork", "spawn", "forkserver") if m in
@@ -76,7 +76,7 @@ def without_tail(path: Path) -> Path:
     """Let HDF5 cut the tail off, as any tool that opens the file for writing does."""
     h5py.File(path, "r+").close()
     with path.open("rb"):
-        assert open_tail(converter.files.Handle(str(path))) is None
+        assert open_index(converter.files.Handle(str(path))) is None
     return path
 
 
@@ -167,7 +167,7 @@ def test_a_part_is_what_numpy_would_take_of_the_whole(tmp_path, tail, compressio
 
 def test_a_part_touches_only_the_chunks_it_needs(several_chunks, monkeypatch):
     reads = []
-    read = converter.loader.page_cache.Pages.read
+    read = converter.loader.page_cache.PageCache.read
 
     def counted(pages, nbytes, offset):
         reads.append(offset)
@@ -175,7 +175,7 @@ def test_a_part_touches_only_the_chunks_it_needs(several_chunks, monkeypatch):
 
     folder = H5Folder(several_chunks)
     assert len(folder) == 2
-    monkeypatch.setattr(converter.loader.page_cache.Pages, "read", counted)
+    monkeypatch.setattr(converter.loader.page_cache.PageCache, "read", counted)
     folder.read("large.npy", np.s_[0:1])
     assert len(reads) == 1
     folder.read("large.npy", np.s_[0:40])
@@ -553,7 +553,7 @@ def test_systems_without_preadv_read_the_same(path, samples, monkeypatch):
 
 def test_one_read_may_return_less_than_asked_for(path, samples, monkeypatch):
     monkeypatch.setattr(converter.files, "LONGEST_READ", 7)
-    monkeypatch.setattr(converter.loader.page_cache.Pages, "are_cached", lambda *_: False)
+    monkeypatch.setattr(converter.loader.page_cache.PageCache, "are_cached", lambda *_: False)
     folder = H5Folder(path, verify=True)
     for key, array in samples.items():
         assert_same(folder[key], array)
@@ -862,7 +862,7 @@ def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_pa
         read.append(memoryview(target).nbytes)
         read_into(self, target, offset)
 
-    monkeypatch.setattr(converter.loader.page_cache.Pages, "_is_cached", is_cached)
+    monkeypatch.setattr(converter.loader.page_cache.PageCache, "_is_cached", is_cached)
     with H5Folder(path) as folder:
         len(folder)  # the tail is read by now
         monkeypatch.setattr(converter.files.Handle, "read_into", count)
@@ -887,7 +887,7 @@ def test_a_batch_that_is_not_cached_is_fetched_at_once(tmp_path, monkeypatch, sh
     monkeypatch.setattr(os, "posix_fadvise", record)
     folder = H5Folder(path)
     for is_cached in (False, True):
-        pages = converter.loader.page_cache.Pages
+        pages = converter.loader.page_cache.PageCache
         monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: is_cached)  # noqa: B023
         for keys in (list(samples)[:40], list(samples)[5:]):  # of one shape, of two
             advised.clear()

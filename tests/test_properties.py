@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from converter import H5Folder
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.cli import main
 from converter.commands.verify import verify
 from loader_files import assert_same
@@ -165,7 +165,7 @@ def test_any_tree_of_names_is_converted_one_to_one(tree, store):
                 assert one == content
         broken = {key.encode(errors="backslashreplace").decode() for key in set(made) - set(wanted)}
         assert failures_of(output) == broken
-        assert verify(output, Caller()).failed == 0
+        assert verify(output, Callbacks()).failed == 0
         before = output.read_bytes()
         status, said = run(*place, "--update", "--workers=1", flags[1])
         assert status == (0 if len(wanted) == len(made) else 1), said
@@ -198,7 +198,7 @@ def test_folders_may_lie_200_deep_and_names_have_255_bytes(depth, tmp_path):
     assert len(read) == len(names)
     for number, name in enumerate(names):
         assert_same(read[(deep / name).as_posix()], np.arange(number))
-    assert verify(output, Caller()).failed == 0
+    assert verify(output, Callbacks()).failed == 0
 
 
 def test_twins_in_case_and_in_unicode_forms_stay_apart(tmp_path):
@@ -301,7 +301,7 @@ def test_any_arrays_are_stored_as_they_are(some, compression):
                     file[key].read_direct(through_h5py)
                 for got in (read[key], through_h5py):
                     assert_bits(got, array)
-        assert verify(output, Caller()).failed == 0
+        assert verify(output, Callbacks()).failed == 0
         rows = list(read._open().source.keys.rows.tolist())
         read.close()
         with h5py.File(output, "r+") as file:

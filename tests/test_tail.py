@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import converter.format.layout
-import converter.loader.chunks
+import converter.codecs.filters
 from converter import H5Folder
 from converter.errors import LoadError
 from converter.format.index import CHUNK, FOOTER, ROW, SECTIONS, SOURCE, Footer
@@ -72,7 +72,7 @@ def test_the_index_agrees_with_hdf5(tmp_path):
     with h5py.File(path) as file:
         for position, key in enumerate(tail.keys()):
             dataset, layout = file[key], tail.layout(tail.row(position).layout)
-            places = tail.places(position)
+            places = tail.extents(position)
             assert (layout.dtype, layout.shape, layout.chunks) == (
                 dataset.dtype, dataset.shape, dataset.chunks,
             )  # fmt: skip
@@ -334,9 +334,9 @@ def test_a_chunk_must_inflate_to_its_own_size(tmp_path, shape, message):
 
 
 def test_inflating_takes_no_more_memory_than_the_chunk_should(monkeypatch):
-    zlib = converter.loader.chunks.zlib
+    zlib = converter.codecs.filters.zlib
     bomb = zlib.compress(bytes(50 << 20))
-    monkeypatch.setattr(converter.loader.chunks, "HARMLESS_NBYTES", 1000)
+    monkeypatch.setattr(converter.codecs.filters, "HARMLESS_NBYTES", 1000)
     with pytest.raises(ValueError, match=r"another size"):
         converter.codecs.filters.inflate(bomb, 100)
     with pytest.raises(ValueError, match=r"another size"):
@@ -352,7 +352,7 @@ def test_a_shape_beyond_all_memory_is_refused_before_any_is_taken(path):
 
 
 def test_the_bound_on_inflation_is_deflate_s_own():
-    zlib = converter.loader.chunks.zlib
+    zlib = converter.codecs.filters.zlib
     for nbytes in (1, 1000, 10**6, 10**7):
         layout = converter.format.layout.parse_layout(
             json.dumps(

@@ -1038,13 +1038,13 @@ def test_a_file_without_an_index_is_refused(album, output, convert, update, tmp_
 def test_a_file_whose_index_was_rebuilt_does_not_know_its_sources(
     album, output, convert, update, tmp_path
 ):
-    from converter.callbacks import Caller
+    from converter.callbacks import Callbacks
     from converter.commands.rebuild_index import rebuild_index
 
     convert(album, output)
     with h5py.File(output, "r+") as file:
         file.attrs["note"] = "touched"
-    assert rebuild_index(output, Caller()) == 5
+    assert rebuild_index(output, Callbacks()) == 5
     before = everything_below(tmp_path)
     assert_one_sentence(update(album, output), str(output), "sizes and times", "--overwrite")
     assert everything_below(tmp_path) == before

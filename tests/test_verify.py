@@ -262,7 +262,7 @@ def test_a_damaged_payload_of_plain_bytes_is_told_by_its_checksum(made, verify):
 @pytest.mark.parametrize("number", range(4))
 def test_each_chunk_of_a_large_array_is_checked(number, arrays, verify):
     tail = tail_of(arrays)
-    place = tail.places(tail.find("large.npy"))[number]
+    place = tail.extents(tail.find("large.npy"))[number]
     flip(arrays, place.offset + place.nbytes - 2)
     assert_faults(verify(arrays), "large.npy: ", good=len(ARRAYS) + 1, total=len(ARRAYS) + 2)
 
@@ -704,7 +704,7 @@ def rows_of(path: Path) -> dict[str, tuple[Any, ...]]:
     """Return what an index says of each sample."""
     tail = tail_of(path)
     return {
-        key: (tail.layout_at(n), tail.places(n), tail.row(n).nbytes)
+        key: (tail.layout_at(n), tail.extents(n), tail.row(n).nbytes)
         for n, key in enumerate(tail.keys())
     }
 

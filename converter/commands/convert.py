@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from converter.callbacks import Caller, Progress
+from converter.callbacks import Callbacks, Progress
 from converter.codecs.compression import PLUGIN_FILTERS, parse_compression
 from converter.commands.report import FailureList, Report
 from converter.commands.request import (
@@ -38,7 +38,7 @@ from converter.writer.writer import Writer
 FIRST_FILES = 1000  # when so many all fail, the rest will too
 
 
-def run_request(request: Request, caller: Caller, executor: Executor | None = None) -> Report:
+def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
     """Convert the folder to one HDF5 file; see `Request` for what can be asked.
 
     With an ``executor`` that reads and encodes, and this process writes.
@@ -76,7 +76,7 @@ def run_request(request: Request, caller: Caller, executor: Executor | None = No
         stack.enter_context(output_folder(request.path_output.parent))
         writer = Writer(Paths(request.path_output))
         stack.callback(_held(caller, writer.close))
-        with caller.held():
+        with caller.without_signals():
             writer.lock()
         attributes = _attributes(request, found) | plan.shard_attribute()
         work = begin(request, plan, run, writer, attributes, caller)
@@ -89,7 +89,7 @@ def run_request(request: Request, caller: Caller, executor: Executor | None = No
             with _saying_what_is_kept(writer, report, caller):
                 _convert_all(request, plan, work.batches, writer, failures, report, caller)
                 failures.close()
-                with caller.held():
+                with caller.without_signals():
                     report.output_nbytes = writer.finish(attributes)
                     caller.finished()
                     report.path_failures = failures.publish()
@@ -104,7 +104,7 @@ def run_request(request: Request, caller: Caller, executor: Executor | None = No
 def encoding(
     request: Request,
     found: user_functions.Hooks,
-    caller: Caller,
+    caller: Callbacks,
     executor: Executor | None = None,
     *,
     choices: tuple[Choice, ...] = (),
@@ -120,14 +120,14 @@ def encoding(
     if request.workers == 1 and request.file_timeout is None:
         yield lambda keys: run_here(settings, keys)
         return
-    with caller.held():
+    with caller.without_signals():
         pool = Pool(settings, request.workers)
     with pool:
         yield pool.run
 
 
 @contextmanager
-def _saying_what_is_kept(writer: Writer, report: Report, caller: Caller) -> Iterator[None]:
+def _saying_what_is_kept(writer: Writer, report: Report, caller: Callbacks) -> Iterator[None]:
     """Tell, when a run is broken off, what the next one can go on from."""
     try:
         yield
@@ -143,9 +143,9 @@ def _saying_what_is_kept(writer: Writer, report: Report, caller: Caller) -> Iter
         raise
 
 
-def _held(caller: Caller, function: Callable[[], None]) -> Callable[[], None]:
+def _held(caller: Callbacks, function: Callable[[], None]) -> Callable[[], None]:
     def call() -> None:
-        with caller.held():
+        with caller.without_signals():
             function()
 
     return call
@@ -158,7 +158,7 @@ def _convert_all(
     writer: Writer,
     failures: FailureList,
     report: Report,
-    caller: Caller,
+    caller: Callbacks,
 ) -> None:
     def fail(failure: Failure) -> None:
         _add_failure(request, failure, failures, report)
@@ -167,7 +167,7 @@ def _convert_all(
         fail(failure)
     most_failed = FIRST_FILES + len(plan.failures)
     for batch in batches:
-        with caller.held():
+        with caller.without_signals():
             writer.write(batch)
         for result in batch.results:
             if isinstance(result, Failure):
@@ -344,4 +344,4 @@ def convert(
         file_timeout=file_timeout,
         shard=parse_shard(shard) if shard is not None else None,
     )
-    return run_request(request, Caller(notice, progress), executor)
+    return run_request(request, Callbacks(notice, progress), executor)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.codecs.compression import (
     AUTO,
     DEFAULT_LEVELS,
@@ -145,7 +145,7 @@ def _source_nbytes(plan: Plan) -> int:
     return total
 
 
-def advise(request: Request, caller: Caller) -> tuple[Advice, Plan]:
+def advise(request: Request, caller: Callbacks) -> tuple[Advice, Plan]:
     """Try each store and compression on a sample of the files, in memory. Writes nothing."""
     check_request(request)
     found = load_functions(request, caller)

@@ -6,7 +6,7 @@ import math
 import shutil
 from dataclasses import dataclass
 
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.commands.request import Request, nearest_folder
 from converter.errors import ConverterError
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
@@ -91,7 +91,7 @@ def free_nbytes(request: Request) -> int:
     return shutil.disk_usage(nearest_folder(request.path_output.parent)).free
 
 
-def check_size(request: Request, expected: Estimate, caller: Caller) -> None:
+def check_size(request: Request, expected: Estimate, caller: Callbacks) -> None:
     if expected.output_nbytes is None or expected.ratio is None:
         return
     if expected.output_nbytes > expected.free_nbytes:

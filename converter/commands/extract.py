@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.callbacks import Caller, Progress
+from converter.callbacks import Callbacks, Progress
 from converter.commands.report import FAILURES_SHOWN
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
 from converter.files import LONGEST_WRITE_NBYTES
@@ -50,7 +50,7 @@ def extract(
     folder: Path,
     *,
     overwrite: bool = False,
-    caller: Caller,
+    caller: Callbacks,
 ) -> Extraction:
     """Write each sample to a file below ``folder``.
 
@@ -75,7 +75,7 @@ def extract(
             try:
                 key = samples.key_at(position)
                 name, data = _file_of(samples, key, position)
-                with caller.held():
+                with caller.without_signals():
                     below.write(name, data)
             except Exception as error:  # a name or a value that this system cannot hold, too
                 is_own = isinstance(error, (UnreadableError, LoadError))

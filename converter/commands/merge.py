@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import h5py
 
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
 from converter.commands.report import Report
 from converter.commands.request import nearest_folder
@@ -25,7 +25,7 @@ from converter.writer import provenance
 from converter.writer.journal import Head, read_journal
 from converter.writer.paths import Paths
 from converter.writer.reuse import copies
-from converter.writer.stored import Existing, open_finished
+from converter.writer.stored import StoredSamples, open_finished
 from converter.writer.writer import Writer
 
 MERGING = "a merge"  # in the place of the folder that is converted
@@ -35,13 +35,13 @@ class _Part(NamedTuple):
     """A file to be joined: its root attributes, and which shard it is, if it is one."""
 
     path: Path
-    samples: Existing
+    samples: StoredSamples
     attributes: dict[str, str]
     shard: dict[str, int | str] | None
 
 
 def merge(
-    paths: Sequence[Path], path_output: Path, caller: Caller, *, overwrite: bool = False
+    paths: Sequence[Path], path_output: Path, caller: Callbacks, *, overwrite: bool = False
 ) -> Report:
     """Join files into ``path_output``.
 
@@ -73,18 +73,18 @@ def merge(
         stack.enter_context(output_folder(path_output.parent))
         writer = Writer(Paths(path_output))
         stack.callback(writer.close)
-        with caller.held():
+        with caller.without_signals():
             writer.lock()
             writer.discard()
             writer.begin(Head(path_output.name, "", MERGING, {}))
         try:
             for batch in _batches(files):
-                with caller.held():
+                with caller.without_signals():
                     writer.write(batch)
                 report.stored += len(batch.results)
                 report.payload_nbytes += len(batch.payload)
                 caller.progress(report.progress)
-            with caller.held():
+            with caller.without_signals():
                 attributes = {name: parts[0].attributes[name] for name in provenance.NAMES}
                 report.output_nbytes = writer.finish(attributes)
         except BaseException:
@@ -170,7 +170,7 @@ def _complete(parts: Sequence[_Part]) -> list[_Part]:
     return [by_number[number] for number in range(1, count + 1)]
 
 
-def _check_folders(files: Sequence[Existing]) -> None:
+def _check_folders(files: Sequence[StoredSamples]) -> None:
     """Refuse a name that is a folder in one file and a sample in another."""
     if len(files) == 1:
         return
@@ -208,7 +208,7 @@ def _check_unfinished(paths: Paths) -> None:
             )
 
 
-def _batches(files: Sequence[Existing]) -> Iterator[Batch]:
+def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
     """Yield all samples in the order of a conversion."""
     if _are_in_order(files):
         for file in files:
@@ -230,11 +230,11 @@ def _batches(files: Sequence[Existing]) -> Iterator[Batch]:
             begin = end
 
 
-def _keys(file: Existing) -> Iterator[tuple[int, str]]:
+def _keys(file: StoredSamples) -> Iterator[tuple[int, str]]:
     return enumerate(file.keys.keys())
 
 
-def _are_in_order(files: Sequence[Existing]) -> bool:
+def _are_in_order(files: Sequence[StoredSamples]) -> bool:
     """Tell whether one file's keys all come before the next one's."""
     ends = [(file.keys.key(0), file.keys.key(len(file) - 1)) for file in files if len(file)]
     orders = [order_of(key) for pair in ends for key in pair]

@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 from h5py import h5d
 
-from converter.callbacks import Caller, Progress
+from converter.callbacks import Callbacks, Progress
 from converter.codecs.chunks import chunk_starts
 from converter.codecs.filters import crc32
 from converter.errors import ConverterError, LoadError, WriteError
 from converter.files import Handle, open_handle, open_to_write, write_at
-from converter.format.index import IndexBuilder, Place
-from converter.format.index_reader import open_tail
+from converter.format.index import Extent, IndexBuilder
+from converter.format.index_reader import open_index
 from converter.format.layout import Layout, layout_json, parse_layout
 from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
 from converter.loader.h5py_file import Datasets
@@ -25,7 +25,7 @@ from converter.loader.h5py_file import Datasets
 PIECE_NBYTES = 1 << 24
 
 
-def rebuild_index(path: Path, caller: Caller) -> int:
+def rebuild_index(path: Path, caller: Callbacks) -> int:
     """Describe all datasets in an index behind the file; return how many there are.
 
     Their checksums are those of the bytes as they are now. What is in the file already is not
@@ -39,7 +39,7 @@ def rebuild_index(path: Path, caller: Caller) -> int:
         The disk is full; the file is as good as before.
     """
     handle = open_handle(path)
-    if open_tail(handle) is not None:
+    if open_index(handle) is not None:
         raise ConverterError(f"{path} has an index: drop --rebuild_index")
     end = _end_of_hdf5(handle, path)
     index = IndexBuilder()
@@ -109,7 +109,7 @@ def _end_of_hdf5(handle: Handle, path: Path) -> int:
 
 def _describe(
     handle: Handle, file: h5py.File, name: str, end: int, *, is_encoded: bool
-) -> tuple[Layout, list[Place]]:
+) -> tuple[Layout, list[Extent]]:
     dataset = file[name]
     _check_type(dataset)
     creation = dataset.id.get_create_plist()
@@ -147,7 +147,7 @@ def _describe(
     for offset, nbytes in places:
         if offset is None or offset + nbytes > end:
             raise _IndescribableError("has bytes that were never written")
-        found.append(Place(offset, nbytes, _crc_of(handle, offset, nbytes)))
+        found.append(Extent(offset, nbytes, _crc_of(handle, offset, nbytes)))
     return layout, found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, Compression, check_installed
 from converter.errors import ConverterError
 from converter.samples import Plan
@@ -166,7 +166,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ConverterError(f"{text} is no part of a whole: give K/N with 1 <= K <= N, as 2/4")
 
 
-def load_functions(request: Request, caller: Caller) -> user_functions.Hooks:
+def load_functions(request: Request, caller: Callbacks) -> user_functions.Hooks:
     """Import my_read and my_prune, where they are asked for."""
     if not (request.custom_read_func or request.custom_prune_func):
         return user_functions.Hooks()

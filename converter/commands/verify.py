@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.callbacks import Caller, Progress
+from converter.callbacks import Callbacks, Progress
 from converter.codecs.filters import crc32
 from converter.commands.request import (
     Request,
@@ -22,13 +22,13 @@ from converter.commands.request import (
 )
 from converter.errors import LoadError, describe
 from converter.files import Handle, open_handle
-from converter.format.index_reader import Tail, open_tail, read_sources
+from converter.format.index_reader import Index, open_index, read_sources
 from converter.loader.h5folder import H5Folder
 from converter.loader.h5py_file import Datasets
-from converter.samples import Checked, Encoded, Failure, KeyList, Plan, Result, Room, Run
+from converter.samples import Buffer, Checked, Encoded, Failure, KeyList, Plan, Result, Run
 from converter.sources.encoder import Encoder, Settings
 from converter.workers.pool import Pool
-from converter.workers.tasks import Work
+from converter.workers.tasks import Job
 
 KEYS_AT_ONCE = 4096
 PIECE_NBYTES = 1 << 24
@@ -52,7 +52,7 @@ class Verification:
 
 def verify(
     path: Path,
-    caller: Caller,
+    caller: Callbacks,
     *,
     request: Request | None = None,
     workers: int = 1,
@@ -111,7 +111,7 @@ def verify(
 
 
 @contextmanager
-def _running(settings: Work, workers: int) -> Iterator[Run]:
+def _running(settings: Job, workers: int) -> Iterator[Run]:
     with Pool(settings, workers) as pool:  # a damaged file may end the process that reads it
         yield pool.run
 
@@ -121,7 +121,7 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
     handle = open_handle(path)
     tail = None
     try:
-        tail = open_tail(handle)
+        tail = open_index(handle)
     except LoadError as error:
         wrong(str(error))
     names: list[str] | None = None
@@ -145,13 +145,13 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
         for name, position in zip(some, tail.find_all(some).tolist(), strict=True):
             if position < 0:
                 wrong(f"{name}: it is not in the index")
-    for key in tail.keys():  # noqa: SIM118 (a Tail is no dict)
+    for key in tail.keys():  # noqa: SIM118 (a Index is no dict)
         keys.append(key.encode())
     _check_sums(path, handle, tail, wrong)
     return keys
 
 
-def _check_sums(path: Path, handle: Handle, tail: Tail, wrong: Callable[[str], None]) -> None:
+def _check_sums(path: Path, handle: Handle, tail: Index, wrong: Callable[[str], None]) -> None:
     """Check what has no checksum of HDF5's own: names, attributes, the sources."""
     crc, at = 0, tail.groups_begin
     while at < tail.hdf5_nbytes:
@@ -218,7 +218,7 @@ class Checks:
     reading: Settings | None = None
     file_timeout: float | None = None
 
-    def make(self) -> Checker:
+    def start(self) -> Checker:
         """Return what does the work."""
         return Checker(self)
 
@@ -231,25 +231,25 @@ class Checker:
         self._datasets = Datasets(Handle(os.fspath(checks.path)), allow_external=False)
         self._encoder = Encoder(checks.reading) if checks.reading is not None else None
 
-    def encode(self, key: str, room: Room) -> Result:
-        """Return what was checked, or what is wrong with a sample; nothing is put in the room."""
-        used = room.used
+    def encode(self, key: str, buffer: Buffer) -> Result:
+        """Return what was checked, or what is wrong with a sample; nothing is put in the buffer."""
+        used = buffer.used
         try:
-            reason, nbytes = self._check(key, room)
+            reason, nbytes = self._check(key, buffer)
         except LoadError as error:
             reason, nbytes = str(error), 0
         except Exception as error:  # of h5py, for a damaged file
             reason, nbytes = f"cannot be read ({describe(error)})", 0
-        room.used = used
+        buffer.used = used
         return Checked(key, nbytes) if reason is None else Failure(key, reason)
 
-    def _check(self, key: str, room: Room) -> tuple[str | None, int]:
+    def _check(self, key: str, buffer: Buffer) -> tuple[str | None, int]:
         by_index = self._by_index(self._folder, key) if self._folder is not None else None
         stored = self._datasets.read(key)
         if by_index is not None and _differ(stored, by_index):
             return "h5py reads it otherwise than H5Folder", 0
         if self._encoder is not None:
-            source = self._encoder.read(key, room)
+            source = self._encoder.read(key, buffer)
             if isinstance(source, Failure):
                 return f"its source file cannot be read: {source.reason}", 0
             if _differ(stored, source):

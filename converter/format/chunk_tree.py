@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 
 from converter.codecs.chunks import chunk_starts
-from converter.format.index import Place
+from converter.format.index import Extent
 from converter.format.superblock import UNDEFINED
 
 MOST_CHILDREN = 64  # twice the K of 32 that HDF5 takes where a file names none
@@ -29,7 +29,7 @@ def tree_nbytes(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
 
 
 def chunk_tree(
-    shape: tuple[int, ...], chunks: tuple[int, ...], places: Sequence[Place], address: int
+    shape: tuple[int, ...], chunks: tuple[int, ...], places: Sequence[Extent], address: int
 ) -> tuple[bytes, int]:
     """Return the nodes, to be written at ``address``, and the address of the root.
 

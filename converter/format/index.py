@@ -58,7 +58,7 @@ MOST_SAMPLES = 2**32 - 1
 INTERNED_LAYOUTS = 4096
 
 
-class Place(NamedTuple):
+class Extent(NamedTuple):
     """Where one payload lies in the file."""
 
     offset: int
@@ -124,7 +124,7 @@ class IndexBuilder:
         self,
         key: bytes,
         layout: bytes,
-        places: Sequence[Place],
+        places: Sequence[Extent],
         source: tuple[int, int] | None = None,
     ) -> None:
         """Add a sample in stored order; ``layout`` as `layout_json` gives it.

@@ -26,8 +26,8 @@ from converter.format.index import (
     SOURCES_END,
     SOURCES_MAGIC,
     VERSION,
+    Extent,
     Footer,
-    Place,
     order_of,
 )
 from converter.format.layout import ArrayLayout, parse_layout
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     layout: int
 
 
-class Tail:
+class Index:
     """The index of a file, mapped or in memory.
 
     Raises LoadError from any method when what the tail says is impossible.
@@ -203,7 +203,7 @@ class Tail:
             return layout
         return dataclasses.replace(layout, shape=(row.nbytes,), nbytes=row.nbytes)
 
-    def places(self, position: int) -> list[Place]:
+    def extents(self, position: int) -> list[Extent]:
         """Return the checked places of a sample's payloads, one for each chunk.
 
         They lie within the HDF5 part, and what they hold can be the array.
@@ -212,9 +212,9 @@ class Tail:
         layout = self.layout(row.layout)
         if not layout.is_sized:
             layout = self.layout_at(position)
-        count = layout.count_places(row.nbytes)
+        count = layout.count_extents(row.nbytes)
         if count == 1:
-            places = [Place(row.offset, row.nbytes, row.crc32)]
+            places = [Extent(row.offset, row.nbytes, row.crc32)]
             fits = True
         else:
             places = self._chunk_places(row.offset, count) if count else []
@@ -232,11 +232,11 @@ class Tail:
             f"places {self.key(position)!r} impossibly ({row.nbytes} bytes at {row.offset})"
         )
 
-    def _chunk_places(self, first: int, count: int) -> list[Place]:
+    def _chunk_places(self, first: int, count: int) -> list[Extent]:
         if first + count > self._sizes["chunks"] // CHUNK.itemsize:
             raise self.damage(f"has no chunks {first} to {first + count}")
         rows = self._array("chunks", CHUNK)[first : first + count]
-        return [Place(offset, nbytes, crc) for offset, nbytes, crc, _ in rows.tolist()]
+        return [Extent(offset, nbytes, crc) for offset, nbytes, crc, _ in rows.tolist()]
 
     def _parse_layout(self, number: int) -> ArrayLayout:
         ends = self._array("layout_ends", "<u8")
@@ -323,7 +323,7 @@ def _is_sorted(values: np.ndarray) -> bool:
     return True
 
 
-def open_tail(handle: Handle) -> Tail | None:
+def open_index(handle: Handle) -> Index | None:
     """Return the file's tail, mapped; None where it has none.
 
     Raises LoadError where there is one that cannot be believed.
@@ -347,7 +347,7 @@ def open_tail(handle: Handle) -> Tail | None:
             "not: read the file with h5py, or convert it again"
         )
     mapped, offset = handle.map(min(begin, handle.nbytes - FOOTER.size), handle.nbytes)
-    return Tail(mapped, offset, handle.path)
+    return Index(mapped, offset, handle.path)
 
 
 def read_sources(section: bytes | bytearray) -> np.ndarray | None:

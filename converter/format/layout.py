@@ -110,7 +110,7 @@ class ArrayLayout:
     def _inflation(self) -> int:
         return inflation([number for number, _ in self.filters])
 
-    def count_places(self, stored_nbytes: int) -> int:
+    def count_extents(self, stored_nbytes: int) -> int:
         """Return the number of payloads of a sample of so many stored bytes."""
         if not self.is_sized:
             return 1 if stored_nbytes else 0

@@ -14,9 +14,9 @@ from converter.codecs.filters import (
     crc32,
     expand,
 )
-from converter.format.index import Place
+from converter.format.index import Extent
 from converter.format.layout import ArrayLayout
-from converter.loader.page_cache import Pages
+from converter.loader.page_cache import PageCache
 from converter.loader.selection import Box
 
 #: Zstd's own checksum is of what comes out, and takes longer to compare than masks take to expand.
@@ -24,7 +24,7 @@ from converter.loader.selection import Box
 SMALL_BY = 16
 
 
-def read_plain(pages: Pages, place: Place, target: np.ndarray, *, verify: bool) -> None:
+def read_plain(pages: PageCache, place: Extent, target: np.ndarray, *, verify: bool) -> None:
     """Fill a C-contiguous array from its bytes in the file."""
     data = as_bytes(target)
     pages.read_into(data, place.offset)
@@ -32,7 +32,7 @@ def read_plain(pages: Pages, place: Place, target: np.ndarray, *, verify: bool) 
         check(place, data)
 
 
-def read_plain_box(pages: Pages, place: Place, layout: ArrayLayout, box: Box) -> np.ndarray:
+def read_plain_box(pages: PageCache, place: Extent, layout: ArrayLayout, box: Box) -> np.ndarray:
     """Return a box of an array that lies in one piece, reading little more than its bytes."""
     if not layout.shape:
         array = np.empty((), layout.dtype)
@@ -53,8 +53,8 @@ def read_plain_box(pages: Pages, place: Place, layout: ArrayLayout, box: Box) ->
 
 
 def read_chunks(
-    pages: Pages,
-    places: Sequence[Place],
+    pages: PageCache,
+    places: Sequence[Extent],
     layout: ArrayLayout,
     target: np.ndarray,
     *,
@@ -91,7 +91,7 @@ def read_chunks(
 
 
 def _stored(
-    pages: Pages, place: Place, layout: ArrayLayout, target: np.ndarray, *, verify: bool
+    pages: PageCache, place: Extent, layout: ArrayLayout, target: np.ndarray, *, verify: bool
 ) -> Payload:
     """Return what is to be expanded: the bytes of a chunk as they are in the file, or nearly."""
     payload = pages.read(place.nbytes, place.offset)
@@ -101,7 +101,7 @@ def _stored(
     return zstd.without_checksum(payload) if is_small else payload
 
 
-def check(place: Place, payload: Payload | np.ndarray) -> None:
+def check(place: Extent, payload: Payload | np.ndarray) -> None:
     """Compare a payload's checksum."""
     if crc32(payload) != place.crc32:
         raise ValueError("is damaged (its checksum differs)")

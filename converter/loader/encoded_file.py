@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from converter.errors import LoadError, UnreadableError, describe
-from converter.loader.h5py_file import ForeignFile
-from converter.loader.indexed_file import Buffer, IndexedFile
+from converter.loader.h5py_file import H5pyFile
+from converter.loader.indexed_file import Bytes, IndexedFile
 from converter.loader.selection import box_of
 from converter.threads import Threads
 
@@ -19,19 +19,19 @@ class EncodedFile:
 
     holds_files = True
 
-    def __init__(self, source: IndexedFile | ForeignFile, threads: Threads) -> None:
+    def __init__(self, source: IndexedFile | H5pyFile, threads: Threads) -> None:
         self.keys = source.keys
         self.identity = source.identity
         self._source = source
         self._threads = threads
-        self._decoder: Callable[[Buffer, str], np.ndarray] | None = None
+        self._decoder: Callable[[Bytes, str], np.ndarray] | None = None
 
     def close(self) -> None:
         """Close the file, and let its threads end."""
         self._source.close()
         self._threads.close()
 
-    def payload(self, position: int) -> Buffer:
+    def payload(self, position: int) -> Bytes:
         """Return the bytes of a file, perhaps as a part of the mapping."""
         data = self._source.payload(position)
         if isinstance(data, np.ndarray):
@@ -76,7 +76,7 @@ class EncodedFile:
         return self._threads.map(self.read, places)
 
 
-def _import_decoder() -> Callable[[Buffer, str], np.ndarray]:
+def _import_decoder() -> Callable[[Bytes, str], np.ndarray]:
     try:
         from converter.sources.images import decode_image
     except ImportError as error:

@@ -16,16 +16,16 @@ import numpy as np
 
 from converter.errors import LoadError
 from converter.files import Handle
-from converter.format.index_reader import open_tail
+from converter.format.index_reader import open_index
 from converter.loader.cache import Cache
 from converter.loader.encoded_file import EncodedFile
-from converter.loader.h5py_file import ForeignFile
+from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import IndexedFile
 from converter.loader.several_files import OneFile, SeveralFiles
 from converter.loader.suggestions import unknown_key
 from converter.threads import Threads
 
-Source = IndexedFile | ForeignFile | EncodedFile | SeveralFiles
+Source = IndexedFile | H5pyFile | EncodedFile | SeveralFiles
 Path = str | os.PathLike[str]
 
 
@@ -237,10 +237,10 @@ class H5Folder(Mapping[str, np.ndarray]):
 
     def _open_one(self, path: str, threads: Threads) -> OneFile:
         handle = Handle(path)
-        tail = open_tail(handle)
-        source: IndexedFile | ForeignFile
+        tail = open_index(handle)
+        source: IndexedFile | H5pyFile
         if tail is None:
-            source = ForeignFile(handle, allow_external=self._allow_external)
+            source = H5pyFile(handle, allow_external=self._allow_external)
         else:
             source = IndexedFile(
                 handle,

@@ -20,7 +20,7 @@ from converter.codecs.filters import inflation
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import IndexBuilder
-from converter.format.index_reader import Tail
+from converter.format.index_reader import Index
 from converter.format.superblock import check_closed
 from converter.loader.selection import Box, box_of
 
@@ -205,7 +205,7 @@ def _closing_at_exit() -> weakref.WeakSet[Datasets]:
     return opened
 
 
-class ForeignFile:
+class H5pyFile:
     """A file without a tail, read through HDF5. Its names are kept as a tail in memory."""
 
     holds_files = False
@@ -250,12 +250,12 @@ def _has_filter(number: int) -> bool:
     return bool(h5z.filter_avail(number))
 
 
-def _tail_of(names: Iterator[str], path: str) -> Tail:
+def _tail_of(names: Iterator[str], path: str) -> Index:
     builder, content = IndexBuilder(), io.BytesIO()
     for name in names:
         builder.add(name.encode(), b"", ())
     builder.write(content, 0)
-    return Tail(content.getvalue(), 0, path)
+    return Index(content.getvalue(), 0, path)
 
 
 def _explained(handle: Handle, error: Exception) -> LoadError:

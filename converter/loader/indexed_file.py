@@ -10,17 +10,17 @@ import numpy as np
 
 from converter.errors import LoadError
 from converter.files import Handle
-from converter.format.index import Place
-from converter.format.index_reader import Tail
+from converter.format.index import Extent
+from converter.format.index_reader import Index
 from converter.format.layout import ArrayLayout
 from converter.loader.chunks import check, read_chunks, read_plain, read_plain_box
 from converter.loader.h5py_file import Datasets
-from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, Pages
+from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache
 from converter.loader.selection import Box, box_of
 from converter.threads import Threads
 
 MOST_WINDOWS = 4096
-Buffer = bytes | bytearray | memoryview
+Bytes = bytes | bytearray | memoryview
 
 
 class Window(NamedTuple):
@@ -36,7 +36,7 @@ class IndexedFile:
     holds_files = False
 
     def __init__(
-        self, handle: Handle, tail: Tail, *, threads: Threads, verify: bool, allow_external: bool
+        self, handle: Handle, tail: Index, *, threads: Threads, verify: bool, allow_external: bool
     ) -> None:
         self.keys = tail
         self.identity = (handle.nbytes, tail.crc32)
@@ -45,7 +45,7 @@ class IndexedFile:
         self._verify = verify
         self._allow_external = allow_external
         self._datasets = Datasets(handle, allow_external=allow_external)
-        self._pages = Pages(handle, tail.hdf5_nbytes, len(tail))
+        self._pages = PageCache(handle, tail.hdf5_nbytes, len(tail))
         self._windows: dict[int, Window] = {}
 
     @property
@@ -78,7 +78,7 @@ class IndexedFile:
         except IndexError:  # behind the HDF5 part
             raise self.keys.misplaced(position) from None
 
-    def payload(self, position: int) -> Buffer | np.ndarray:
+    def payload(self, position: int) -> Bytes | np.ndarray:
         """Return the bytes of an encoded file, perhaps as a part of the mapping; or an array."""
         keys = self.keys
         if not keys.layout(keys.layout_numbers[position]).is_sized and not self._verify:
@@ -88,7 +88,7 @@ class IndexedFile:
         layout = self.keys.layout_at(position)
         if not layout.is_encoded:
             return self.read(position)
-        places = self.keys.places(position)
+        places = self.keys.extents(position)
         if not layout.is_plain or not places:
             return memoryview(self._read_checked(position, -1))  # type: ignore[arg-type]
         data = self._pages.read(places[0].nbytes, places[0].offset)
@@ -103,7 +103,7 @@ class IndexedFile:
         columns = [rows[name].tolist() for name in ("layout", "offset", "nbytes")]
         for position, number, offset, nbytes in zip(positions.tolist(), *columns, strict=True):
             if self.keys.layout(number).is_in_parts:
-                spans += [(place.offset, place.nbytes) for place in self.keys.places(position)]
+                spans += [(place.offset, place.nbytes) for place in self.keys.extents(position)]
             elif offset + nbytes <= self._pages.nbytes:  # else it is damaged
                 spans.append((offset, nbytes))
         self._pages.fetch(spans)
@@ -130,7 +130,7 @@ class IndexedFile:
         if len({(layout.dtype, layout.shape) for layout in layouts}) > 1:
             return self._threads.map(functools.partial(self.read, threads=1), places)
         # checked before memory is taken
-        chunks = [self.keys.places(position) for position in places]
+        chunks = [self.keys.extents(position) for position in places]
         batch = np.empty((len(places), *layouts[0].shape), layouts[0].dtype)
 
         def fill(n: int) -> None:
@@ -154,12 +154,12 @@ class IndexedFile:
 
     def _check_all(self, positions: np.ndarray, batch: np.ndarray) -> None:
         for n, position in enumerate(positions.tolist()):
-            (place,), data = self.keys.places(position), _bytes_of(batch, n)
+            (place,), data = self.keys.extents(position), _bytes_of(batch, n)
             self._named(position, functools.partial(check, place, data))
 
     def _read_checked(self, position: int, number: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)
-        places = self.keys.places(position)  # checked before memory is taken
+        places = self.keys.extents(position)  # checked before memory is taken
         array = np.empty(layout.shape, layout.dtype)
         self._fill(position, places, layout, array, threads=threads or self._threads.count)
         if number >= 0 and number not in self._windows and len(self._windows) < MOST_WINDOWS:
@@ -175,7 +175,7 @@ class IndexedFile:
     def _fill(
         self,
         position: int,
-        places: Sequence[Place],
+        places: Sequence[Extent],
         layout: ArrayLayout,
         target: np.ndarray,
         *,
@@ -200,7 +200,7 @@ class IndexedFile:
             target[...] = self._through_hdf5(position, layout)
 
     def _box(self, position: int, layout: ArrayLayout, box: Box) -> np.ndarray:
-        places = self.keys.places(position)
+        places = self.keys.extents(position)
         if 0 in box.shape or not layout.nbytes:
             return np.empty(box.shape, layout.dtype)
         if layout.is_plain:
@@ -222,7 +222,7 @@ class IndexedFile:
             raise self.keys.damage(f"describes {self.keys.key(position)!r} unlike HDF5 does")
         return array
 
-    def _check_payloads(self, places: Sequence[Place]) -> None:
+    def _check_payloads(self, places: Sequence[Extent]) -> None:
         if self._verify:
             for place in places:
                 check(place, self._pages.read(place.nbytes, place.offset))

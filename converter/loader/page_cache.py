@@ -26,7 +26,7 @@ MOST_ABSENT = 16
 NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
-class Pages:
+class PageCache:
     """The first ``nbytes`` of a file. Callers keep within them."""
 
     def __init__(self, handle: Handle, nbytes: int, samples: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any, NamedTuple
 
-Index = tuple[int | slice, ...]
+Axes = tuple[int | slice, ...]
 
 
 class Box(NamedTuple):
@@ -13,7 +13,7 @@ class Box(NamedTuple):
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
-    take: Index
+    take: Axes
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,21 +11,21 @@ import numpy as np
 
 from converter.errors import LoadError
 from converter.format.index import order_of
-from converter.format.index_reader import Tail
+from converter.format.index_reader import Index
 from converter.loader.encoded_file import EncodedFile
-from converter.loader.h5py_file import ForeignFile
-from converter.loader.indexed_file import Buffer, IndexedFile
+from converter.loader.h5py_file import H5pyFile
+from converter.loader.indexed_file import Bytes, IndexedFile
 
-OneFile = IndexedFile | ForeignFile | EncodedFile
+OneFile = IndexedFile | H5pyFile | EncodedFile
 
 
-class SeveralTails:
+class SeveralIndexes:
     """The keys of several files, one behind the other.
 
     Raises LoadError where two have one in common.
     """
 
-    def __init__(self, tails: Sequence[Tail]) -> None:
+    def __init__(self, tails: Sequence[Index]) -> None:
         self.path = ", ".join(tail.path for tail in tails)
         self._tails = tails
         self.starts = [0, *itertools.accumulate(len(tail) for tail in tails)]
@@ -115,7 +115,7 @@ class SeveralFiles:
 
     def __init__(self, files: Sequence[OneFile]) -> None:
         self._files = files
-        self.keys = SeveralTails([file.keys for file in files])
+        self.keys = SeveralIndexes([file.keys for file in files])
         self.identity = tuple(file.identity for file in files)
         self.holds_files = any(file.holds_files for file in files)
 
@@ -124,7 +124,7 @@ class SeveralFiles:
         for file in self._files:
             file.close()
 
-    def payload(self, position: int) -> Buffer | np.ndarray:
+    def payload(self, position: int) -> Bytes | np.ndarray:
         """Return the bytes of an encoded file, or an array."""
         file, position = self._split(position)
         return file.payload(position)

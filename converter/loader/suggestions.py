@@ -8,15 +8,15 @@ import itertools
 import os
 
 from converter.errors import LoadError
-from converter.format.index_reader import Tail
-from converter.loader.several_files import SeveralTails
+from converter.format.index_reader import Index
+from converter.loader.several_files import SeveralIndexes
 
 NEAR_MATCHES = 3
 KEYS_COMPARED = 2000
 KEYS_COMPARED_CLOSELY = 20
 
 
-def unknown_key(keys: Tail | SeveralTails, key: str) -> KeyError | LoadError:
+def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
     """Return the error for a key that was not found: with what is near it.
 
     Of a million keys only those that have something in common with it are looked at.

@@ -18,7 +18,7 @@ from converter.codecs.filters import crc32, pays_off, shrink
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
-from converter.samples import Encoded, Failure, Note, Part, Result, Room, Surveyed
+from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed
 from converter.sources import images, opencv, user_functions
 from converter.sources.images import Allocate, Image
 from converter.sources.storable import as_storable
@@ -53,7 +53,7 @@ class Settings:
     choices: tuple[Choice, ...] = ()
     file_timeout: float | None = None  # seconds; for `pool`
 
-    def make(self) -> Encoder:
+    def start(self) -> Encoder:
         """Return what does the work, in this process."""
         return Encoder(self)
 
@@ -77,36 +77,36 @@ class Encoder:
         if settings.reader == "opencv":
             self._read = lambda path, _: opencv.read_noted(path)
         images.limit_pixels(settings.max_pixels)
-        self._scratch = Room()
+        self._scratch = Buffer()
         self._layouts: dict[Any, tuple[Layout, int]] = {}
 
-    def encode(self, key: str, room: Room) -> Result:
-        """Put the payload of one sample behind what ``room`` holds.
+    def encode(self, key: str, buffer: Buffer) -> Result:
+        """Put the payload of one sample behind what ``buffer`` holds.
 
         Never raises for what a file or ``my_read`` does: that is a Failure with its reason.
         """
-        used = room.used
+        used = buffer.used
         try:
             if self._choices:
-                return self._survey(key, room)
-            return self._encode(key, room)
+                return self._survey(key, buffer)
+            return self._encode(key, buffer)
         except (UnreadableError, UnstorableError) as error:
             reason = str(error)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # my_read may raise anything, SystemExit for one
             reason = describe(error)
-        room.used = used
+        buffer.used = used
         return Failure(key, _one_line(reason, self._root))
 
-    def read(self, key: str, room: Room) -> np.ndarray | Failure:
+    def read(self, key: str, buffer: Buffer) -> np.ndarray | Failure:
         """Return what would be stored of a sample, uncompressed."""
         try:
             path = self._path(key)
             _regular_file(path)
             if self._store == "encoded":
-                return np.frombuffer(images.read_into(path, room.view), np.uint8)
-            return self._sample(path, room, self._store)[0]
+                return np.frombuffer(images.read_into(path, buffer.view), np.uint8)
+            return self._sample(path, buffer, self._store)[0]
         except (UnreadableError, UnstorableError) as error:
             return Failure(key, _one_line(str(error), self._root))
         except KeyboardInterrupt:
@@ -114,45 +114,45 @@ class Encoder:
         except BaseException as error:
             return Failure(key, _one_line(describe(error), self._root))
 
-    def _encode(self, key: str, room: Room) -> Encoded:
+    def _encode(self, key: str, buffer: Buffer) -> Encoded:
         path = self._path(key)
         status = _regular_file(path)  # before it is read: a change behind this shows
-        array, content, note = self._sample(path, room, self._store)
-        layout, parts = self._keep(array, content, self._compression, room)
+        array, content, note = self._sample(path, buffer, self._store)
+        layout, parts = self._keep(array, content, self._compression, buffer)
         return Encoded(key, layout, parts, status.st_size, status.st_mtime_ns, note)
 
-    def _survey(self, key: str, room: Room) -> Surveyed:
-        path, begin = self._path(key), room.used
+    def _survey(self, key: str, buffer: Buffer) -> Surveyed:
+        path, begin = self._path(key), buffer.used
         source_nbytes = _regular_file(path).st_size
         samples = {}
         if any(choice.store == "array" for choice in self._choices):
-            array, content, _ = self._sample(path, room, "array")
+            array, content, _ = self._sample(path, buffer, "array")
             samples["array"] = array.copy(), content
-        original = np.frombuffer(images.read_into(path, room.view), np.uint8)
+        original = np.frombuffer(images.read_into(path, buffer.view), np.uint8)
         samples["encoded"] = original.copy(), "encoded"
         stored_nbytes, compressed = [], []
         for choice in self._choices:
-            layout, _ = self._keep(*samples[choice.store], choice.compression, room)
-            stored_nbytes.append(room.used - begin)
+            layout, _ = self._keep(*samples[choice.store], choice.compression, buffer)
+            stored_nbytes.append(buffer.used - begin)
             compressed.append(bool(layout.filters))
-            room.used = begin
+            buffer.used = begin
         return Surveyed(key, source_nbytes, tuple(stored_nbytes), tuple(compressed))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if os.sep == "/" else os.path.join(self._root, *key.split("/"))
 
-    def _sample(self, path: str, room: Room, store: str) -> tuple[np.ndarray, str, Note]:
+    def _sample(self, path: str, buffer: Buffer, store: str) -> tuple[np.ndarray, str, Note]:
         """Return what is to be stored of a file, C-contiguous, and what it is."""
         if store == "encoded":
-            return self._original(path, room)
+            return self._original(path, buffer)
         if self._my_read is not None:
             array, content = as_storable(self._my_read(path))
             return array, content, Note.NONE
-        image, note = self._read(path, room.view)
+        image, note = self._read(path, buffer.view)
         return as_storable(image).array, "array", note
 
-    def _original(self, path: str, room: Room) -> tuple[np.ndarray, str, Note]:
-        data, note = images.read_into(path, room.view), Note.NONE
+    def _original(self, path: str, buffer: Buffer) -> tuple[np.ndarray, str, Note]:
+        data, note = images.read_into(path, buffer.view), Note.NONE
         if self._check_decoding:
             extension = images.extension_of(path)
             try:
@@ -164,28 +164,28 @@ class Encoder:
         return np.frombuffer(data, np.uint8), "encoded", note
 
     def _keep(
-        self, array: np.ndarray, content: str, compression: Compression, room: Room
+        self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
     ) -> tuple[Layout, tuple[Part, ...]]:
-        """Put a sample's payload into the room, and leave space for HDF5's structures."""
+        """Put a sample's payload into the buffer, and leave space for HDF5's structures."""
         if array.ndim and array.size and compression.name != "none":
             if compression.name != "auto":
-                stored = self._compress(array, content, compression, room)
+                stored = self._compress(array, content, compression, buffer)
             else:
-                stored = self._compress(array, content, GZIP, room) if pays_off(array) else None
+                stored = self._compress(array, content, GZIP, buffer) if pays_off(array) else None
             if stored is not None:
                 return stored
-        payload = room.view(array.nbytes)
+        payload = buffer.view(array.nbytes)
         target = np.frombuffer(payload, np.uint8)
         if array.nbytes and not np.may_share_memory(target, array):
             target[:] = array.reshape(-1).view(np.uint8)
-        room.keep(array.nbytes)
-        layout = self._keep_structure(array, content, None, room)
+        buffer.keep(array.nbytes)
+        layout = self._keep_structure(array, content, None, buffer)
         return layout, (Part(array.nbytes, crc32(payload)),) if array.nbytes else ()
 
     def _compress(
-        self, array: np.ndarray, content: str, compression: Compression, room: Room
+        self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
     ) -> tuple[Layout, tuple[Part, ...]] | None:
-        """Put filtered chunks into the room; None, and nothing put, where they are no smaller."""
+        """Put filtered chunks into the buffer; None, and nothing put, where they are no smaller."""
         payloads, stored_nbytes = [], 0
         chunks = chunk_shape(array.shape, array.dtype.itemsize)
         if compression.name == "blosc2" and array.dtype.itemsize > LARGEST_CHUNK_NBYTES:
@@ -197,13 +197,13 @@ class Encoder:
             if stored_nbytes >= array.nbytes:
                 return None
         for payload in payloads:
-            room.view(len(payload))[:] = payload
-            room.keep(len(payload))
-        layout = self._keep_structure(array, content, compression, room)
+            buffer.view(len(payload))[:] = payload
+            buffer.keep(len(payload))
+        layout = self._keep_structure(array, content, compression, buffer)
         return layout, tuple(Part(len(payload), crc32(payload)) for payload in payloads)
 
     def _keep_structure(
-        self, array: np.ndarray, content: str, compression: Compression | None, room: Room
+        self, array: np.ndarray, content: str, compression: Compression | None, buffer: Buffer
     ) -> Layout:
         """Leave space for what the writer puts behind the payload; return the layout.
 
@@ -221,8 +221,8 @@ class Encoder:
                 layout = layout._replace(chunks=chunks, filters=filters)
             known = self._layouts[alike] = layout, structure_nbytes(layout)
         layout, nbytes = known
-        room.view(nbytes)
-        room.keep(nbytes)
+        buffer.view(nbytes)
+        buffer.keep(nbytes)
         return layout
 
 

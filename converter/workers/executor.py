@@ -24,7 +24,7 @@ from converter.files import open_to_write, write_at
 from converter.samples import Batch, Failure, Result
 from converter.sources.encoder import Settings
 from converter.workers.dask import cluster_of
-from converter.workers.executor_worker import Answer, encode_there
+from converter.workers.executor_worker import Returned, encode_there
 from converter.workers.pool import SMALLEST_DELEGATED_NBYTES
 
 MOST_BYTES_AHEAD = 512 << 20
@@ -46,7 +46,7 @@ SECONDS_BETWEEN_LOOKS = 5
 @dataclass(eq=False)
 class _Task:
     keys: list[str]
-    future: Future[Answer]
+    future: Future[Returned]
     allowance: int  # bytes after which the rest is another task
     attempts: int
     is_seen: bool = False
@@ -111,7 +111,7 @@ class ExecutorRun:
         self._executor = executor
         self._cluster = cluster_of(executor)
         self._settings = settings
-        self._order: deque[_Task] = deque()
+        self._in_plan_order: deque[_Task] = deque()
         self._writes = _Writes()
         self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
@@ -136,10 +136,10 @@ class ExecutorRun:
         """
         start = 0
         try:
-            while start < len(keys) or self._order:
+            while start < len(keys) or self._in_plan_order:
                 self._look_at_done()
                 start = self._submit_ahead(keys, start - self._take_back())
-                task = self._order.popleft()
+                task = self._in_plan_order.popleft()
                 answer = self._answer_of(task)
                 if answer is None:
                     continue
@@ -150,15 +150,15 @@ class ExecutorRun:
                 self._writes.settle()
             self._writes.settle(most=0)
         finally:
-            for task in self._order:
+            for task in self._in_plan_order:
                 task.future.cancel()
-            self._order.clear()
+            self._in_plan_order.clear()
 
     def _look_at_done(self) -> None:
         """Learn from answers that are there; give out at once what they leave over."""
         place = 0
-        while place < len(self._order):
-            task = self._order[place]
+        while place < len(self._in_plan_order):
+            task = self._in_plan_order[place]
             place += 1
             if task.is_seen or not task.future.done() or task.future.cancelled():
                 continue
@@ -167,11 +167,11 @@ class ExecutorRun:
                 self._learn(task.future.result())
                 self._give_out_rest(task, task.future.result(), place)
 
-    def _give_out_rest(self, task: _Task, answer: Answer, place: int) -> None:
+    def _give_out_rest(self, task: _Task, answer: Returned, place: int) -> None:
         """Submit the files of a task that are not in its answer, which had bytes enough."""
         done = len(answer.results)
         if done < len(task.keys) and answer.problem is None:
-            self._order.insert(place, self._submit(task.keys[done:]))
+            self._in_plan_order.insert(place, self._submit(task.keys[done:]))
             task.keys = task.keys[:done]
 
     def _threads(self) -> int:
@@ -183,23 +183,23 @@ class ExecutorRun:
     def _take_back(self) -> int:
         """Cancel what was submitted when files seemed smaller; return how many files."""
         files = 0
-        while len(self._order) > 1 and self._nbytes_ahead() > MOST_BYTES_AHEAD:
-            if self._order[-1].is_seen or not self._order[-1].future.cancel():
+        while len(self._in_plan_order) > 1 and self._nbytes_ahead() > MOST_BYTES_AHEAD:
+            if self._in_plan_order[-1].is_seen or not self._in_plan_order[-1].future.cancel():
                 break
-            files += len(self._order.pop().keys)
+            files += len(self._in_plan_order.pop().keys)
         return files
 
     def _nbytes_ahead(self) -> float:
-        ahead = sum(max(task.allowance, self._largest) for task in self._order)
+        ahead = sum(max(task.allowance, self._largest) for task in self._in_plan_order)
         return ahead + self._writes.nbytes
 
     def _submit_ahead(self, keys: Sequence[str], start: int) -> int:
-        while start < len(keys) and len(self._order) < self._most_tasks:
+        while start < len(keys) and len(self._in_plan_order) < self._most_tasks:
             count = self._files_in_task(len(keys) - start)
             ahead = self._nbytes_ahead() + max(self._allowance(count), self._largest)
-            if self._order and ahead > MOST_BYTES_AHEAD:
+            if self._in_plan_order and ahead > MOST_BYTES_AHEAD:
                 break
-            self._order.append(self._submit(list(keys[start : start + count])))
+            self._in_plan_order.append(self._submit(list(keys[start : start + count])))
             start += count
         return start
 
@@ -224,7 +224,7 @@ class ExecutorRun:
             raise _broken(error) from error
         return _Task(keys, future, allowance, attempts)
 
-    def _answer_of(self, task: _Task) -> Answer | None:
+    def _answer_of(self, task: _Task) -> Returned | None:
         """Wait for a task; None where its files were given out again one by one."""
         self._wait(task.future)
         try:
@@ -238,24 +238,24 @@ class ExecutorRun:
             ) from error
         except Exception as error:  # whatever an executor makes of a dead worker
             if len(task.keys) > 1:
-                self._order.extendleft(self._submit([key]) for key in reversed(task.keys))
+                self._in_plan_order.extendleft(self._submit([key]) for key in reversed(task.keys))
                 return None
             if task.attempts < ATTEMPTS_ALONE:
-                self._order.appendleft(self._submit(task.keys, task.attempts + 1))
+                self._in_plan_order.appendleft(self._submit(task.keys, task.attempts + 1))
                 return None
             reason = f"reading it ended the worker ({describe(error)})"
-            return Answer([Failure(task.keys[0], reason)], np.empty(0, np.uint8), 0.0)
+            return Returned([Failure(task.keys[0], reason)], np.empty(0, np.uint8), 0.0)
         if answer.problem is not None:
             raise StoppedError(answer.problem)
         return answer
 
-    def _wait(self, future: Future[Answer]) -> None:
+    def _wait(self, future: Future[Returned]) -> None:
         """Wait for an answer, looking now and then if anybody is there to give it."""
         if self._cluster is not None:
             while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
                 self._cluster.check_workers()
 
-    def _learn(self, answer: Answer) -> None:
+    def _learn(self, answer: Returned) -> None:
         files = max(len(answer.results), 1)
         self._seconds += (answer.seconds / files - self._seconds) / 2
         self._nbytes += (answer.payload.nbytes / files - self._nbytes) / 2

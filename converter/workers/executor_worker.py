@@ -12,7 +12,7 @@ import numpy as np
 
 from converter import __version__
 from converter.errors import ConverterError
-from converter.samples import Result, Room
+from converter.samples import Buffer, Result
 from converter.sources.encoder import Encoder, Settings
 from converter.workers.tasks import work_on
 
@@ -20,7 +20,7 @@ ENCODERS_KEPT = 4
 _of_thread = threading.local()  # some workers have several threads
 
 
-class Answer(NamedTuple):
+class Returned(NamedTuple):
     """What comes back of a task; ``problem`` where a worker cannot do any."""
 
     results: list[Result]
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     problem: str | None = None
 
 
-def encode_there(version: str, settings: Settings, allowance: int, keys: Sequence[str]) -> Answer:
+def encode_there(version: str, settings: Settings, allowance: int, keys: Sequence[str]) -> Returned:
     """Encode samples until they take ``allowance`` bytes: in the executor's worker."""
     start = time.perf_counter()
     try:
@@ -38,11 +38,11 @@ def encode_there(version: str, settings: Settings, allowance: int, keys: Sequenc
     except ConverterError as error:
         problem, encoder = str(error), None
     if encoder is None:
-        return Answer([], np.empty(0, np.uint8), 0.0, problem)
-    room = Room(2 * allowance)
-    results = work_on(encoder, keys, room, most_nbytes=allowance)
-    payload = np.frombuffer(room.payload(), np.uint8)
-    return Answer(results, payload, time.perf_counter() - start)
+        return Returned([], np.empty(0, np.uint8), 0.0, problem)
+    buffer = Buffer(2 * allowance)
+    results = work_on(encoder, keys, buffer, most_nbytes=allowance)
+    payload = np.frombuffer(buffer.payload(), np.uint8)
+    return Returned(results, payload, time.perf_counter() - start)
 
 
 def _problem(version: str, settings: Settings) -> str | None:
@@ -65,5 +65,5 @@ def _encoder(settings: Settings) -> Encoder:
     if settings not in made:
         if len(made) >= ENCODERS_KEPT:
             made.clear()
-        made[settings] = settings.make()
+        made[settings] = settings.start()
     return made[settings]

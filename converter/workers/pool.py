@@ -1,6 +1,6 @@
 """Have samples worked on by a pool of processes, in plan order.
 
-Each worker has a pipe and a few rooms of its own, and nothing is shared between workers: a
+Each worker has a pipe and a few buffers of its own, and nothing is shared between workers: a
 worker that dies takes nothing with it but the task it was at.
 """
 
@@ -21,9 +21,9 @@ from converter.errors import WorkersError
 from converter.files import open_to_write, write_at
 from converter.samples import BASE_NBYTES, Batch, Failure
 from converter.workers import tasks
-from converter.workers.pool_worker import ROOMS, Answer, Order, Ready, Written, serve
+from converter.workers.pool_worker import BUFFERS, Answer, Ready, Task, Written, serve
 from converter.workers.shared_memory import SharedMemory
-from converter.workers.tasks import Work
+from converter.workers.tasks import Job
 
 SECONDS_IN_TASK = 0.1
 TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next
@@ -50,19 +50,19 @@ class _Task:
     keys: list[str]
     alone: bool = False
     deaths: int = 0
-    worker: _Worker | None = None
-    room: int = -1
+    worker: _Process | None = None
+    buffer: int = -1
     answer: Answer | None = None
 
 
 @dataclass(eq=False)
-class _Worker:
+class _Process:
     process: Any
     connection: connection.Connection
     memory: list[SharedMemory] | None
-    free_rooms: set[int] = field(default_factory=lambda: set(range(ROOMS)))
+    free_buffers: set[int] = field(default_factory=lambda: set(range(BUFFERS)))
     tasks: deque[_Task] = field(default_factory=deque)
-    writing: dict[int, tuple[Order, Callable[[], None]]] = field(default_factory=dict)
+    writing: dict[int, tuple[Task, Callable[[], None]]] = field(default_factory=dict)
     is_ready: bool = False
 
 
@@ -77,12 +77,12 @@ class Pool:
         How many processes.
     """
 
-    def __init__(self, settings: Work, count: int) -> None:
+    def __init__(self, settings: Job, count: int) -> None:
         self._settings = settings
         self._context = multiprocessing.get_context()
-        self._workers: list[_Worker] = []
-        self._order: deque[_Task] = deque()
-        self._yielded: deque[_Task] = deque()  # those whose rooms are not free yet
+        self._workers: list[_Process] = []
+        self._in_plan_order: deque[_Task] = deque()
+        self._yielded: deque[_Task] = deque()  # those whose buffers are not free yet
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
@@ -111,19 +111,19 @@ class Pool:
 
         Raises WorkersError when workers cannot be started.
         """
-        self._order.clear()
+        self._in_plan_order.clear()
         self._yielded.clear()
         start = 0
-        while start < len(keys) or self._order:
+        while start < len(keys) or self._in_plan_order:
             start = self._dispatch(keys, start)
-            head = self._order[0]
+            head = self._in_plan_order[0]
             if head.answer is None:
                 self._listen()
                 continue
-            self._order.popleft()
+            self._in_plan_order.popleft()
             yield _PoolBatch(self, head, self._payload(head))
             self._yielded.append(head)
-            self._free_rooms()
+            self._free_buffers()
         while any(worker.writing for worker in self._workers):
             self._listen()
 
@@ -132,7 +132,7 @@ class Pool:
         if task.answer.payload is not None:
             return memoryview(task.answer.payload)
         assert task.worker is not None and task.worker.memory is not None
-        return task.worker.memory[task.room].map()[: task.answer.nbytes]
+        return task.worker.memory[task.buffer].map()[: task.answer.nbytes]
 
     def delegate(self, task: _Task, path: Path, offset: int, done: Callable[[], None]) -> bool:
         """Have a worker write what it holds for a task; False where that does not pay."""
@@ -141,8 +141,8 @@ class Pool:
             return False
         if task.answer.nbytes < SMALLEST_DELEGATED_NBYTES:
             return False
-        order = Order(task.room, [], path, offset, task.answer.nbytes)
-        worker.writing[task.room] = order, done
+        order = Task(task.buffer, [], path, offset, task.answer.nbytes)
+        worker.writing[task.buffer] = order, done
         with suppress(OSError):  # of a dead one, whose writing is then done at its burial
             worker.connection.send(order)
         return True
@@ -150,8 +150,10 @@ class Pool:
     # Handing out tasks
 
     def _dispatch(self, keys: Sequence[str], start: int) -> int:
-        """Send out tasks while workers have room, earliest first; return the next key's place."""
-        waiting = [task for task in self._order if task.worker is None and task.answer is None]
+        """Send out tasks, earliest first, while buffers are free; return the next key's index."""
+        waiting = [
+            task for task in self._in_plan_order if task.worker is None and task.answer is None
+        ]
         while True:
             if waiting:
                 task = waiting[0]
@@ -162,28 +164,28 @@ class Pool:
             else:
                 if start >= len(keys):
                     return start
-                worker = self._least_busy(spare=not self._order)
+                worker = self._least_busy(spare=not self._in_plan_order)
                 if worker is None:
                     return start
                 count = self._files_in_task(len(keys) - start)
                 task = _Task(list(keys[start : start + count]))
-                self._order.append(task)
+                self._in_plan_order.append(task)
                 start += count
             self._send(worker, task)
 
-    def _worker_for(self, task: _Task) -> _Worker | None:
-        return self._least_busy(spare=task is self._order[0], idle=task.alone)
+    def _worker_for(self, task: _Task) -> _Process | None:
+        return self._least_busy(spare=task is self._in_plan_order[0], idle=task.alone)
 
-    def _least_busy(self, *, spare: bool, idle: bool = False) -> _Worker | None:
+    def _least_busy(self, *, spare: bool, idle: bool = False) -> _Process | None:
         """Return the worker for the next task, None while there is none.
 
-        ``spare``: it may take the last room; ``idle``: it must have nothing else to do.
+        ``spare``: it may take the last buffer; ``idle``: it must have nothing else to do.
         """
         most = 0 if idle else TASKS_AHEAD - 1
         able = [
             worker
             for worker in self._workers
-            if len(worker.free_rooms) > (0 if spare else 1)
+            if len(worker.free_buffers) > (0 if spare else 1)
             and len(worker.tasks) <= most
             and not any(task.alone for task in worker.tasks)
         ]
@@ -196,29 +198,29 @@ class Pool:
         by_rest = left / (2 * len(self._workers))
         return max(1, min(int(by_nbytes), int(by_time), int(by_rest), tasks.MOST_FILES_IN_TASK))
 
-    def _send(self, worker: _Worker, task: _Task) -> None:
-        task.worker, task.room = worker, worker.free_rooms.pop()
+    def _send(self, worker: _Process, task: _Task) -> None:
+        task.worker, task.buffer = worker, worker.free_buffers.pop()
         worker.tasks.append(task)
         try:
-            worker.connection.send(Order(task.room, task.keys))
+            worker.connection.send(Task(task.buffer, task.keys))
         except OSError:
             self._bury(worker)
 
-    def _free_rooms(self) -> None:
-        """Free rooms in order, as their samples are recorded: a crash loses what has a room."""
+    def _free_buffers(self) -> None:
+        """Free buffers in order, as their samples are recorded: a crash loses what has a buffer."""
         while self._yielded:
-            worker, room = self._yielded[0].worker, self._yielded[0].room
+            worker, buffer = self._yielded[0].worker, self._yielded[0].buffer
             if worker is not None:
-                if room in worker.writing:
+                if buffer in worker.writing:
                     return
-                worker.free_rooms.add(room)
+                worker.free_buffers.add(buffer)
             self._yielded.popleft()
 
     # Hearing from workers
 
     def _listen(self) -> None:
         """Wait until a worker answers or dies, and take in what there is."""
-        ends: dict[Any, _Worker] = {}
+        ends: dict[Any, _Process] = {}
         for worker in self._workers:
             ends[worker.connection] = ends[worker.process.sentinel] = worker
         for worker in {id(ends[end]): ends[end] for end in connection.wait(list(ends))}.values():
@@ -227,28 +229,28 @@ class Pool:
             if not worker.process.is_alive():
                 self._bury(worker)
 
-    def _take(self, worker: _Worker, message: Answer | Ready | Written) -> None:
+    def _take(self, worker: _Process, message: Answer | Ready | Written) -> None:
         if isinstance(message, Answer):
             self._take_answer(worker, message)
         elif isinstance(message, Written):
-            _, done = worker.writing.pop(message.room)
+            _, done = worker.writing.pop(message.buffer)
             if message.error is not None:
                 raise message.error
             done()
-            self._free_rooms()
+            self._free_buffers()
         elif message.problem is not None:
             raise WorkersError(message.problem)
         else:
             worker.is_ready = True
             self._deaths_at_start = 0
 
-    def _take_answer(self, worker: _Worker, answer: Answer) -> None:
+    def _take_answer(self, worker: _Process, answer: Answer) -> None:
         task = worker.tasks.popleft()
         task.answer = answer
         done = len(answer.results)
-        if done < len(task.keys):  # the room was full: the rest follows in its own task
+        if done < len(task.keys):  # the buffer was full: the rest follows in its own task
             rest = _Task(task.keys[done:], alone=task.alone)
-            self._order.insert(self._order.index(task) + 1, rest)
+            self._in_plan_order.insert(self._in_plan_order.index(task) + 1, rest)
         self._learn(answer)
 
     def _learn(self, answer: Answer) -> None:
@@ -258,7 +260,7 @@ class Pool:
 
     # Deaths
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: _Process) -> None:
         """Replace a dead worker; give its tasks back, the one it was at file by file."""
         worker.process.kill()
         worker.process.join()
@@ -273,25 +275,25 @@ class Pool:
         for order, done in worker.writing.values():
             assert worker.memory is not None and order.path is not None
             with open_to_write(order.path) as file:
-                write_at(file, worker.memory[order.room].map()[: order.nbytes], order.offset)
+                write_at(file, worker.memory[order.buffer].map()[: order.nbytes], order.offset)
             done()
         held = [
             task
-            for task in (*self._yielded, *self._order)
+            for task in (*self._yielded, *self._in_plan_order)
             if task.worker is worker and task.answer is not None
         ]
         successor = self._start_worker(worker.memory)
-        successor.free_rooms -= {task.room for task in held}
+        successor.free_buffers -= {task.buffer for task in held}
         for task in held:
             task.worker = successor
         self._workers[self._workers.index(worker)] = successor
-        self._free_rooms()
+        self._free_buffers()
         for task in worker.tasks:
             task.worker = None
         if worker.tasks and worker.is_ready:
             self._suspect(worker.tasks[0], worker)
 
-    def _suspect(self, task: _Task, worker: _Worker) -> None:
+    def _suspect(self, task: _Task, worker: _Process) -> None:
         """Find the file that killed a worker: each alone, given up when it kills again."""
         if task.alone:
             task.deaths += 1
@@ -303,12 +305,12 @@ class Pool:
                     reason = f"reading it took longer than {timeout:g} s (--file_timeout)"
                 task.answer = Answer([Failure(task.keys[0], reason)], 0, bytearray(), 0.0)
             return
-        place = self._order.index(task)
-        self._order.remove(task)
+        place = self._in_plan_order.index(task)
+        self._in_plan_order.remove(task)
         for number, key in enumerate(task.keys):
-            self._order.insert(place + number, _Task([key], alone=True))
+            self._in_plan_order.insert(place + number, _Task([key], alone=True))
 
-    def _start_worker(self, memory: list[SharedMemory] | None) -> _Worker:
+    def _start_worker(self, memory: list[SharedMemory] | None) -> _Process:
         ours, theirs = self._context.Pipe()
         others: list[connection.Connection] = []
         if self._context.get_start_method() == "fork":  # it inherits them: it would keep them open
@@ -320,10 +322,10 @@ class Pool:
         with _interrupts_blocked():
             process.start()
         theirs.close()
-        return _Worker(process, ours, memory)
+        return _Process(process, ours, memory)
 
 
-def _message(worker: _Worker) -> Answer | Ready | Written | None:
+def _message(worker: _Process) -> Answer | Ready | Written | None:
     """Return what a worker has sent, None when there is nothing (more) to hear from it."""
     try:
         if worker.connection.poll():
@@ -335,16 +337,16 @@ def _message(worker: _Worker) -> Answer | Ready | Written | None:
 
 
 def _new_memory() -> list[SharedMemory] | None:
-    """Return rooms' worth of shared memory, or None: payloads then go through the pipe."""
+    """Return buffers' worth of shared memory, or None: payloads then go through the pipe."""
     if not hasattr(os, "posix_fallocate"):
         return None
     memory: list[SharedMemory] = []
     try:
-        for _ in range(ROOMS):
+        for _ in range(BUFFERS):
             memory.append(SharedMemory())
     except OSError:
-        for room in memory:
-            room.close()
+        for buffer in memory:
+            buffer.close()
         return None
     return memory
 

@@ -1,4 +1,4 @@
-"""Work off the orders of a pool, in a worker process of it."""
+"""Job off the orders of a pool, in a worker process of it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from converter.errors import ConverterError
 from converter.files import open_to_write, write_at
-from converter.samples import Result, Room
-from converter.workers.shared_memory import SharedMemory, SharedRoom
-from converter.workers.tasks import Work, Worker, work_on
+from converter.samples import Buffer, Result
+from converter.workers.shared_memory import SharedBuffer, SharedMemory
+from converter.workers.tasks import Job, Worker, work_on
 
-ROOMS = 5  # the last is kept for the task that is next in order: it always gets through
+BUFFERS = 5  # the last is kept for the task that is next in order: it always gets through
 
 
 class Answer(NamedTuple):
@@ -41,32 +41,32 @@ class Ready(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a worker sends when it has copied the payload of a room to the file."""
+    """What a worker sends when it has copied the payload of a buffer to the file."""
 
-    room: int
+    buffer: int
     error: OSError | None = None
 
 
-class Order(NamedTuple):
-    """What a worker is sent: read these files into a room, or copy a room to the file."""
+class Task(NamedTuple):
+    """What a worker is sent: read these files into a buffer, or copy a buffer to the file."""
 
-    room: int
+    buffer: int
     keys: list[str]
     path: Path | None = None
     offset: int = 0
     nbytes: int = 0
 
 
-_Orders = queue.PriorityQueue[tuple[bool, int, Order]]  # writing first, then as they came
+_Orders = queue.PriorityQueue[tuple[bool, int, Task]]  # writing first, then as they came
 
 
 def serve(
-    settings: Work,
+    settings: Job,
     pipe: connection.Connection,
     memory: list[SharedMemory] | None,
     others: list[connection.Connection],
 ) -> None:
-    """Work off tasks until the parent goes away."""
+    """Job off tasks until the parent goes away."""
     for other in others:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,7 +75,7 @@ def serve(
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters too
     try:
-        encoder = settings.make()
+        encoder = settings.start()
     except ConverterError as error:
         pipe.send(Ready(str(error)))
         return
@@ -83,37 +83,41 @@ def serve(
         pipe.send(Ready())
     orders: _Orders = queue.PriorityQueue()
     threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
-    rooms: list[Room] = [SharedRoom(part) for part in memory] if memory else [Room()] * ROOMS
+    buffers: list[Buffer] = (
+        [SharedBuffer(part) for part in memory] if memory else [Buffer()] * BUFFERS
+    )
     file: io.FileIO | None = None
     while True:
         _, _, order = orders.get()
         if order.path is None:
-            pipe.send(_answer(encoder, order.keys, rooms[order.room], settings.file_timeout))
+            pipe.send(_answer(encoder, order.keys, buffers[order.buffer], settings.file_timeout))
             continue
         try:
             file = file or open_to_write(order.path)
             assert memory is not None
-            # not rooms[order.room]: what lies there may be a predecessor's
-            write_at(file, memory[order.room].map()[: order.nbytes], order.offset)
-            pipe.send(Written(order.room))
+            # not buffers[order.buffer]: what lies there may be a predecessor's
+            write_at(file, memory[order.buffer].map()[: order.nbytes], order.offset)
+            pipe.send(Written(order.buffer))
         except OSError as error:
-            pipe.send(Written(order.room, OSError(error.errno, error.strerror)))
+            pipe.send(Written(order.buffer, OSError(error.errno, error.strerror)))
 
 
-def _answer(encoder: Worker, keys: Sequence[str], room: Room, most_seconds: float | None) -> Answer:
+def _answer(
+    encoder: Worker, keys: Sequence[str], buffer: Buffer, most_seconds: float | None
+) -> Answer:
     start = time.perf_counter()
-    room.reset()
-    results = work_on(encoder, keys, room, seconds=most_seconds)
+    buffer.reset()
+    results = work_on(encoder, keys, buffer, seconds=most_seconds)
     seconds = time.perf_counter() - start
-    shared = isinstance(room, SharedRoom) and room.is_shared
-    payload = None if shared else bytearray(room.payload())
-    return Answer(results, room.used, payload, seconds)
+    shared = isinstance(buffer, SharedBuffer) and buffer.is_shared
+    payload = None if shared else bytearray(buffer.payload())
+    return Answer(results, buffer.used, payload, seconds)
 
 
 def _receive(pipe: connection.Connection, orders: _Orders) -> None:
     """Take orders in as they come, so that the parent never waits; end with the parent.
 
-    Writing goes first: it frees a room, and what is written is not lost.
+    Writing goes first: it frees a buffer, and what is written is not lost.
     """
     try:
         for number in itertools.count():

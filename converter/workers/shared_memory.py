@@ -8,7 +8,7 @@ import tempfile
 from multiprocessing import reduction
 from typing import Any
 
-from converter.samples import BASE_NBYTES, Room, rounded_nbytes
+from converter.samples import BASE_NBYTES, Buffer, rounded_nbytes
 
 
 class SharedMemory:
@@ -61,8 +61,8 @@ def _receive(duplicate: Any) -> SharedMemory:
     return SharedMemory(duplicate.detach())
 
 
-class SharedRoom(Room):
-    """A room in shared memory; in private memory while no shared memory can be had."""
+class SharedBuffer(Buffer):
+    """A buffer in shared memory; in private memory while no shared memory can be had."""
 
     def __init__(self, memory: SharedMemory) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TextIO
 
-from converter.samples import BASE_NBYTES, Batch, Result, Room
+from converter.samples import BASE_NBYTES, Batch, Buffer, Result
 
 MOST_FILES_IN_TASK = 256
 EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
@@ -17,40 +17,40 @@ EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
 class Worker(Protocol):
     """Does something to samples, as `encoder.Encoder` does."""
 
-    def encode(self, key: str, room: Room) -> Result:
-        """Return what came of a sample, its payload put behind what the room holds."""
+    def encode(self, key: str, buffer: Buffer) -> Result:
+        """Return what came of a sample, its payload put behind what the buffer holds."""
 
 
-class Work(Protocol):
+class Job(Protocol):
     """What workers are to do, as `encoder.Settings` says it; travels to them."""
 
     @property
     def file_timeout(self) -> float | None:
         """Return the seconds one sample may take."""
 
-    def make(self) -> Worker:
+    def start(self) -> Worker:
         """Return what does the work, in this process."""
 
 
-def run_here(work: Work, keys: Sequence[str]) -> Iterator[Batch]:
-    """Work in this process, without a pool."""
-    encoder, room, start = work.make(), Room(), 0
+def run_here(work: Job, keys: Sequence[str]) -> Iterator[Batch]:
+    """Job in this process, without a pool."""
+    encoder, buffer, start = work.start(), Buffer(), 0
     while start < len(keys):
-        room.reset()
-        results = work_on(encoder, keys[start : start + MOST_FILES_IN_TASK], room)
-        yield Batch(results, room.payload())
+        buffer.reset()
+        results = work_on(encoder, keys[start : start + MOST_FILES_IN_TASK], buffer)
+        yield Batch(results, buffer.payload())
         start += len(results)
 
 
 def work_on(
     encoder: Worker,
     keys: Sequence[str],
-    room: Room,
+    buffer: Buffer,
     *,
     most_nbytes: int = BASE_NBYTES,
     seconds: float | None = None,
 ) -> list[Result]:
-    """Encode samples until an empty room holds ``most_nbytes``; the rest is another task.
+    """Encode samples until an empty buffer holds ``most_nbytes``; the rest is another task.
 
     With ``seconds`` the process ends when one takes longer, whatever it is at.
     """
@@ -59,10 +59,10 @@ def work_on(
         if seconds is not None:
             # its own thread, which needs no GIL, ends the process
             faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
-        results.append(encoder.encode(key, room))
+        results.append(encoder.encode(key, buffer))
         if seconds is not None:
             faulthandler.cancel_dump_traceback_later()
-        if room.used >= most_nbytes:
+        if buffer.used >= most_nbytes:
             break
     return results
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import h5py
 
-from converter.callbacks import Caller
+from converter.callbacks import Callbacks
 from converter.commands.estimate import check_size, estimate
 from converter.commands.request import Request
 from converter.samples import Batch, Failure, Plan, Run
@@ -15,7 +15,7 @@ from converter.writer import provenance
 from converter.writer.journal import Head
 from converter.writer.resume import find_unfinished
 from converter.writer.reuse import Changes, Reuse
-from converter.writer.stored import Existing, open_finished
+from converter.writer.stored import StoredSamples, open_finished
 from converter.writer.writer import Writer
 
 
@@ -35,7 +35,7 @@ def begin(
     run: Run,
     writer: Writer,
     attributes: dict[str, str],
-    caller: Caller,
+    caller: Callbacks,
 ) -> Begun:
     """Look at what earlier runs have left, and begin the file or go on with it.
 
@@ -72,7 +72,7 @@ def begin(
     expected = estimate(request, plan, run, work, is_going_on=kept > 0)
     if not kept:
         check_size(request, expected, caller)
-    with caller.held():
+    with caller.without_signals():
         writer.expected_nbytes = expected.output_nbytes
         if own is not None and is_in_place:
             writer.go_on(head, len(own))
@@ -84,7 +84,7 @@ def begin(
     return begun
 
 
-def _checked(plan: Plan, files: tuple[Existing | None, ...], caller: Caller) -> Reuse:
+def _checked(plan: Plan, files: tuple[StoredSamples | None, ...], caller: Callbacks) -> Reuse:
     """Find samples in files, the first that has one giving it; compare their checksums."""
     work = Reuse(plan, [file for file in files if file is not None])
     damaged = work.check()
@@ -93,12 +93,12 @@ def _checked(plan: Plan, files: tuple[Existing | None, ...], caller: Caller) -> 
     return work
 
 
-def _gives_more(plan: Plan, own: Existing, aside: Existing | None) -> bool:
+def _gives_more(plan: Plan, own: StoredSamples, aside: StoredSamples | None) -> bool:
     """Tell whether the file has more to give than one that was moved aside before."""
     return aside is None or Reuse(plan, [own]).count > Reuse(plan, [aside]).count
 
 
-def _finished(request: Request, attributes: dict[str, str], caller: Caller) -> Existing:
+def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:
     """Open the file that is to be updated.
 
     Nothing of it is kept where it was made by other versions of the packages: these may give

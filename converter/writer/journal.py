@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import ConverterError
-from converter.format.index import BLOCK_COUNTS, CHUNK, ROW, SOURCE, IndexBuilder, Place
+from converter.format.index import BLOCK_COUNTS, CHUNK, ROW, SOURCE, Extent, IndexBuilder
 from converter.format.layout import parse_layout
 
 VERSION = 1
@@ -141,9 +141,9 @@ def _add_rows(samples: IndexBuilder, body: bytes) -> None:
     for row, source in zip(rows.tolist(), sources.tolist(), strict=True):
         offset, nbytes, end, crc32, number = row
         layout = layouts[layout_ends[number] : layout_ends[number + 1]]
-        count = parse_layout(layout).count_places(nbytes)
-        places = [Place(offset, nbytes, crc32)]
+        count = parse_layout(layout).count_extents(nbytes)
+        places = [Extent(offset, nbytes, crc32)]
         if count != 1:
-            places = [Place(*chunk[:3]) for chunk in chunks[offset : offset + count].tolist()]
+            places = [Extent(*chunk[:3]) for chunk in chunks[offset : offset + count].tolist()]
         samples.add(paths[begin:end], layout, places, source)
         begin = end

@@ -12,15 +12,15 @@ from converter.format.superblock import SIGNATURE
 from converter.writer import provenance
 from converter.writer.journal import Head, Recorded, read_journal
 from converter.writer.paths import MARK_NBYTES, Paths, read_mark
-from converter.writer.stored import Existing, open_recorded
+from converter.writer.stored import StoredSamples, open_recorded
 
 
 @dataclass
 class Unfinished:
     """What earlier runs have left: the file they were at, and one that was moved aside."""
 
-    own: Existing | None = None
-    aside: Existing | None = None
+    own: StoredSamples | None = None
+    aside: StoredSamples | None = None
 
 
 def find_unfinished(paths: Paths, head: Head, notice: Callable[[str], None]) -> Unfinished:

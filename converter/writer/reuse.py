@@ -14,7 +14,7 @@ from converter.format.index import SOURCE
 from converter.format.superblock import SUPERBLOCK_NBYTES
 from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
 from converter.threads import Threads
-from converter.writer.stored import Existing
+from converter.writer.stored import StoredSamples
 
 KEYS_AT_ONCE = 4096
 BATCH_NBYTES = 4 << 20
@@ -33,7 +33,7 @@ class Reuse:
         Where samples may lie; an earlier one goes first.
     """
 
-    def __init__(self, plan: Plan, files: Sequence[Existing]) -> None:
+    def __init__(self, plan: Plan, files: Sequence[StoredSamples]) -> None:
         self._plan = plan
         self._files = files
         self._file = np.full(len(plan.keys), -1, np.int8)
@@ -47,7 +47,7 @@ class Reuse:
         """Return how many samples need not be read."""
         return int((self._file >= 0).sum())
 
-    def count_in(self, file: Existing) -> int:
+    def count_in(self, file: StoredSamples) -> int:
         """Return how many lie in one file."""
         if file not in self._files:
             return 0
@@ -58,7 +58,7 @@ class Reuse:
         """Return the bytes of what need not be read."""
         return sum(self.nbytes_in(file) for file in self._files)
 
-    def nbytes_in(self, file: Existing) -> int:
+    def nbytes_in(self, file: StoredSamples) -> int:
         """Return the bytes of what one file has to give."""
         chosen = self._position[self._file == self._files.index(file)]
         return int(file.keys.rows["nbytes"][chosen].sum())
@@ -88,7 +88,7 @@ class Reuse:
                         for n in range(0, len(block), CHECKED_AT_ONCE)
                     ]
 
-                    def whole(piece: list[int], file: Existing = file) -> list[bool]:
+                    def whole(piece: list[int], file: StoredSamples = file) -> list[bool]:
                         return [file.is_whole(position) for position in piece]
 
                     good = np.array([one for part in threads.map(whole, pieces) for one in part])
@@ -99,7 +99,7 @@ class Reuse:
             threads.close()
         return damaged
 
-    def is_in_place(self, file: Existing, run: Run) -> bool:
+    def is_in_place(self, file: StoredSamples, run: Run) -> bool:
         """Tell whether all that ``file`` has to give lies where it belongs in the new file.
 
         Samples that seem to have failed are read again to see: `batches` will not do so.
@@ -120,7 +120,7 @@ class Reuse:
             end += file.record_nbytes(position)
         return self._all_fail(doubtful, run)
 
-    def is_all_of(self, file: Existing, run: Run) -> bool:
+    def is_all_of(self, file: StoredSamples, run: Run) -> bool:
         """Tell whether the new file would hold just what ``file`` does."""
         if self.count_in(file) != len(file):
             return False
@@ -206,7 +206,7 @@ class Reuse:
         return copies(file, self._position[begin:end].tolist())
 
 
-def copies(file: Existing, positions: Iterable[int]) -> Iterator[Batch]:
+def copies(file: StoredSamples, positions: Iterable[int]) -> Iterator[Batch]:
     """Yield samples of a file, a few at a time."""
     some: list[int] = []
     nbytes = 0
@@ -267,7 +267,7 @@ def _chosen(keys: KeyList, places: Sequence[int]) -> KeyList:
 class Changes:
     """What an update changes in a finished file, in samples stored."""
 
-    before: Existing
+    before: StoredSamples
     added: int = 0
     changed: int = 0
     kept: int = 0

@@ -13,16 +13,16 @@ from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
-from converter.format.index import SOURCE, SOURCES_END, IndexBuilder, Place
-from converter.format.index_reader import Tail, open_tail, read_sources
+from converter.format.index import SOURCE, SOURCES_END, Extent, IndexBuilder
+from converter.format.index_reader import Index, open_index, read_sources
 from converter.format.layout import ArrayLayout, Layout
 from converter.samples import Batch, Encoded, Part, Result
 
 
-class Existing:
+class StoredSamples:
     """Encoded samples in a file. The file may grow behind them meanwhile."""
 
-    def __init__(self, handle: Handle, tail: Tail, sources: np.ndarray) -> None:
+    def __init__(self, handle: Handle, tail: Index, sources: np.ndarray) -> None:
         self.path = handle.path
         self.keys = tail
         self.sources = sources
@@ -54,7 +54,7 @@ class Existing:
 
     def start(self, position: int) -> int | None:
         """Return where a sample's payload begins; None for one without."""
-        places = self.keys.places(position)
+        places = self.keys.extents(position)
         return places[0].offset if places else None
 
     def record_nbytes(self, position: int) -> int:
@@ -65,7 +65,7 @@ class Existing:
     def is_whole(self, position: int) -> bool:
         """Tell whether a sample's payload has its checksum still."""
         try:
-            for place in self.keys.places(position):
+            for place in self.keys.extents(position):
                 data = np.empty(place.nbytes, np.uint8)
                 self._handle.read_into(data, place.offset)
                 if crc32(data) != place.crc32:
@@ -74,7 +74,7 @@ class Existing:
             return False
         return True
 
-    def batch(self, positions: Sequence[int]) -> ExistingBatch:
+    def batch(self, positions: Sequence[int]) -> StoredBatch:
         """Return samples as the pool would.
 
         Raises StoppedError where a payload has changed since it was checked.
@@ -87,7 +87,7 @@ class Existing:
         if first is not None and self._lie_together(positions, records, first):
             self._handle.read_into(buffer, first)
         for position, nbytes in zip(positions, records, strict=True):
-            places = self.keys.places(position)
+            places = self.keys.extents(position)
             at = begin
             for place in places:
                 part = buffer[at : at + place.nbytes]
@@ -97,7 +97,7 @@ class Existing:
                 at += place.nbytes
             results.append(self._encoded(position, places))
             begin += nbytes
-        return ExistingBatch(results, buffer, self, first)
+        return StoredBatch(results, buffer, self, first)
 
     def holds(self, data: memoryview, offset: int) -> bool:
         """Tell whether these bytes are in the file there."""
@@ -111,14 +111,14 @@ class Existing:
         size = os.fstat(self._handle.fd).st_size
         return last == first + sum(records[:-1]) and end <= size
 
-    def _check(self, position: int, part: memoryview, place: Place) -> None:
+    def _check(self, position: int, part: memoryview, place: Extent) -> None:
         if crc32(part) != place.crc32:
             raise StoppedError(
                 f"{self.keys.key(position)!r} in {self.path} is damaged (its checksum differs): "
                 "convert that file again"
             )
 
-    def _encoded(self, position: int, places: Sequence[Place]) -> Encoded:
+    def _encoded(self, position: int, places: Sequence[Extent]) -> Encoded:
         row = self.keys.row(position)
         known, layout, _ = self._layout(row.layout)
         if not known.is_sized:
@@ -138,11 +138,15 @@ class Existing:
         return known
 
 
-class ExistingBatch(Batch):
+class StoredBatch(Batch):
     """Samples copied from elsewhere, or from the very place they belong to."""
 
     def __init__(
-        self, results: list[Result], payload: memoryview, existing: Existing, offset: int | None
+        self,
+        results: list[Result],
+        payload: memoryview,
+        existing: StoredSamples,
+        offset: int | None,
     ) -> None:
         super().__init__(results, payload)
         self._existing, self._offset = existing, offset
@@ -154,13 +158,13 @@ class ExistingBatch(Batch):
         return is_same_file and existing.holds(self.payload, offset)
 
 
-def open_finished(path: Path) -> Existing:
+def open_finished(path: Path) -> StoredSamples:
     """Open a file the converter has finished.
 
     Raises LoadError where it has no index, or one that does not know its source files.
     """
     handle = open_handle(path)
-    tail = open_tail(handle)
+    tail = open_index(handle)
     if tail is None:
         raise LoadError(
             f"{path} has no index, by which its samples are found: it was made or changed by "
@@ -175,10 +179,10 @@ def open_finished(path: Path) -> Existing:
             f"{path} does not know the sizes and times of its source files, by which changes "
             "are found: convert again with --overwrite"
         )
-    return Existing(handle, tail, sources)
+    return StoredSamples(handle, tail, sources)
 
 
-def open_recorded(path: Path, samples: IndexBuilder) -> Existing:
+def open_recorded(path: Path, samples: IndexBuilder) -> StoredSamples:
     """Open a file that was not finished, with the samples its journal has."""
     content = io.BytesIO()
     handle = Handle(os.fspath(path))
@@ -186,5 +190,5 @@ def open_recorded(path: Path, samples: IndexBuilder) -> Existing:
     data = content.getvalue()
     nbytes = len(samples) * SOURCE.itemsize
     begin = nbytes + SOURCES_END.size if nbytes else 0
-    tail = Tail(data, begin, os.fspath(path))
-    return Existing(handle, tail, np.frombuffer(data, SOURCE, len(samples)))
+    tail = Index(data, begin, os.fspath(path))
+    return StoredSamples(handle, tail, np.frombuffer(data, SOURCE, len(samples)))

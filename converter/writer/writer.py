@@ -27,13 +27,13 @@ from converter.files import write_at
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
-from converter.format.index import IndexBuilder, Place
+from converter.format.index import Extent, IndexBuilder
 from converter.format.layout import layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer.journal import Head, Journal
 from converter.writer.paths import MARK_NBYTES, Paths, move_aside, read_mark
-from converter.writer.stored import ExistingBatch
+from converter.writer.stored import StoredBatch
 
 try:
     import fcntl
@@ -162,7 +162,7 @@ class Writer:
         written = _Written(self._index.take_block(), len(samples))
         self._unrecorded.append(written)
         try:
-            if isinstance(batch, ExistingBatch) and batch.is_at(self.paths.partial, start):
+            if isinstance(batch, StoredBatch) and batch.is_at(self.paths.partial, start):
                 self._record(written)
                 return
             if self._is_adopting:
@@ -375,10 +375,10 @@ def _common(parts: Sequence[bytes], open_folders: Sequence[groups.Links]) -> int
     return depth
 
 
-def _places(sample: Encoded, offset: int) -> list[Place]:
+def _places(sample: Encoded, offset: int) -> list[Extent]:
     places = []
     for part in sample.parts:
-        places.append(Place(offset, part.nbytes, part.crc32))
+        places.append(Extent(offset, part.nbytes, part.crc32))
         offset += part.nbytes
     return places
 
