@@ -400,6 +400,23 @@ def test_the_npy_example_stores_what_numpy_saved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored, array)
 
 
+def test_the_loader_can_be_copied_as_the_page_says(
+    converted_checkout: Path, tmp_path: Path
+) -> None:
+    _, _, section = PAGES["docs/reading.md"].partition("## Copy the loader")
+    plain, _, rest = section.partition("\n- ")[2].partition("\n- to decode")
+    (tmp_path / "converter").mkdir()
+    for name, items in (("images.h5", plain), ("encoded.h5", rest)):
+        for item in re.findall(r"`([\w.]+)`", items):
+            source = converted_checkout / "converter" / item
+            copy = shutil.copytree if source.is_dir() else shutil.copy2
+            copy(source, tmp_path / "converter" / item)
+        read = f"print(H5Folder({str(converted_checkout / name)!r})['masks/depth.png'].shape)"
+        code = f"from converter import H5Folder; {read}"
+        result = run([sys.executable, "-c", code], tmp_path)
+        assert result.stdout == "(72, 96)\n", result.stderr
+
+
 def test_statements_about_other_readers_hold() -> None:
     rotated = IMAGES / "train" / "ball" / "rotated.jpg"
     assert iio.imread(rotated).shape == (96, 72, 3)
