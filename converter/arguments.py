@@ -314,7 +314,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Help of one width: README shows it as it is."""
+    """Help of one width: docs/options.md shows it as it is."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=96)

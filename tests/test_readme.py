@@ -1,4 +1,4 @@
-"""README.md says what is true: its commands, options, examples and links."""
+"""README.md and docs/ say what is true: their commands, options, examples, links and numbers."""
 
 from __future__ import annotations
 
@@ -8,40 +8,99 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import h5py
 import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from converter import arguments
+from converter.cli import main
+
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 IMAGES = ROOT / "tests" / "images"
 SAMPLES = sorted(path for path in IMAGES.rglob("*") if path.is_file())
+MOST_LINES = 260  # of README.md: a newcomer reads it at one sitting
 
-CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PYTHON_BLOCKS = [code for language, code in CODE_BLOCK.findall(README) if language == "python"]
+#: The pages by their path below the checkout.
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md")
+}
+README = PAGES["README.md"]
+
+CODE_BLOCK = re.compile(r"^```([^`\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What pip says when there is no way to the package index.
 NO_NETWORK = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
 
-def block_after(marker: str) -> str:
+class Block(NamedTuple):
+    """A code block: its page, the words behind its fence, and what stands in it."""
+
+    page: str
+    words: tuple[str, ...]
+    code: str
+
+    def __str__(self) -> str:
+        line = PAGES[self.page][: PAGES[self.page].index(self.code)].count("\n")
+        return f"{self.page}:{line + 1}"
+
+
+BLOCKS = [
+    Block(page, tuple(words.split()), code)
+    for page, text in PAGES.items()
+    for words, code in CODE_BLOCK.findall(text)
+]
+PYTHON_BLOCKS = [block for block in BLOCKS if block.words[:1] == ("python",)]
+
+
+def block_after(marker: str, page: str = "README.md") -> str:
     """Return the code block behind ``<!-- marker -->``."""
-    _, found, rest = README.partition(f"<!-- {marker} -->\n")
-    assert found, f"README.md has no <!-- {marker} -->"
+    _, found, rest = PAGES[page].partition(f"<!-- {marker} -->\n")
+    assert found, f"{page} has no <!-- {marker} -->"
     block = CODE_BLOCK.match(rest)
     assert block, f"no code block behind <!-- {marker} -->"
     return block[2].strip("\n")
 
 
 def blocks_defining(name: str) -> list[str]:
-    return [code for code in PYTHON_BLOCKS if f"def {name}(" in code]
+    return [block.code for block in PYTHON_BLOCKS if f"def {name}(" in block.code]
 
 
 def block_with(text: str) -> str:
     [code] = [code for code in blocks_defining("my_read") if text in code]
     return code
+
+
+class Command(NamedTuple):
+    """A line of a bash block that starts a Python script: its page, the script, its flags."""
+
+    page: str
+    script: str
+    flags: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.script} {' '.join(self.flags)}"
+
+
+def commands() -> Iterator[Command]:
+    for block in BLOCKS:
+        if block.words != ("bash",):
+            continue
+        for line in re.split(r"\n| && ", block.code.replace("\\\n", "")):
+            words = shlex.split(line, comments=True)
+            for number, word in enumerate(words[:-1]):
+                is_python = re.fullmatch(r"(.*/)?python3?", word)
+                if is_python and not words[number + 1].startswith("-"):
+                    yield Command(block.page, words[number + 1], tuple(words[number + 2 :]))
+
+
+COMMANDS = list(commands())
+CONVERTER_COMMANDS = [command for command in COMMANDS if command.script == "converter"]
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -53,10 +112,8 @@ def converter(*flags: str, folder: Path = ROOT) -> subprocess.CompletedProcess[s
     return run([sys.executable, "converter", *flags], folder)
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the tree with the files that belong to it, and no others."""
-    folder = tmp_path / "checkout"
+def copy_of_the_tree(folder: Path) -> Path:
+    """Copy the files that belong to the tree, and no others."""
     listing = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT)
     if listing.returncode:  # not from git: what is there, but for what is made
         made = shutil.ignore_patterns(".venv", "build", "__pycache__", ".*_cache", "*.egg-info")
@@ -70,15 +127,37 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def in_converted_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout where the README's commands have made their files, as the current folder."""
-    for marker in ("convert command", "encoded command"):
-        command = shlex.split(block_after(marker))
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the tree."""
+    return copy_of_the_tree(tmp_path / "checkout")
+
+
+@pytest.fixture(scope="module")
+def converted_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree where the commands of the pages have made their files."""
+    checkout = copy_of_the_tree(tmp_path_factory.mktemp("readme") / "checkout")
+    for marker, page in (("convert command", "README.md"), ("encoded command", "docs/storage.md")):
+        command = shlex.split(block_after(marker, page))
         flags = [word for word in command[command.index("converter") :] if word.startswith("--")]
         result = converter(*flags, folder=checkout)
         assert result.returncode == 0, result.stderr
-    monkeypatch.chdir(checkout)
+    for number in (1, 2):
+        result = converter(
+            "--path_images=tests/images",
+            f"--path_output=part-{number}.h5",
+            f"--shard={number}/2",
+            "--workers=1",
+            folder=checkout,
+        )
+        assert result.returncode == 0, result.stderr
     return checkout
+
+
+@pytest.fixture
+def in_converted_checkout(converted_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That copy as the current folder."""
+    monkeypatch.chdir(converted_checkout)
+    return converted_checkout
 
 
 def assert_holds_the_samples(path: Path) -> None:
@@ -108,7 +187,7 @@ def test_the_convert_command_stores_every_sample_image(in_converted_checkout: Pa
 
 
 def test_the_conda_command_converts_with_the_same_flags() -> None:
-    [conda] = [code for _, code in CODE_BLOCK.findall(README) if code.startswith("conda ")]
+    [conda] = [block.code for block in BLOCKS if block.code.startswith("conda ")]
     wanted = shlex.split(block_after("convert command"))[-4:]
     assert shlex.split(conda)[-4:] == wanted
 
@@ -151,34 +230,107 @@ def test_ci_fails_when_a_step_fails(failing: str, tmp_path: Path) -> None:
     assert result.returncode != 0
 
 
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+
+
 def test_the_options_are_those_of_help() -> None:
     result = converter("--help")
     assert result.returncode == 0
-    assert block_after("help") == result.stdout.strip("\n")
+    assert block_after("help", "docs/options.md") == result.stdout.strip("\n")
 
 
 def test_every_flag_is_in_the_options() -> None:
-    for flag in re.findall(r"--[a-z]+_[a-z_]+", README):
-        assert flag in block_after("help")
+    of_scripts = (ROOT / "benchmark.py").read_text(encoding="utf-8")
+    for page, text in PAGES.items():
+        for flag in re.findall(r"--[a-z]+_[a-z_]+", text):
+            is_known = flag in block_after("help", "docs/options.md") or f'"{flag}"' in of_scripts
+            assert is_known, f"{page}: {flag}"
 
 
-@pytest.mark.parametrize("code", PYTHON_BLOCKS)
-def test_a_python_block_runs(code: str, in_converted_checkout: Path) -> None:
+def test_the_table_of_flags_names_flags_of_a_conversion() -> None:
+    _, _, table = README.partition("| flag | what it does |\n")
+    flags = re.findall(r"^\| `--(\w+)", table.partition("\n\n")[0], re.MULTILINE)
+    assert len(flags) == 10
+    values = arguments.parse(["--path_images=a", "--path_output=b"]).values
+    assert set(flags) <= values.keys()
+
+
+@pytest.mark.parametrize("command", CONVERTER_COMMANDS, ids=str)
+def test_a_command_line_is_one_the_converter_takes(command: Command) -> None:
+    arguments.parse([flag.replace("$SLURM_ARRAY_TASK_ID", "1") for flag in command.flags])
+
+
+def test_the_scripts_that_commands_start_have_their_flags() -> None:
+    others = [command for command in COMMANDS if command.script != "converter"]
+    assert others
+    for script, flags in ((command.script, command.flags) for command in others):
+        text = (ROOT / script).read_text(encoding="utf-8")
+        for flag in flags:
+            if flag.startswith("--"):
+                assert f'"{flag.partition("=")[0]}"' in text, f"{script} {flag}"
+
+
+def test_the_commands_of_the_pages_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(IMAGES, tmp_path / "FOLDER")
+    shutil.copy2(ROOT / "my_functions.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER" / "a.json").write_text("[[1, 2], [3, 4]]")
+    ran = 0
+    for command in CONVERTER_COMMANDS:
+        text = str(command)
+        if "OUT.h5" not in text or "--dask" in text:
+            continue
+        flags = [flag.replace("--extract=FOLDER", "--extract=files") for flag in command.flags]
+        if "--extract" not in text:
+            flags.append("--workers=1")
+        if "--rebuild_index" in text:
+            h5py.File("OUT.h5", "r+").close()  # which removes the index
+        if "--custom_read_func" in text or "--dry_run" in text:  # OUT.h5 is there by now
+            flags.append("--overwrite")
+        assert main(flags) == 0, text
+        ran += 1
+    assert ran >= 7
+    assert h5py.File("OUT.h5")["a.json"][:].tolist() == [[1, 2], [3, 4]]
+    assert np.load("files/a.json.npy").tolist() == [[1, 2], [3, 4]]
+
+
+def test_the_shards_are_joined_to_what_one_conversion_makes(tmp_path: Path) -> None:
+    shutil.copytree(IMAGES, tmp_path / "Gaze360")
+    page = [command for command in CONVERTER_COMMANDS if "machines" in command.page]
+    [shard] = [command for command in page if "--shard" in str(command)]
+    [merge] = [command for command in page if "--merge" in str(command)]
+    first, last = map(int, re.findall(r"--array=(\d+)-(\d+)", PAGES[shard.page])[0])
+    for number in range(first, last + 1):
+        flags = [flag.replace("$SLURM_ARRAY_TASK_ID", str(number)) for flag in shard.flags]
+        assert main([*(flag.replace("/data", str(tmp_path)) for flag in flags), "--workers=1"]) == 0
+    flags = [flag.replace("/data", str(tmp_path)) for flag in merge.flags]
+    pattern = flags.index(str(tmp_path / "part-*.h5"))
+    flags[pattern : pattern + 1] = map(str, sorted(tmp_path.glob("part-*.h5")))
+    assert main(flags) == 0
+    whole = [f"--path_images={IMAGES}", f"--path_output={tmp_path / 'whole.h5'}", "--workers=1"]
+    assert main(whole) == 0
+    assert (tmp_path / "Gaze360.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=str)
+def test_a_python_block_runs_and_prints_what_its_comments_say(
+    block: Block, in_converted_checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = compile(block.code, block.page, "exec")
+    if "notest" in block.words:
+        return
     try:
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        exec(code, {"__name__": "__main__"})
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "converter":
             raise
         pytest.skip(f"{error.name} is not installed")
-
-
-def test_the_listing_prints_what_its_comments_say(
-    in_converted_checkout: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    [code] = [code for code in PYTHON_BLOCKS if "h5.visit(" in code]
-    exec(code, {})
-    said = re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
-    assert capsys.readouterr().out.splitlines() == said
+    said = re.findall(r"print\(.*\)  # (.*)$", block.code, re.MULTILINE)
+    if said:
+        assert capsys.readouterr().out.splitlines() == said
 
 
 def test_the_shapes_before_and_after_are_those_stored(in_converted_checkout: Path) -> None:
@@ -235,15 +387,34 @@ def test_the_prune_example_leaves_thumbnails_out() -> None:
     assert [my_prune(name, "jpg") for name in names] == [True, False, False]
 
 
-def test_json_is_read_as_shipped(checkout: Path) -> None:
-    (checkout / "numbers").mkdir()
-    (checkout / "numbers" / "a.json").write_text("[[1, 2], [3, 4]]")
-    [command] = re.findall(r"^python (converter .*--ext=json.*)$", README, re.MULTILINE)
-    command = command.replace("FOLDER", "numbers")
-    result = run([sys.executable, *shlex.split(command)], checkout)
-    assert result.returncode == 0, result.stderr
-    with h5py.File(checkout / "OUT.h5") as h5:
-        assert h5["a.json"][:].tolist() == [[1, 2], [3, 4]]
+def test_the_npy_example_stores_what_numpy_saved(tmp_path: Path) -> None:
+    functions, output = tmp_path / "functions.py", tmp_path / "out.h5"
+    functions.write_text(block_with("np.load"))
+    array = np.arange(6, dtype=">i2").reshape(2, 3)
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "a.npy", array)
+    flags = [f"--path_images={tmp_path / 'folder'}", f"--path_output={output}", "--ext=npy"]
+    assert main([*flags, "--custom_read_func", f"--path_functions={functions}"]) == 0
+    stored = h5py.File(output)["a.npy"][:]
+    assert stored.dtype == array.dtype
+    np.testing.assert_array_equal(stored, array)
+
+
+def test_the_loader_can_be_copied_as_the_page_says(
+    converted_checkout: Path, tmp_path: Path
+) -> None:
+    _, _, section = PAGES["docs/reading.md"].partition("## Copy the loader")
+    plain, _, rest = section.partition("\n- ")[2].partition("\n- to decode")
+    (tmp_path / "converter").mkdir()
+    for name, items in (("images.h5", plain), ("encoded.h5", rest)):
+        for item in re.findall(r"`([\w.]+)`", items):
+            source = converted_checkout / "converter" / item
+            copy = shutil.copytree if source.is_dir() else shutil.copy2
+            copy(source, tmp_path / "converter" / item)
+        read = f"print(H5Folder({str(converted_checkout / name)!r})['masks/depth.png'].shape)"
+        code = f"from converter import H5Folder; {read}"
+        result = run([sys.executable, "-c", code], tmp_path)
+        assert result.stdout == "(72, 96)\n", result.stderr
 
 
 def test_statements_about_other_readers_hold() -> None:
@@ -256,26 +427,82 @@ def test_statements_about_other_readers_hold() -> None:
     assert cv2.imread(str(IMAGES / "masks" / "depth.png")).dtype == np.uint8
 
 
-def test_local_links_lead_somewhere() -> None:
-    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
-    targets = re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'src="([^"]+)"', README)
-    assert targets
-    for target in targets:
-        if re.match(r"\w+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        if path:
-            assert (ROOT / path).exists(), target
-        else:
-            assert anchor in anchors, target
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "`x`", CODE_BLOCK.sub("", text))
 
 
-def test_every_module_is_listed() -> None:
+def anchors_of(text: str) -> set[str]:
+    """Return the anchors GitHub gives to headings."""
+    counts: Counter[str] = Counter()
+    anchors = set()
+    for heading in re.findall(r"^#+ (.+)$", CODE_BLOCK.sub("", text), re.MULTILINE):
+        heading = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        anchors.add(f"{anchor}-{counts[anchor]}" if counts[anchor] else anchor)
+        counts[anchor] += 1
+    return anchors
+
+
+def links_of(page: str) -> Iterator[tuple[str, str]]:
+    """Yield the local links of a page: a path below the checkout, and an anchor or nothing."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(PAGES[page])):
+        if not re.match(r"\w+:", target):
+            path, _, anchor = target.partition("#")
+            joined = os.path.normpath(PurePosixPath(page).parent / path) if path else page
+            yield Path(joined).as_posix(), anchor
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_local_links_lead_somewhere(page: str) -> None:
+    for path, anchor in links_of(page):
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in anchors_of(PAGES[path]), f"{path}#{anchor}"
+
+
+def test_links_from_readme_lead_to_every_page() -> None:
+    reached, left = {"README.md"}, ["README.md"]
+    while left:
+        new = {path for path, _ in links_of(left.pop()) if path in PAGES} - reached
+        reached |= new
+        left += new
+    assert reached == PAGES.keys()
+
+
+def test_no_sentence_stands_on_two_pages() -> None:
+    pages: dict[str, set[str]] = {}
+    for page, text in PAGES.items():
+        prose = re.sub(r"^(\||\[README\]).*$", "", CODE_BLOCK.sub("", text), flags=re.MULTILINE)
+        for sentence in re.split(r"(?<=[.:!?])\s+|\n\n+|\n- ", prose):
+            if len(sentence.split()) > 7:
+                pages.setdefault(" ".join(sentence.split()), set()).add(page)
+    assert not {sentence: where for sentence, where in pages.items() if len(where) > 1}
+
+
+def test_the_numbers_of_readme_are_those_of_the_benchmarks() -> None:
+    _, _, table = README.partition("| | loose files, OpenCV |")
+    table = table.partition("\n\n")[0]
+    numbers = re.findall(r"\| ([\d,]+) (?=\|)", table)
+    assert len(numbers) == 18
+    rows = re.findall(r"^\|.*$", PAGES["docs/benchmarks.md"], re.MULTILINE)
+    known = {cell.strip() for row in rows for cell in row.split("|")}
+    assert set(numbers) <= known
+
+
+def test_the_tree_is_that_of_the_package() -> None:
+    said: dict[str, str] = {}
+    above: list[str] = []
+    for line in block_after("tree", "docs/development.md").splitlines()[1:]:
+        branch, name, sense = re.fullmatch(r"([│├└─ ]*)(\S*) *(.*)", line).groups()
+        if name:
+            above[len(branch) // 4 - 1 :] = [name.rstrip("/")]
+            said["/".join(above)] = sense
     package = ROOT / "converter"
-    paths = (path.relative_to(package) for path in package.rglob("[!_]*.py"))
-    modules = {path.with_suffix("").as_posix() for path in paths}
-    assert set(re.findall(r"^\| `([\w/]+)` \|", README, re.MULTILINE)) == modules
+    files = [
+        path for path in package.rglob("*.py") if path.parent == package or path.stem != "__init__"
+    ]
+    folders = [path.parent for path in package.rglob("__init__.py") if path.parent != package]
+    assert said.keys() == {path.relative_to(package).as_posix() for path in (*files, *folders)}
+    assert all(len(sense.split()) > 1 for sense in said.values())
 
 
 def test_the_sample_images_are_small_and_those_the_script_draws(tmp_path: Path) -> None:
