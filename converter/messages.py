@@ -34,7 +34,10 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"failures and their reasons: {report.path_failures}"
     yield from left_out_lines(report)
     if report.palettes:
-        yield f"{report.palettes} palette images expanded to colours (to keep indices: docs/my-functions.md)"
+        yield (
+            f"{report.palettes} palette images expanded to colours (to keep indices: "
+            "docs/my-functions.md)"
+        )
     if report.multi_frames:
         yield f"{report.multi_frames} files with several frames or pages"
 

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from converter.cli import main
-from world import Finished
+from helpers.world import Finished
 
 corpus_lines = pytest.StashKey[list[str]]()
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import benchmark
-from loader_files import assert_same, equal_samples, make_h5
+from helpers.loader_files import assert_same, equal_samples, make_h5
 
 HOME = Path(benchmark.__file__).parent
 BOTH = pytest.mark.parametrize("images", [benchmark.H5pyImages, benchmark.H5FolderImages])

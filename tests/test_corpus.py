@@ -24,7 +24,7 @@ import pytest
 
 from conftest import corpus_lines
 from converter.sources.images import plugin_of
-from world import ROOT, assert_same, command, failures, finish, start, write_functions
+from helpers.world import ROOT, assert_same, command, failures, finish, start, write_functions
 
 SAMPLES = Path(__file__).resolve().parent / "images"
 SECONDS_AT_MOST = 3600

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from helpers.world import run
 from make_folder import FILES_IN_FOLDER, main
-from world import run
 
 
 def test_it_makes_that_many_equal_lists_in_one_folder(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from converter import H5Folder
 from converter.callbacks import Callbacks
 from converter.cli import main
 from converter.commands.verify import verify
-from loader_files import assert_same
-from world import write_functions
+from helpers.loader_files import assert_same
+from helpers.world import write_functions
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="names of POSIX"),

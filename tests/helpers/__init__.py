@@ -1,0 +1,1 @@
+"""What tests share: run the converter, make files, damage them, compare."""
