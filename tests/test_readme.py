@@ -192,13 +192,25 @@ def test_the_conda_command_converts_with_the_same_flags() -> None:
     assert shlex.split(conda)[-4:] == wanted
 
 
+#: What `.ci/run` runs, as each command line ends.
+CHECKS = (
+    "pytest -n auto",
+    "pytest -n auto -m slow",
+    "ruff check .",
+    "ruff format --check .",
+    "mypy",
+    "lint-imports",
+)
+STUBS = ("bin/python3", ".venv/bin/python", ".venv/bin/pip", ".venv/bin/lint-imports")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a bash script")
 def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path) -> None:
     for folder in (".ci", ".venv/bin", "bin"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy2(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     shutil.copy2(ROOT / "README.md", tmp_path / "README.md")
-    for stub in ("bin/python3", ".venv/bin/python", ".venv/bin/pip"):  # says what it is asked for
+    for stub in STUBS:  # says what it is asked for
         (tmp_path / stub).write_text(f'#!/bin/sh\necho "{stub}" "$@" >> "{tmp_path}/calls"\n')
         (tmp_path / stub).chmod(0o755)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -211,18 +223,18 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path) -> None:
     first = max(number for number, call in enumerate(calls) if call == steps[0])
     assert calls[first : first + 3] == steps
     rest = " ".join(calls[first + 3 :])
-    assert "ruff check" in rest and "ruff format --check" in rest and "mypy" in rest
+    assert all(check in rest for check in CHECKS[1:])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a bash script")
-@pytest.mark.parametrize("failing", ["pytest", "ruff check", "ruff format", "mypy"])
+@pytest.mark.parametrize("failing", CHECKS)
 def test_ci_fails_when_a_step_fails(failing: str, tmp_path: Path) -> None:
     for folder in (".ci", ".venv/bin", "bin"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy2(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     shutil.copy2(ROOT / "README.md", tmp_path / "README.md")
-    for stub in ("bin/python3", ".venv/bin/python", ".venv/bin/pip"):
-        script = f'#!/bin/sh\ncase "$*" in "-m {failing}"*) exit 3;; esac\n'
+    for stub in STUBS:
+        script = f'#!/bin/sh\ncase "$0${{*:+ }}$*" in *"{failing}") exit 3;; esac\n'
         (tmp_path / stub).write_text(script)
         (tmp_path / stub).chmod(0o755)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"

@@ -14,7 +14,9 @@ from typing import Any
 from converter.errors import ConverterError, describe
 
 FILE_NAME = "my_functions.py"
-SHIPPED = Path(__file__).resolve().parents[2] / FILE_NAME
+#: Beside the package in a checkout, where users edit it; a wheel has its copy within the package.
+BESIDE_PACKAGE = Path(__file__).resolve().parents[2] / FILE_NAME
+WITHIN_PACKAGE = Path(__file__).resolve().with_name(FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,10 @@ def find_functions(path_functions: Path | None) -> Path:
                 "or my_prune"
             )
         return path_functions.resolve()
-    for path in (Path.cwd() / FILE_NAME, SHIPPED):
-        if path.is_file():
+    for path in (Path.cwd() / FILE_NAME, BESIDE_PACKAGE):
+        if path.is_file() and path.parent.name not in ("site-packages", "dist-packages"):
             return path.resolve()
-    raise ConverterError(
-        f"no {FILE_NAME} in {Path.cwd()} or {SHIPPED.parent}: name one with --path_functions"
-    )
+    return WITHIN_PACKAGE
 
 
 def load_hooks(path: Path, *, read: bool, prune: bool) -> Hooks:

@@ -1,0 +1,130 @@
+"""The package is built as docs/development.md says, and installs what it should."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from helpers.world import ROOT
+
+PACKAGE = ROOT / "converter"
+FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+MOST_FILES_IN_FOLDER = 10
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("lint-imports")
+    if not program.exists():
+        pytest.skip("import-linter is not installed")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [str(program), "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package and its settings."""
+    shutil.copytree(PACKAGE, tmp_path / "converter")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy2(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "imports"),
+    [
+        ("codecs/zstd.py", "converter.format.layout"),
+        ("sources/walk.py", "converter.writer.writer"),
+        ("loader/h5folder.py", "converter.sources.encoder"),
+        ("commands/verify.py", "converter.messages"),
+        ("errors.py", "converter.files"),
+    ],
+)
+def test_an_arrow_turned_round_breaks_a_contract(copy: Path, module: str, imports: str) -> None:
+    assert lint_imports(copy).returncode == 0
+    path = copy / "converter" / module
+    path.write_text(f"{path.read_text()}\nimport {imports}\n")
+    broken = lint_imports(copy)
+    assert broken.returncode == 1
+    assert "BROKEN" in broken.stdout
+
+
+def test_folders_are_small_and_their_init_is_a_docstring() -> None:
+    assert len(FOLDERS) >= 7
+    for folder in FOLDERS:
+        body = ast.parse((folder / "__init__.py").read_text()).body
+        assert len(body) == 1 and ast.get_docstring(ast.Module(body, []))
+        assert len(list(folder.glob("[!_]*.py"))) <= MOST_FILES_IN_FOLDER, folder
+
+
+def test_no_module_at_the_root_has_the_name_of_a_standard_one() -> None:
+    """``python converter`` puts the package's folder on sys.path until it has started."""
+    names = {path.stem for path in PACKAGE.glob("[!_]*.py")}
+    assert not names & sys.stdlib_module_names
+
+
+def test_the_functions_within_the_package_are_those_beside_it() -> None:
+    within = PACKAGE / "sources" / "my_functions.py"
+    assert within.read_bytes() == (ROOT / "my_functions.py").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a copy of the tree: building writes beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt", "my_functions.py"):
+        shutil.copy2(ROOT / name, folder)
+    shutil.copytree(PACKAGE, folder / "converter")
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    if built.returncode and "No matching distribution" in built.stderr:
+        pytest.skip("no network to fetch setuptools from")
+    assert built.returncode == 0, built.stderr
+    [path] = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_modules_and_no_top_level_functions(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert modules <= names
+    assert "converter/py.typed" in names
+    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"converter"}
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_gives_both_commands_and_its_own_functions(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """Into a folder beside what this Python has: its commands, its modules, its functions."""
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site),
+         str(wheel)],
+        check=True,
+    )  # fmt: skip
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.json").write_text("[1, 2]")
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    for number, name in enumerate(("converter", "data2h5")):
+        flags = ["--path_images=lists", f"--path_output={number}.h5", "--ext=json"]
+        ended = subprocess.run(
+            [sys.executable, str(site / "bin" / name), *flags, "--custom_read_func"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert str(site / "converter" / "sources" / "my_functions.py") in ended.stderr
