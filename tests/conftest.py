@@ -14,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from converter.cli import main
 from helpers.world import Finished
 
+EVERYDAY = "not slow"  # as addopts of pyproject.toml says
+SLOW_HALF = "python -m pytest -n auto -m slow"
+MOST_CELLS = 4  # of one parametrised test in the everyday half
 corpus_lines = pytest.StashKey[list[str]]()
 
 
@@ -22,11 +25,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what came of the files of ``--corpus``."""
+    """Show what came of the files of ``--corpus``, and how to run the tests left out."""
     config = terminalreporter.config
     if config.getoption("--corpus"):
         for line in config.stash[corpus_lines]:
             terminalreporter.write_line(line)
+    if config.getoption("markexpr") == EVERYDAY:
+        terminalreporter.write_line(f"the slow half: {SLOW_HALF}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but a few cells of each test with many, evenly spread over them.
+
+    A test that is marked ``every_cell`` keeps them all in the everyday half.
+    """
+    cells: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        is_whole = item.get_closest_marker("slow") or item.get_closest_marker("every_cell")
+        if hasattr(item, "callspec") and not is_whole:
+            function = item.nodeid.partition("[")[0]
+            cells.setdefault((item.path, function), []).append(item)
+    for found in cells.values():
+        count = len(found)
+        kept = {round(n * (count - 1) / (MOST_CELLS - 1)) for n in range(MOST_CELLS)}
+        for number, item in enumerate(found):
+            if count > MOST_CELLS and number not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
