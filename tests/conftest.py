@@ -11,12 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from converter.cli import main
-from helpers.world import Finished
+from helpers.run import Finished, run_here
 
 EVERYDAY = "not slow"  # as addopts of pyproject.toml says
 SLOW_HALF = "python -m pytest -n auto -m slow"
-MOST_CELLS = 4  # of one parametrised test in the everyday half
+CELLS = 3  # of one parametrised test in the everyday half
 corpus_lines = pytest.StashKey[list[str]]()
 
 
@@ -36,21 +35,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow all but a few cells of each test with many, evenly spread over them.
+    """Mark what is not of the everyday half as slow.
 
-    A test that is marked ``every_cell`` keeps them all in the everyday half.
+    A parametrised test has a few of its cells there, as many as its mark says: they are spread
+    evenly over all. Of a file that is mostly slow it has the tests that are marked.
     """
-    cells: dict[tuple[Path, str], list[pytest.Item]] = {}
+    cells: dict[str, list[pytest.Item]] = {}
     for item in items:
-        is_whole = item.get_closest_marker("slow") or item.get_closest_marker("every_cell")
-        if hasattr(item, "callspec") and not is_whole:
-            function = item.nodeid.partition("[")[0]
-            cells.setdefault((item.path, function), []).append(item)
+        if not item.get_closest_marker("slow"):
+            cells.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for found in cells.values():
+        everyday = found[0].get_closest_marker("everyday")
         count = len(found)
-        kept = {round(n * (count - 1) / (MOST_CELLS - 1)) for n in range(MOST_CELLS)}
+        if everyday is None:
+            most = 0 if found[0].get_closest_marker("mostly_slow") else CELLS
+        else:
+            most = everyday.args[0] if everyday.args else count
+        kept = {(2 * n + 1) * count // (2 * most) for n in range(most)}
         for number, item in enumerate(found):
-            if count > MOST_CELLS and number not in kept:
+            if number not in kept and count > most:
                 item.add_marker(pytest.mark.slow)
 
 
@@ -87,14 +90,38 @@ def convert(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     def convert(folder: Path, output: Path, *flags: str) -> Finished:
         has_own = any(flag.startswith(("--workers", "--dask")) for flag in flags)
         workers = [] if has_own else ["--workers=1"]
-        try:
-            status = main([f"--path_images={folder}", f"--path_output={output}", *workers, *flags])
-        except SystemExit as error:  # as argparse ends
-            status = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return Finished(status, out, err)
+        return run_here(
+            capfd, f"--path_images={folder}", f"--path_output={output}", *workers, *flags
+        )
 
     return convert
+
+
+@pytest.fixture
+def verify(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Run --verify within this process, without worker processes."""
+
+    def verify(path: Path, *flags: str) -> Finished:
+        workers = [] if any(flag.startswith("--workers") for flag in flags) else ["--workers=1"]
+        return run_here(capfd, "--verify", f"--path_output={path}", *workers, *flags)
+
+    return verify
+
+
+@pytest.fixture
+def update(convert: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Run an update within this process."""
+    return lambda folder, output, *flags: convert(folder, output, "--update", *flags)
+
+
+@pytest.fixture
+def extract(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Run --extract within this process."""
+
+    def extract(path: Path, folder: Path | str, *flags: str) -> Finished:
+        return run_here(capfd, f"--path_output={path}", f"--extract={folder}", *flags)
+
+    return extract
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ import pytest
 
 from conftest import corpus_lines
 from converter.sources.images import plugin_of
-from helpers.world import ROOT, assert_same, command, failures, finish, start, write_functions
+from helpers.check import assert_same, failures
+from helpers.run import ROOT, command, finish, start, write_functions
 
 SAMPLES = Path(__file__).resolve().parent / "images"
 SECONDS_AT_MOST = 3600
@@ -220,6 +221,7 @@ def test_every_file_is_stored_as_my_read_reads_it_or_fails_there_too(
     note(pytestconfig, corpus, f"my_read of .{extension}", counts)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_makes_the_same_bytes_of_it(corpus, tmp_path):
     extensions = {extension_of(key) for key in files_below(corpus)} - {""}
     made = []

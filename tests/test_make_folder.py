@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.world import run
+from helpers.run import run
 from make_folder import FILES_IN_FOLDER, main
 
 

@@ -26,10 +26,11 @@ from converter import H5Folder
 from converter.callbacks import Callbacks
 from converter.cli import main
 from converter.commands.verify import verify
-from helpers.loader_files import assert_same
-from helpers.world import write_functions
+from helpers.check import assert_same
+from helpers.run import write_functions
 
 pytestmark = [
+    pytest.mark.mostly_slow,
     pytest.mark.skipif(os.name == "nt", reason="names of POSIX"),
     pytest.mark.filterwarnings("ignore:The recursion limit will not be reset"),  # os.walk needs it
 ]
@@ -201,6 +202,7 @@ def test_folders_may_lie_200_deep_and_names_have_255_bytes(depth, tmp_path):
     assert verify(output, Callbacks()).failed == 0
 
 
+@pytest.mark.everyday
 def test_twins_in_case_and_in_unicode_forms_stay_apart(tmp_path):
     functions = write_functions(tmp_path / "np_functions.py", READER)
     source, output = tmp_path / "source", tmp_path / "OUT.h5"

@@ -11,21 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.world import (
-    ROOT,
-    command,
-    everything_below,
-    finish,
-    names_kept,
-    processes_left,
-    save_jpegs,
-    start,
-    stored,
-    wait_until,
-    write_functions,
-)
+from helpers.check import everything_below, names_kept, stored
+from helpers.images import save_jpegs
+from helpers.run import ROOT, command, finish, processes_left, start, wait_until, write_functions
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.mostly_slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+]
 
 SLOW = """
 import time

@@ -9,26 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.world import (
-    Finished,
-    command,
-    everything_below,
-    run,
-    save_jpegs,
-    without_root_rights,
-    write_functions,
-)
-
-
-def assert_refused(ended: Finished, *words: str) -> None:
-    """Check for status 2 and one sentence with these words."""
-    assert ended.status == 2, ended.err
-    assert ended.out == ""
-    lines = ended.err.strip().splitlines()
-    assert len(lines) == 1, ended.err
-    assert lines[0].startswith("converter: ")
-    for word in words:
-        assert word in lines[0]
+from helpers.check import assert_refused, everything_below
+from helpers.images import save_jpegs
+from helpers.run import Finished, command, run, without_root_rights, write_functions
 
 
 @pytest.fixture

@@ -28,8 +28,10 @@ from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import ROW
 from converter.format.index_reader import open_index
-from helpers.loader_files import TailEditor, assert_same, make_h5, smooth, stacked
-from helpers.world import ROOT, command, run, write_functions
+from helpers.arrays import make_h5, smooth, stacked
+from helpers.check import assert_same, filters_of
+from helpers.damage import TailEditor
+from helpers.run import ROOT, command, run, write_functions
 
 hdf5plugin = pytest.importorskip("hdf5plugin", reason="h5py is the judge of what is written")
 zstandard = pytest.importorskip("zstandard")
@@ -107,12 +109,6 @@ def samples_of(kind: str) -> dict[str, np.ndarray]:
 
 def samples() -> dict[str, np.ndarray]:
     return {key: array for kind in DTYPES for key, array in samples_of(kind).items()}
-
-
-def filters_of(dataset: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:
-    pipeline = dataset.id.get_create_plist()
-    found = [pipeline.get_filter(n) for n in range(pipeline.get_nfilters())]
-    return [(number, tuple(values)) for number, _, values, _ in found]
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +377,7 @@ for read in (
 """
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("has_tail", [True, False])
 @pytest.mark.parametrize("compression", ["zstd", "blosc2"])
 def test_without_any_package_that_undoes_it_the_reader_says_what_to_install(
@@ -404,6 +401,7 @@ def test_without_any_package_that_undoes_it_the_reader_says_what_to_install(
         )
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("compression", "missing"),
     [
@@ -424,6 +422,7 @@ def test_one_package_that_undoes_it_is_enough(compression, missing, tmp_path):
     assert ended.stdout.splitlines() == [str(number) for number in sums]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["zstd", "blosc2"])
 def test_reading_through_the_packages_needs_no_hdf5plugin(compression, tmp_path):
     path = make_h5(tmp_path, {"a.npy": smooth((300, 400))}, compression=compression)
@@ -448,6 +447,7 @@ def test_several_threads_read_at_once(compression, tmp_path):
             assert_same(got, arrays[key])
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<f4"])
 @pytest.mark.parametrize("shape", [(300, 500, 3), (1201, 433), (1200, 1100, 4), (9, 700, 40, 5)])
 def test_blosc2_in_several_threads_gives_what_one_gives(dtype, shape, tmp_path, monkeypatch):
@@ -526,6 +526,7 @@ ENVIRONMENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["zstd", "blosc2"])
 def test_the_same_bytes_whoever_makes_them_and_in_whatever_environment(compression, tmp_path):
     source = tmp_path / "source"
@@ -630,6 +631,7 @@ print(outcomes)
 """
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     ("kind", "compression"),
     [
@@ -726,6 +728,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["zstd", "blosc2"])
 def test_a_payload_cut_short_is_refused(compression, tmp_path):
     """Or reads right, where only bytes behind the data are missing.
@@ -762,6 +765,7 @@ def read_each(paths: list[Path]) -> list[str]:
     return ended.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_forged_blosc2_payload_never_crashes(tmp_path):
     """With a checksum that is right, as only somebody who means harm would give it."""
     path = make_h5(tmp_path, {"a.npy": smooth((200, 300))}, compression="blosc2")

@@ -9,18 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from helpers.world import (
-    as_pillow_reads,
-    assert_same,
-    colours,
-    command,
-    everything_below,
-    failures,
-    run,
-    save,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, everything_below, failures, filters_of, stored
+from helpers.images import as_pillow_reads, colours, save
+from helpers.run import command, run, write_functions
 
 MIB = 1 << 20
 
@@ -95,11 +86,6 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def filters_of(dataset: h5py.Dataset) -> list[int]:
-    pipeline = dataset.id.get_create_plist()
-    return [pipeline.get_filter(n)[0] for n in range(pipeline.get_nfilters())]
-
-
 def convert_arrays(source: Path, output: Path, *flags: str) -> Path:
     functions = write_functions(output.parent / "npy_functions.py", NPY_READER)
     flags = ("--ext=npy", "--custom_read_func", f"--path_functions={functions}", *flags)
@@ -130,7 +116,7 @@ def test_compression_is_as_asked_for(name, arrays):
     compression, output = arrays
     with h5py.File(output) as file:
         dataset = file[f"{name}.npy"]
-        filters = filters_of(dataset)
+        filters = [number for number, _ in filters_of(dataset)]
         if compression == "none" or name in NEVER_COMPRESSED:
             assert not filters
         elif compression == "auto":
@@ -192,6 +178,7 @@ def test_no_chunk_was_written_with_a_filter_left_out(arrays):
                     assert dataset.id.get_chunk_info(number).filter_mask == 0
 
 
+@pytest.mark.slow
 def test_auto_decides_by_the_bytes_alone(source, tmp_path):
     one = convert_arrays(source, tmp_path / "one.h5", "--workers=1")
     two = convert_arrays(source, tmp_path / "two.h5", "--workers=3")

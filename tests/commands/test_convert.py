@@ -17,20 +17,9 @@ import PIL.Image
 import pytest
 
 import converter.progress
-from helpers.world import (
-    ROOT,
-    as_pillow_reads,
-    assert_same,
-    colours,
-    command,
-    everything_below,
-    failures,
-    run,
-    save,
-    save_jpegs,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, everything_below, failures, stored
+from helpers.images import as_pillow_reads, colours, save, save_jpegs
+from helpers.run import ROOT, command, run, write_functions
 
 
 @pytest.fixture(params=["--workers=1", "--workers=2"])
@@ -220,6 +209,7 @@ def test_overwrite_without_an_older_output_is_no_error(folder, output, convert):
     assert convert(folder, output, "--overwrite").status == 0
 
 
+@pytest.mark.everyday(1)
 def test_a_dry_run_says_what_would_be_and_writes_nothing(folder, output, convert, workers):
     for number in range(20):
         save(folder / f"{number:02}.jpg", colours(number, (200, 300, 3)))
@@ -262,6 +252,7 @@ def test_the_folder_of_the_output_is_made(folder, tmp_path, convert):
     assert list(stored(output)) == ["a.jpg"]
 
 
+@pytest.mark.everyday(1)
 def test_an_output_inside_the_folder_is_never_taken_as_input(folder, tmp_path, workers):
     save_jpegs(folder, ["a.jpg"])
     (folder / "other.h5").write_bytes(b"x")
@@ -285,6 +276,7 @@ def test_an_output_inside_the_folder_is_never_taken_as_input(folder, tmp_path, w
         assert set(failures(output)) == {"bad.h5"}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("output_name", ["OUT.jpg", "sub/../OUT.jpg", "./OUT.jpg"])
 def test_an_output_with_the_extension_of_the_images_is_not_taken_as_input(
     output_name, folder, monkeypatch
@@ -296,6 +288,7 @@ def test_an_output_with_the_extension_of_the_images_is_not_taken_as_input(
         assert set(stored(folder / "OUT.jpg")) == {"a.jpg", "sub/b.jpg", "sub/OUT.jpg"}
 
 
+@pytest.mark.slow
 def test_an_output_in_the_folder_through_a_link_is_not_taken_as_input(folder, tmp_path):
     save_jpegs(folder, ["a.jpg"])
     (tmp_path / "link").symlink_to(folder)
@@ -337,18 +330,22 @@ def test_it_starts_as_python_m_converter(started):
     started(["-m", "converter"], ROOT)
 
 
+@pytest.mark.slow
 def test_it_starts_by_its_absolute_path_from_any_folder(started, tmp_path):
     started([str(ROOT / "converter")], tmp_path)
 
 
+@pytest.mark.slow
 def test_it_starts_by_a_relative_path(started, tmp_path):
     started([os.path.relpath(ROOT / "converter", tmp_path)], tmp_path)
 
 
+@pytest.mark.slow
 def test_it_starts_by_the_path_of_main(started, tmp_path):
     started([str(ROOT / "converter" / "__main__.py")], tmp_path)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["queue.py", "report.py", "plan.py", "index.py", "cli.py"])
 def test_it_starts_where_files_of_the_same_names_lie(name, started, tmp_path):
     (tmp_path / "here").mkdir()
@@ -456,6 +453,7 @@ def test_more_workers_than_files_are_no_error(folder, output, convert):
     assert convert(folder, output, "--workers=6").status == 0
 
 
+@pytest.mark.slow
 def test_a_slow_file_and_one_larger_than_any_slot_keep_their_places(folder, output, tmp_path):
     for number in range(60):
         (folder / f"{number:02}.num").write_bytes(b"x")
@@ -509,6 +507,7 @@ def test_quiet_shows_no_progress(folder, output, convert, monkeypatch):
     assert "20 stored" in ended.out
 
 
+@pytest.mark.slow
 def test_a_short_run_without_a_terminal_shows_no_progress(folder, output):
     save_jpegs(folder, ["a.jpg"])
     ended = run(command(folder, output))
@@ -539,6 +538,7 @@ def run_in_terminal(arguments: list[str], *, seconds: float = 60) -> tuple[int, 
     return process.wait(seconds), shown.getvalue().decode(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_on_a_terminal_a_bar_shows_files_rates_time_left_and_failures(folder, output, tmp_path):
     for number in range(40):
@@ -574,6 +574,7 @@ def test_results_go_to_stdout_and_failures_to_stderr(folder, output):
     assert "bad.jpg: " not in ended.out
 
 
+@pytest.mark.slow
 def test_a_reader_of_stdout_that_has_gone_away_changes_no_file(folder, output):
     save_jpegs(folder, ["a.jpg"])
     ours, theirs = os.pipe()

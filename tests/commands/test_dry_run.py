@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import converter.commands.estimate
-from helpers.world import Finished, colours, everything_below, save, write_functions
+from helpers.check import everything_below
+from helpers.images import colours, save
+from helpers.run import Finished, write_functions
 
 #: What the size may be wrong by; beside it, that it is printed in hundredths of a megabyte.
 SHARE, ROUNDING = 0.15, 0.005
@@ -138,6 +140,7 @@ def real_megabytes(folder, output, convert, choice: tuple[str, str], *flags: str
     return output.stat().st_size / 1e6
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_each_size_is_that_of_the_real_conversion(kind, folder, output, convert):
     FOLDERS[kind](folder)
@@ -226,6 +229,7 @@ def test_what_is_needed_to_read_it_is_said(folder, output, convert):
     assert rows[ENCODED].remarks[0] == "h5py, imageio to decode"
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("flags", "own", "is_new"),
     [
@@ -256,6 +260,7 @@ def test_how_many_arrays_auto_compresses_is_said(folder, output, convert):
     assert "auto compresses 24 of the 72 arrays by gzip, and stores 48 as they are" in lines
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("missing", [["zstd"], ["blosc2"], ["zstd", "blosc2"]])
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
 def test_what_needs_a_missing_package_is_not_tried(

@@ -19,15 +19,16 @@ import pytest
 from converter import H5Folder
 from converter.cli import main
 from converter.format.index import ROW
-from helpers.loader_files import TailEditor, make_h5
-from helpers.world import (
+from helpers.arrays import make_h5
+from helpers.check import assert_refused, everything_below, files_of
+from helpers.damage import TailEditor, cut_tail_off
+from helpers.images import colours, save
+from helpers.run import (
     ROOT,
     Finished,
-    colours,
-    everything_below,
     finish,
+    program,
     run,
-    save,
     start,
     wait_until,
     without_root_rights,
@@ -41,30 +42,13 @@ LEADS_OUT = "refused, for its name could lead out of the folder"
 
 
 @pytest.fixture
-def extract(capfd: pytest.CaptureFixture[str]) -> Extract:
-    """Run the command line within this process."""
-
-    def extract(path: Path, folder: Path | str, *flags: str) -> Finished:
-        capfd.readouterr()  # of the conversion
-        try:
-            status = main([f"--path_output={path}", f"--extract={folder}", *flags])
-        except SystemExit as error:  # as argparse ends
-            status = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return Finished(status, out, err)
-
-    return extract
-
-
-@pytest.fixture
 def back(tmp_path) -> Path:
     """Where the files go; not there yet."""
     return tmp_path / "back"
 
 
 def extract_command(path: Path, folder: Path, *flags: str) -> list[str]:
-    program = [sys.executable, str(ROOT / "converter")]
-    return [*program, f"--path_output={path}", f"--extract={folder}", *flags]
+    return program(f"--path_output={path}", f"--extract={folder}", *flags)
 
 
 def encode(source: Path, files: dict[str, bytes], *flags: str) -> Path:
@@ -91,19 +75,6 @@ def write_h5(path: Path, arrays: dict[str, Any], *, store: str | None = None) ->
     return path
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the files below a folder under their keys."""
-    return {key: data for key, data in everything_below(folder).items() if data is not None}
-
-
-def cut_tail_off(path: Path) -> Path:
-    """Let HDF5 do it, as any tool that opens the file for writing does."""
-    nbytes = path.stat().st_size
-    h5py.File(path, "r+").close()
-    assert path.stat().st_size < nbytes
-    return path
-
-
 def assert_whole(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
     """Check that what there is of the files is whole; return it."""
     found = files_of(folder)
@@ -120,17 +91,6 @@ def flip_a_byte(path: Path, key: str) -> None:
     content = bytearray(path.read_bytes())
     content[last] ^= 1
     path.write_bytes(content)
-
-
-def assert_refused(ended: Finished, *words: str) -> None:
-    """Check for status 2 and one sentence with these words."""
-    assert ended.status == 2, ended.err
-    assert ended.out == ""
-    lines = ended.err.strip().splitlines()
-    assert len(lines) == 1, ended.err
-    assert lines[0].startswith("converter: ")
-    for word in words:
-        assert word in lines[0]
 
 
 # There and back
@@ -231,6 +191,7 @@ def odd_arrays() -> dict[str, Any]:
     }
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.filterwarnings("error:metadata on a dtype")
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -446,6 +407,7 @@ def test_a_name_that_is_too_long_is_a_failure(tmp_path, back, extract):
     assert list(files_of(back)) == ["a.npy"]
 
 
+@pytest.mark.slow
 def test_a_name_the_system_cannot_write_is_a_failure(tmp_path, back):
     path = encode(tmp_path / "source", {"a.txt": b"a", "grüße.txt": b"g", "z.txt": b"z"})
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -697,6 +659,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_no_folder_made(kind, tmp_path
     assert everything_below(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_file_without_permission_is_refused(nested, back):
     nested.chmod(0)
     ended = run(extract_command(nested, back), preexec_fn=without_root_rights)
@@ -704,6 +667,7 @@ def test_a_file_without_permission_is_refused(nested, back):
     assert not back.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_without_permission_fails_and_says_so(nested, back):
     back.mkdir(mode=0o555)
     ended = run(extract_command(nested, back), preexec_fn=without_root_rights)
@@ -823,6 +787,7 @@ def test_quiet_and_overwrite_go_with_extract(nested, back, extract):
 # What interrupts
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("store", ["encoded", "array"])
 def test_a_full_disk_leaves_no_half_file(store, tmp_path, back):
     files = {f"{n}.txt": bytes([n]) * (900_000 if n == 3 else 1000) for n in range(6)}
@@ -900,6 +865,7 @@ assert step > 100 and statuses == {{0, 130}}, (step, statuses)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
 def test_ctrl_c_at_any_step_leaves_no_half_file(flags, tmp_path, back):
     files = {f"sub/{n}.txt": bytes([65 + n]) * 5000 for n in range(3)}
@@ -930,6 +896,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_it_in_one_sentence(name, tmp_path, back):
     files = {f"{n}.txt": bytes([65 + n]) * 5000 for n in range(6)}

@@ -22,18 +22,15 @@ from converter import convert as convert_folder
 from converter.cli import main
 from converter.errors import ConverterError, LoadError
 from converter.writer.paths import Paths, move_aside
-from helpers.world import (
+from helpers.check import assert_refused, assert_same, everything_below, failures, stored
+from helpers.images import save_jpegs
+from helpers.run import (
     ROOT,
     Finished,
-    assert_same,
     command,
-    everything_below,
-    failures,
     finish,
     run,
-    save_jpegs,
     start,
-    stored,
     wait_until,
     without_root_rights,
     write_functions,
@@ -365,6 +362,7 @@ def test_a_shard_is_verified_against_its_part_of_the_folder(
         assert main(verify) == 0, capfd.readouterr()
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_killed_is_gone_on_with(
     folder: Path, output: Path, tmp_path: Path, join: Joined
 ) -> None:
@@ -403,13 +401,10 @@ def test_a_shard_that_was_killed_is_gone_on_with(
 # --- merge: what is refused
 
 
-def assert_refused(ended: Finished, output: Path, *texts: str, before: bytes | None = None) -> None:
-    """One sentence with these texts, and nothing was touched."""
-    assert ended.status == 2, ended
-    assert len(ended.err.splitlines()) == 1, ended.err
-    assert ended.err.startswith("converter: ")
-    for text in texts:
-        assert text in ended.err
+def assert_refused_and_untouched(
+    ended: Finished, output: Path, *texts: str, before: bytes | None = None
+) -> None:
+    assert_refused(ended, *texts)
     if before is None:
         assert left(output) == []
     else:
@@ -419,10 +414,11 @@ def assert_refused(ended: Finished, output: Path, *texts: str, before: bytes | N
 def test_missing_shards_are_named(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 4)
-    assert_refused(join([parts[0], parts[2]], output), output, "2/4", "4/4")
-    assert_refused(join([parts[2]], output), output, "1/4, 2/4, 4/4")
+    assert_refused_and_untouched(join([parts[0], parts[2]], output), output, "2/4", "4/4")
+    assert_refused_and_untouched(join([parts[2]], output), output, "1/4, 2/4, 4/4")
 
 
+@pytest.mark.slow
 def test_a_shard_of_a_thousand_million_says_what_is_missing_without_a_list_of_them(
     folder: Path, output: Path
 ) -> None:
@@ -435,32 +431,34 @@ def test_a_shard_of_a_thousand_million_says_what_is_missing_without_a_list_of_th
 
     program = [sys.executable, str(ROOT / "converter"), "--merge", str(part)]
     process = start([*program, f"--path_output={output}"], preexec_fn=limit)
-    assert_refused(finish(process), output, "missing")
+    assert_refused_and_untouched(finish(process), output, "missing")
 
 
 def test_a_doubled_shard_is_named(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 2)
     copy = shutil.copy(parts[0], output.with_name("part1b.h5"))
-    assert_refused(join([*parts, Path(copy)], output), output, str(parts[0]), str(copy), "1 of 2")
+    assert_refused_and_untouched(
+        join([*parts, Path(copy)], output), output, str(parts[0]), str(copy), "1 of 2"
+    )
 
 
 def test_a_file_named_twice_is_refused(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 2)
-    assert_refused(join([*parts, parts[1]], output), output, str(parts[1]), "twice")
+    assert_refused_and_untouched(join([*parts, parts[1]], output), output, str(parts[1]), "twice")
     whole = output.with_name("part.h5")
     convert_folder(folder, whole, workers=1)
     link = output.with_name("part_link.h5")
     link.symlink_to(whole)
-    assert_refused(join([whole, link], output), output, str(whole), str(link))
+    assert_refused_and_untouched(join([whole, link], output), output, str(whole), str(link))
 
 
 def test_shards_of_different_options_are_refused(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 2, compression="none")
     convert_folder(folder, parts[1], shard="2/2", compression="gzip", workers=1, overwrite=True)
-    assert_refused(join(parts, output), output, *map(str, parts), "gzip", "none")
+    assert_refused_and_untouched(join(parts, output), output, *map(str, parts), "gzip", "none")
 
 
 def test_shards_of_a_folder_that_changed_are_refused(
@@ -470,7 +468,7 @@ def test_shards_of_a_folder_that_changed_are_refused(
     parts = make_shards(folder, output, 2)
     save_jpegs(folder, ["new.jpg"])
     convert_folder(folder, parts[1], shard="2/2", workers=1, overwrite=True)
-    assert_refused(join(parts, output), output, *map(str, parts), "changed")
+    assert_refused_and_untouched(join(parts, output), output, *map(str, parts), "changed")
 
 
 def test_shards_of_different_counts_are_refused(folder: Path, output: Path, join: Joined) -> None:
@@ -478,7 +476,7 @@ def test_shards_of_different_counts_are_refused(folder: Path, output: Path, join
     parts = make_shards(folder, output, 2)
     third = output.with_name("part3.h5")
     convert_folder(folder, third, shard="3/3", workers=1)
-    assert_refused(join([*parts, third], output), output, str(third))
+    assert_refused_and_untouched(join([*parts, third], output), output, str(third))
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -490,15 +488,15 @@ def test_a_shard_and_a_whole_file_are_refused(
     whole = output.with_name("part_whole.h5")
     convert_folder(folder, whole, workers=1)
     paths = [whole, *parts] if is_first else [*parts, whole]
-    assert_refused(join(paths, output), output, str(whole), "no shard")
+    assert_refused_and_untouched(join(paths, output), output, str(whole), "no shard")
 
 
 def test_a_missing_file_is_named(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 2)
     missing = output.with_name("part_missing.h5")
-    assert_refused(join([*parts, missing], output), output, f"no file {missing}")
-    assert_refused(join([*parts, output.parent], output), output, str(output.parent))
+    assert_refused_and_untouched(join([*parts, missing], output), output, f"no file {missing}")
+    assert_refused_and_untouched(join([*parts, output.parent], output), output, str(output.parent))
 
 
 @pytest.mark.parametrize("content", ["empty", "text", "h5py", "cut"])
@@ -515,7 +513,7 @@ def test_a_file_without_an_index_is_named(
         whole = bad.read_bytes()
         contents = {"empty": b"", "text": b"x" * 9999, "cut": whole[: len(whole) // 2]}
         bad.write_bytes(contents[content])
-    assert_refused(join(parts, output), output, str(bad))
+    assert_refused_and_untouched(join(parts, output), output, str(bad))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drops rights with Linux's prctl")
@@ -525,7 +523,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, output: Path) -> Non
     parts[1].chmod(0)
     program = [sys.executable, str(ROOT / "converter"), "--merge", *map(str, parts)]
     ended = run([*program, f"--path_output={output}"], preexec_fn=without_root_rights)
-    assert_refused(ended, output, str(parts[1]))
+    assert_refused_and_untouched(ended, output, str(parts[1]))
 
 
 def test_an_output_that_exists_is_replaced_only_when_asked(
@@ -534,7 +532,7 @@ def test_an_output_that_exists_is_replaced_only_when_asked(
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 2)
     output.write_bytes(b"mine")
-    assert_refused(join(parts, output), output, "--overwrite", before=b"mine")
+    assert_refused_and_untouched(join(parts, output), output, "--overwrite", before=b"mine")
     assert join(parts, output, "--overwrite").status == 0
     assert sorted(stored(output)) == FLAT
 
@@ -547,21 +545,21 @@ def test_an_input_is_never_the_output(folder: Path, output: Path, join: Joined) 
     link.symlink_to(parts[0])
     for target in (parts[0], link):
         ended = join(parts, target, "--overwrite")
-        assert_refused(ended, parts[0], str(target), "to join", before=before)
+        assert_refused_and_untouched(ended, parts[0], str(target), "to join", before=before)
 
 
 def test_a_folder_is_never_the_output(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT)
     parts = make_shards(folder, output, 2)
     ended = join(parts, output.parent, "--overwrite")
-    assert_refused(ended, output, "is a folder")
+    assert_refused_and_untouched(ended, output, "is a folder")
 
 
 def test_flags_of_a_conversion_are_refused(folder: Path, output: Path, join: Joined) -> None:
     save_jpegs(folder, FLAT[:2])
     parts = make_shards(folder, output, 2)
     for flag in ("--compression=gzip", f"--path_images={folder}", "--shard=1/2", "--workers=2"):
-        assert_refused(join(parts, output, flag), output, flag.partition("=")[0])
+        assert_refused_and_untouched(join(parts, output, flag), output, flag.partition("=")[0])
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -582,6 +580,7 @@ def test_a_damaged_payload_is_named_and_nothing_is_left(
     assert left(output) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits files as Linux does")
 def test_a_full_disk_leaves_nothing(folder: Path, output: Path) -> None:
     save_jpegs(folder, FLAT)
@@ -624,6 +623,7 @@ def kill_conversion(folder: Path, output: Path, functions: Path) -> None:
     assert run(command(folder, output, *flags)).status == -signal.SIGKILL
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("is_aside", [False, True])
 def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
     is_aside: bool, folder: Path, output: Path, tmp_path: Path, join: Joined
@@ -644,6 +644,7 @@ def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
         assert {p: p.read_bytes() for p in output.parent.iterdir()} == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["join", "convert"])
 def test_joining_that_was_killed_does_not_stand_in_the_way(
     then: str, folder: Path, output: Path, join: Joined
@@ -984,7 +985,7 @@ def test_encoded_and_array_files_are_not_joined(tmp_path: Path, output: Path, jo
         save_jpegs(tmp_path / name, [f"{name}.jpg"])
         parts.append(tmp_path / f"{name}.h5")
         convert_folder(tmp_path / name, parts[-1], store=store, workers=1)
-    assert_refused(join(parts, output), output, "encoded", *map(str, parts))
+    assert_refused_and_untouched(join(parts, output), output, "encoded", *map(str, parts))
 
 
 def test_joining_changes_no_part(folder: Path, output: Path, join: Joined) -> None:

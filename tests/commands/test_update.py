@@ -18,20 +18,10 @@ import pytest
 from converter import H5Folder
 from converter.writer import provenance
 from converter.writer.reuse import BATCH_FILES
-from helpers.damage import flip, parts_of, payload_of, without_sources
-from helpers.world import (
-    Finished,
-    assert_same,
-    colours,
-    command,
-    everything_below,
-    failures,
-    run,
-    save,
-    save_jpegs,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_refused, assert_same, everything_below, failures, stored
+from helpers.damage import cut_in_half, flip, parts_of, payload_of, without_sources
+from helpers.images import colours, save, save_jpegs
+from helpers.run import Finished, command, run, write_functions
 
 LONG_AGO_NS = 1_500_000_000_123_456_789
 NEW_FILES = BATCH_FILES + 50  # of which the first go into the journal
@@ -78,12 +68,6 @@ def album(folder) -> Path:
     save_jpegs(folder, NAMES)
     settle(folder)
     return folder
-
-
-@pytest.fixture
-def update(convert) -> Callable[..., Finished]:
-    """Run an update within this process."""
-    return lambda folder, output, *flags: convert(folder, output, "--update", *flags)
 
 
 @pytest.fixture
@@ -135,15 +119,6 @@ def reading(path: Path, text: str = READER) -> tuple[str, ...]:
     """Write functions; return the flags that have .npy files read by them."""
     functions = write_functions(path / "np_functions.py", text)
     return ("--custom_read_func", f"--path_functions={functions}", "--ext=npy")
-
-
-def assert_one_sentence(ended: Finished, *words: str, status: int = 2) -> None:
-    assert ended.status == status, ended.err
-    assert ended.out == ""
-    lines = ended.err.strip().splitlines()
-    assert len(lines) == 1, ended.err
-    for word in ("converter: ", *words):
-        assert word in lines[0]
 
 
 # What an update does
@@ -426,7 +401,7 @@ def test_a_folder_that_lost_all_its_files_is_refused(album, output, convert, upd
     for name in NAMES:
         (album / name).unlink()
     before = everything_below(tmp_path)
-    assert_one_sentence(update(album, output), "no .jpg files", str(album))
+    assert_refused(update(album, output), "no .jpg files", str(album))
     assert everything_below(tmp_path) == before
 
 
@@ -461,6 +436,7 @@ ARRAYS = {
 }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
 @pytest.mark.parametrize("compression", ["auto", "none", "gzip:1", "zstd:1", "blosc2"])
 def test_arrays_of_all_kinds_are_kept_as_they_are(
@@ -507,6 +483,7 @@ def test_texts_and_bytes_of_my_read_are_kept(
     assert_as_fresh(folder, output, *flags)
 
 
+@pytest.mark.slow
 def test_an_image_in_many_samples_is_updated_many_times(
     folder, output, tmp_path, convert, update, assert_as_fresh
 ):
@@ -658,7 +635,7 @@ def test_flags_that_differ_from_the_files_are_refused(
     before = everything_below(tmp_path)
     ended = update(album, output, typed)
     said = named if "reader" not in typed else "--reader"
-    assert_one_sentence(ended, str(output), said, typed, "--overwrite")
+    assert_refused(ended, str(output), said, typed, "--overwrite")
     assert everything_below(tmp_path) == before
 
 
@@ -675,17 +652,17 @@ MODES = [
 def test_flags_of_other_modes_are_refused(flags, album, output, convert, update, tmp_path):
     convert(album, output)
     before = everything_below(tmp_path)
-    assert_one_sentence(update(album, output, *flags), flags[0].partition("=")[0], "--update")
+    assert_refused(update(album, output, *flags), flags[0].partition("=")[0], "--update")
     assert everything_below(tmp_path) == before
 
 
 def test_without_a_folder_it_says_what_is_missing(output):
     import sys
 
-    from helpers.world import ROOT
+    from helpers.run import ROOT
 
     ended = run([sys.executable, str(ROOT / "converter"), "--update", f"--path_output={output}"])
-    assert_one_sentence(ended, "--path_images")
+    assert_refused(ended, "--path_images")
 
 
 # my_read and my_prune
@@ -716,7 +693,7 @@ def test_what_my_prune_gets_as_ext_counts_letter_by_letter(
     flags = ("--custom_prune_func", f"--path_functions={functions}", "--ext=.jpg")
     assert convert(album, output, *flags).status == 0
     assert_changes(update(album, output, *flags), kept=5)
-    assert_one_sentence(update(album, output, flags[1], typed), "--ext=.jpg", typed)
+    assert_refused(update(album, output, flags[1], typed), "--ext=.jpg", typed)
 
 
 def test_the_same_functions_under_another_name_are_accepted(
@@ -741,7 +718,7 @@ def test_other_functions_are_refused(which, album, output, tmp_path, convert, up
     save(album / "new.jpg", colours(8))
     before = everything_below(tmp_path)
     ended = update(album, output, f"--path_functions={functions}")
-    assert_one_sentence(ended, str(output), which, str(functions), "--overwrite")
+    assert_refused(ended, str(output), which, str(functions), "--overwrite")
     assert everything_below(tmp_path) == before
 
 
@@ -750,14 +727,14 @@ def test_functions_that_are_gone_are_named(album, output, tmp_path, convert, upd
     flags = ("--custom_prune_func", f"--path_functions={functions}")
     convert(album, output, *flags)
     functions.unlink()
-    assert_one_sentence(update(album, output, flags[1]), str(functions))
+    assert_refused(update(album, output, flags[1]), str(functions))
 
 
 def test_functions_of_no_use_are_refused(album, output, tmp_path, convert, update):
     convert(album, output)
     functions = write_functions(tmp_path / "one_functions.py", PRUNER)
     ended = update(album, output, f"--path_functions={functions}")
-    assert_one_sentence(ended, "--path_functions is of no use alone")
+    assert_refused(ended, "--path_functions is of no use alone")
 
 
 # The packages it was made with
@@ -810,6 +787,7 @@ def kill_update(folder: Path, output: Path, functions: str) -> None:
     assert output.with_name("OUT.h5.partial").stat().st_size > BATCH_FILES
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
 def test_an_update_that_was_killed_goes_on_when_repeated(
     workers, deadly, folder, output, tmp_path, update, assert_as_fresh
@@ -822,6 +800,7 @@ def test_an_update_that_was_killed_goes_on_when_repeated(
     assert_as_fresh(folder, output, *deadly)
 
 
+@pytest.mark.slow
 def test_between_two_updates_the_folder_may_change_again(
     deadly, folder, output, tmp_path, update, assert_as_fresh
 ):
@@ -834,6 +813,7 @@ def test_between_two_updates_the_folder_may_change_again(
     assert_as_fresh(folder, output, *deadly)
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_folder_may_be_as_it_was_before(
     deadly, folder, output, tmp_path, convert, update, assert_as_fresh
 ):
@@ -849,6 +829,7 @@ def test_after_a_kill_the_folder_may_be_as_it_was_before(
     assert_as_fresh(folder, output, *deadly)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
 def test_what_a_run_that_came_to_nothing_left_is_removed(
     workers, deadly, folder, output, tmp_path, update
@@ -867,6 +848,7 @@ def test_what_a_run_that_came_to_nothing_left_is_removed(
     assert os.listdir(output.parent) == ["OUT.h5"]
 
 
+@pytest.mark.slow
 def test_an_update_killed_twice_still_comes_to_its_end(
     deadly, folder, output, tmp_path, update, assert_as_fresh
 ):
@@ -878,6 +860,7 @@ def test_an_update_killed_twice_still_comes_to_its_end(
     assert_as_fresh(folder, output, *deadly)
 
 
+@pytest.mark.slow
 def test_it_begins_anew_when_asked_for(deadly, folder, output, tmp_path, update, assert_as_fresh):
     kill_update(folder, output, deadly[1])
     (tmp_path / "kill").unlink()
@@ -888,6 +871,7 @@ def test_it_begins_anew_when_asked_for(deadly, folder, output, tmp_path, update,
     assert_as_fresh(folder, output, *deadly)
 
 
+@pytest.mark.slow
 def test_a_conversion_that_was_killed_can_be_followed_by_an_update(
     deadly, folder, output, tmp_path, convert, update, assert_as_fresh
 ):
@@ -913,7 +897,7 @@ def test_a_disk_too_small_for_the_new_file_is_refused(
     save(album / "new.jpg", colours(8))
     before = everything_below(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", disk_with(5000))
-    assert_one_sentence(update(album, output), str(output), "MB are free", "--path_output")
+    assert_refused(update(album, output), str(output), "MB are free", "--path_output")
     assert everything_below(tmp_path) == before
 
 
@@ -957,6 +941,7 @@ def test_large_files_beside_many_small_kept_ones_are_counted(
     assert everything_below(output.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits a process by rlimit")
 def test_a_disk_that_fills_up_leaves_the_old_file(album, output, convert, assert_as_fresh, update):
     convert(album, output, "--compression=none")
@@ -1014,7 +999,7 @@ def test_a_damaged_index_is_refused(part, album, output, convert, update, tmp_pa
     flip(output, parts_of(output)[part].begin)
     before = everything_below(tmp_path)
     ended = update(album, output)
-    assert_one_sentence(ended, str(output), "index", "convert")
+    assert_refused(ended, str(output), "index", "convert")
     assert everything_below(tmp_path) == before
 
 
@@ -1022,7 +1007,7 @@ def test_damaged_sources_are_refused(album, output, convert, update, tmp_path):
     convert(album, output)
     flip(output, parts_of(output)["sources"].begin + 3)
     before = everything_below(tmp_path)
-    assert_one_sentence(update(album, output), str(output), "sizes and times", "--overwrite")
+    assert_refused(update(album, output), str(output), "sizes and times", "--overwrite")
     assert everything_below(tmp_path) == before
 
 
@@ -1031,7 +1016,7 @@ def test_a_file_without_an_index_is_refused(album, output, convert, update, tmp_
     with h5py.File(output, "r+") as file:
         file.attrs["note"] = "touched"
     before = everything_below(tmp_path)
-    assert_one_sentence(update(album, output), str(output), "has no index", "--overwrite")
+    assert_refused(update(album, output), str(output), "has no index", "--overwrite")
     assert everything_below(tmp_path) == before
 
 
@@ -1046,18 +1031,13 @@ def test_a_file_whose_index_was_rebuilt_does_not_know_its_sources(
         file.attrs["note"] = "touched"
     assert rebuild_index(output, Callbacks()) == 5
     before = everything_below(tmp_path)
-    assert_one_sentence(update(album, output), str(output), "sizes and times", "--overwrite")
+    assert_refused(update(album, output), str(output), "sizes and times", "--overwrite")
     assert everything_below(tmp_path) == before
 
 
 def make_foreign(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["a.jpg"] = np.arange(5)
-
-
-def make_truncated(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
 
 
 def make_strange(path: Path) -> None:
@@ -1070,7 +1050,7 @@ NO_FILES = {
     "nothing": (lambda path: path.unlink(), "drop --update to make it"),
     "empty": (lambda path: path.write_bytes(b""), "--overwrite"),
     "text": (lambda path: path.write_bytes(b"a text" * 100), "--overwrite"),
-    "truncated": (make_truncated, "--overwrite"),
+    "truncated": (cut_in_half, "--overwrite"),
     "foreign": (make_foreign, "--overwrite"),
     "strange": (make_strange, "--overwrite"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "folder"),
@@ -1085,11 +1065,12 @@ def test_what_the_converter_did_not_make_is_refused(
     make(output)
     before = everything_below(tmp_path)
     ended = update(album, output)
-    assert_one_sentence(ended, str(output), words)
+    assert_refused(ended, str(output), words)
     assert re.search(r"0x[0-9a-f]+|errno = |time = ", ended.err) is None
     assert everything_below(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_work_left_over_stays_where_an_update_is_refused(deadly, folder, output, update, tmp_path):
     kill_update(folder, output, deadly[1])
     flip(output, parts_of(output)["rows"].begin)
@@ -1107,5 +1088,5 @@ def test_other_runs_are_not_disturbed(album, output, convert, update):
     before = look(output)
     with output.with_name("OUT.h5.partial").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert_one_sentence(update(album, output), "is being written by another run")
+        assert_refused(update(album, output), "is being written by another run")
     assert look(output) == before

@@ -19,47 +19,28 @@ import pytest
 from h5py import h5d, h5p, h5s, h5t
 
 from converter import H5Folder
-from converter.cli import main
 from converter.format.index import ROW, Footer
-from helpers.damage import flip, parts_of, payload_of, replace_tail, rewrite_tail, tail_of
-from helpers.world import (
-    ROOT,
-    Finished,
-    colours,
-    everything_below,
-    run,
-    save,
-    save_jpegs,
-    start,
-    stored,
-    without_root_rights,
-    write_functions,
+from helpers.check import assert_refused, everything_below, stored
+from helpers.damage import (
+    cut_in_half,
+    flip,
+    parts_of,
+    payload_of,
+    replace_tail,
+    rewrite_tail,
+    tail_of,
 )
+from helpers.images import colours, save, save_jpegs
+from helpers.run import Finished, program, run, start, without_root_rights, write_functions
 
 NAMES = ["a.jpg", "b.jpg", "sub/c.jpg", "sub/deep/d.jpg", "z/e.jpg"]
 WORKERS = pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
 SOURCES = "sizes and times of its source files"
 
 
-@pytest.fixture
-def verify(capfd) -> Callable[..., Finished]:
-    """Run --verify within this process, without worker processes."""
-
-    def verify(path: Path, *flags: str) -> Finished:
-        workers = [] if any(flag.startswith("--workers") for flag in flags) else ["--workers=1"]
-        try:
-            status = main(["--verify", f"--path_output={path}", *workers, *flags])
-        except SystemExit as error:
-            status = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return Finished(status, out, err)
-
-    return verify
-
-
 def command(path: Path, *flags: str) -> list[str]:
     """Return the command line of a --verify in a process of its own."""
-    return [sys.executable, str(ROOT / "converter"), "--verify", f"--path_output={path}", *flags]
+    return program("--verify", f"--path_output={path}", *flags)
 
 
 @pytest.fixture
@@ -94,15 +75,6 @@ def assert_faults(ended: Finished, *said: str, good: int = -1, total: int = 5) -
         assert f"{good} of {total} samples good, {len(said)} faults\n" in ended.out
 
 
-def assert_one_sentence(ended: Finished, *words: str, status: int = 2) -> None:
-    assert ended.status == status, ended.err
-    assert ended.out == ""
-    lines = ended.err.strip().splitlines()
-    assert len(lines) == 1, ended.err
-    for word in ("converter: ", *words):
-        assert word in lines[0]
-
-
 def both_read(path: Path) -> dict[str, np.ndarray]:
     """Return what H5Folder gives, checked against checksums and against h5py."""
     found = {}
@@ -135,6 +107,7 @@ WAYS = {
 }
 
 
+@pytest.mark.everyday(2)
 @WORKERS
 @pytest.mark.parametrize("flags", WAYS.values(), ids=WAYS)
 def test_a_good_file_is_good(flags, workers, album, output, convert, verify):
@@ -189,6 +162,7 @@ def arrays(folder, output, tmp_path, convert) -> Path:
     return output
 
 
+@pytest.mark.everyday(1)
 @WORKERS
 def test_arrays_of_all_kinds_are_compared_with_their_sources(
     workers, arrays, folder, tmp_path, verify
@@ -218,6 +192,7 @@ def test_nothing_is_written(compared, made, album, tmp_path, verify):
     )  # fmt: skip
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 @WORKERS
 def test_a_read_only_file_in_a_read_only_folder_is_checked(workers, made, album, tmp_path):
@@ -259,6 +234,7 @@ def test_a_damaged_payload_of_plain_bytes_is_told_by_its_checksum(made, verify):
     assert_faults(ended, f"'sub/c.jpg' in {made} is damaged (its checksum differs)", good=4)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("number", range(4))
 def test_each_chunk_of_a_large_array_is_checked(number, arrays, verify):
     tail = tail_of(arrays)
@@ -431,11 +407,7 @@ def test_a_change_that_size_and_time_do_not_tell_is_found(arrays, folder, tmp_pa
     assert "nan.npy: its source file gives another array" in ended.err
 
 
-@pytest.fixture
-def update(convert) -> Callable[..., Finished]:
-    return lambda folder, output, *flags: convert(folder, output, "--update", *flags)
-
-
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     "other",
     [np.array(5, ">i4"), np.array(5, "<u4"), np.array([5], "<i4"), np.array(6, "<i4")],
@@ -560,16 +532,11 @@ def test_a_file_of_another_program_is_checked_through_h5py(tmp_path, verify):
     assert_faults(ended, "converter: c: ", good=1, total=2)
 
 
-def make_truncated(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
 NO_FILES = {
     "nothing": (lambda path: path.unlink(), "no file"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "text": (lambda path: path.write_bytes(b"a text" * 100), "is not an HDF5 file"),
-    "truncated": (make_truncated, "is truncated"),
+    "truncated": (cut_in_half, "is truncated"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "folder"),
 }
 
@@ -582,7 +549,7 @@ def test_what_cannot_be_opened_is_refused(make, words, flags, made, album, tmp_p
     if flags == ("--path_images",):
         flags = (f"--path_images={album}",)
     ended = verify(made, *flags)
-    assert_one_sentence(ended, str(made), *([] if flags else [words]))
+    assert_refused(ended, str(made), *([] if flags else [words]))
     assert "--update" not in ended.err
     assert re.search(r"0x[0-9a-f]+|errno = |time = ", ended.err) is None
     assert everything_below(tmp_path) == before
@@ -593,7 +560,7 @@ def test_a_folder_that_is_none_is_refused(what, made, tmp_path, verify):
     path = tmp_path / what
     if what == "file":
         path.write_bytes(b"")
-    assert_one_sentence(verify(made, f"--path_images={path}"), str(path))
+    assert_refused(verify(made, f"--path_images={path}"), str(path))
 
 
 def test_comparing_with_a_folder_needs_a_file_that_says_how_it_was_made(album, tmp_path, verify):
@@ -601,14 +568,14 @@ def test_comparing_with_a_folder_needs_a_file_that_says_how_it_was_made(album, t
     with h5py.File(path, "w") as file:
         file["a"] = 1
     ended = verify(path, f"--path_images={album}")
-    assert_one_sentence(ended, str(path), "how it was made")
+    assert_refused(ended, str(path), "how it was made")
     assert "updated" not in ended.err
 
 
 def test_other_functions_than_it_was_made_with_are_refused(arrays, folder, tmp_path, verify):
     other = write_functions(tmp_path / "other_functions.py", READER + "# changed\n")
     ended = verify(arrays, f"--path_images={folder}", f"--path_functions={other}")
-    assert_one_sentence(ended, str(arrays), "my_read", str(other))
+    assert_refused(ended, str(arrays), "my_read", str(other))
 
 
 @pytest.mark.parametrize(
@@ -628,7 +595,7 @@ def test_flags_of_other_modes_are_refused(flag, made, album, verify, tmp_path):
 def test_without_verify_an_index_is_not_rebuilt(made, album, convert, tmp_path):
     before = everything_below(tmp_path)
     ended = convert(album, made, "--rebuild_index")
-    assert_one_sentence(ended, "--rebuild_index is for --verify")
+    assert_refused(ended, "--rebuild_index is for --verify")
     assert everything_below(tmp_path) == before
 
 
@@ -660,6 +627,7 @@ def faulty_h5py(tmp_path) -> Callable[[str], dict[str, str]]:
     return environment
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="ends processes by signals")
 @pytest.mark.parametrize("action", ["os.kill(os.getpid(), signal.SIGSEGV)", "os._exit(3)"])
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
@@ -668,6 +636,7 @@ def test_a_read_that_ends_its_process_is_a_fault(workers, action, made, faulty_h
     assert_faults(ended, "b.jpg: ", good=4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="ends processes by signals")
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
 def test_a_read_that_does_not_end_is_a_fault_when_limited(workers, made, faulty_h5py):
@@ -686,7 +655,7 @@ def test_an_interrupted_check_says_so(made, faulty_h5py):
     import signal
 
     process = start(command(made, "--workers=2"), env=faulty_h5py("time.sleep(1000)"))
-    from helpers.world import children_of, finish, processes_left, wait_until
+    from helpers.run import children_of, finish, processes_left, wait_until
 
     wait_until(lambda: len(children_of(process.pid)) >= 2)
     process.send_signal(signal.SIGINT)
@@ -785,7 +754,7 @@ def test_an_array_added_to_an_encoded_file_leaves_the_images_as_they_are(
 
 def test_a_file_with_an_index_keeps_it(made, verify, tmp_path):
     before = everything_below(tmp_path)
-    assert_one_sentence(verify(made, "--rebuild_index"), str(made), "drop --rebuild_index")
+    assert_refused(verify(made, "--rebuild_index"), str(made), "drop --rebuild_index")
     assert everything_below(tmp_path) == before
 
 
@@ -793,7 +762,7 @@ def test_a_damaged_index_is_not_taken_for_none(made, verify, tmp_path):
     """It may be the disk; a copy of the file may be good."""
     flip(made, parts_of(made)["rows"].begin)
     before = everything_below(tmp_path)
-    assert_one_sentence(verify(made, "--rebuild_index"), f"the index of {made} is damaged")
+    assert_refused(verify(made, "--rebuild_index"), f"the index of {made} is damaged")
     assert everything_below(tmp_path) == before
 
 
@@ -855,6 +824,7 @@ def test_a_full_disk_leaves_the_file_as_good_as_before(made, verify):
     np.testing.assert_equal(both_read(made), before)
 
 
+@pytest.mark.slow
 def test_a_file_another_program_writes_gets_no_index(made, tmp_path):
     cut_tail(made)
     script = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); "
@@ -1153,7 +1123,7 @@ def test_a_foreign_file_gets_an_index_that_gives_what_h5py_gives_or_stays_untouc
         warnings.simplefilter("error", UserWarning)  # of numpy, on stderr
         ended = verify(path, "--rebuild_index")
     if refusal is not None:
-        assert_one_sentence(ended, str(path), refusal)
+        assert_refused(ended, str(path), refusal)
         assert everything_below(tmp_path) == before
         assert tail_is_absent_or_unreadable(path)
         return
@@ -1183,7 +1153,7 @@ def test_a_foreign_file_is_checked_without_an_index(make, refusal, libver, tmp_p
     ended = verify(path)
     assert "Traceback" not in ended.err
     if ended.status == 2:
-        assert_one_sentence(ended, str(path))
+        assert_refused(ended, str(path))
     if refusal is None:
         assert ended.status == 0, ended.err
     assert everything_below(tmp_path) == before
@@ -1194,7 +1164,7 @@ def test_a_file_behind_a_user_block_is_refused(tmp_path, verify):
     with h5py.File(path, "w", userblock_size=512) as file:
         file["x"] = np.arange(5)
     before = path.read_bytes()
-    assert_one_sentence(verify(path, "--rebuild_index"), str(path), "does not begin as HDF5")
+    assert_refused(verify(path, "--rebuild_index"), str(path), "does not begin as HDF5")
     assert path.read_bytes() == before
     assert verify(path).status == 0
     np.testing.assert_array_equal(H5Folder(path)["x"], np.arange(5))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from helpers.damage import parts_of
-from helpers.world import ROOT, colours, run, save, write_functions
+from helpers.images import colours, save
+from helpers.run import ROOT, run, write_functions
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each flip in a process of its own")
 FLIPS = 200

@@ -15,16 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from helpers.world import (
-    assert_same,
-    colours,
-    command,
-    run,
-    save,
-    save_jpegs,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, stored
+from helpers.images import colours, save, save_jpegs
+from helpers.run import command, run, write_functions
 
 MAGIC = b"\x89D2H5IX\n"
 SUPERBLOCK_OF_HDF5_1_10 = 3
@@ -435,6 +428,7 @@ def test_uncompressed_arrays_are_contiguous_and_allocated(made):
 FOLDER_SIZES = {"flat": (3000, 1), "small": (5, 400), "large": (30, 100)}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", [*FOLDER_SIZES, "nested"])
 @pytest.mark.parametrize("name_nbytes", [8, 30])
 def test_a_file_costs_at_most_350_bytes_and_a_folder_450(
@@ -493,6 +487,7 @@ def test_compressed_files_cost_no_more(folder, output, tmp_path, convert):
     assert tail.hdf5_nbytes - payload <= 350 * 2000
 
 
+@pytest.mark.slow
 def test_ten_thousand_files_in_a_folder_are_all_found(folder, output, tmp_path, convert):
     for number in range(10_000):
         (folder / f"{number}.num").write_bytes(b"x")

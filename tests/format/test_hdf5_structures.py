@@ -26,7 +26,8 @@ from converter.sources.storable import as_storable
 from converter.writer.journal import Head
 from converter.writer.paths import Paths
 from converter.writer.writer import Writer
-from helpers.world import assert_same, failures, stored, write_functions
+from helpers.check import assert_same, failures, stored
+from helpers.run import write_functions
 
 BEYOND_32_BITS = 5 << 30
 
@@ -119,6 +120,7 @@ def test_a_group_has_its_links_and_no_others(count, tmp_path):
             assert absent not in file or absent in ("", "/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count", [8192, 8193, pytest.param(70_000, marks=pytest.mark.slow)]
 )  # 8192: two levels of the B-tree are full

@@ -16,7 +16,9 @@ import converter.format.layout
 from converter import H5Folder
 from converter.errors import LoadError
 from converter.format.index import CHUNK, FOOTER, ROW, SECTIONS, SOURCE, Footer
-from helpers.loader_files import TailEditor, assert_same, equal_samples, make_h5, smooth
+from helpers.arrays import equal_samples, make_h5, smooth
+from helpers.check import assert_same
+from helpers.damage import TailEditor
 
 COUNT = 12
 #: Those `H5Folder` relies on; of the groups' checksum alone `--verify` takes notice.

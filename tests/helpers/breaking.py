@@ -66,7 +66,7 @@ def _main() -> None:
 
 
 def _break(main: Callable[[list[str]], int], arguments: list[str], point: Point) -> Broken:
-    from helpers.world import processes_left
+    from helpers.run import processes_left
 
     place = Path(point.place)
     said, done, read = (place.with_name(place.name + end) for end in (".err", ".steps", ".reads"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+import h5py
 
 from converter.codecs.filters import crc32
 from converter.format.index import FOOTER, MAGIC, SECTIONS, SOURCES_END, Footer, IndexBuilder
@@ -67,6 +70,20 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
+def cut_in_half(path: Path) -> None:
+    """Leave the first half of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def cut_tail_off(path: Path) -> Path:
+    """Let HDF5 do it, as any tool that opens the file for writing does."""
+    nbytes = path.stat().st_size
+    h5py.File(path, "r+").close()
+    assert path.stat().st_size < nbytes
+    return path
+
+
 def rewrite_tail(path: Path, change: Callable[[bytearray, dict[str, Part]], None]) -> None:
     """Change bytes of a tail, and make its checksum good."""
     content, parts = bytearray(path.read_bytes()), parts_of(path)
@@ -105,3 +122,81 @@ def without_sources(path: Path) -> bytes:
         part.end - part.begin - SOURCES_END.size + 4
     )
     return bytes(content)
+
+
+class TailEditor:
+    """Change the fields of a file's tail; the checksum is made good unless told otherwise."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = bytearray(path.read_bytes())
+        footer = Footer.unpack(self.content[-FOOTER.size :])
+        assert footer is not None
+        self.footer = footer
+
+    @property
+    def index_begin(self) -> int:
+        """Return where the footer says that the index begins, behind the sources."""
+        return self.sources_begin + self.footer.sources_nbytes
+
+    @property
+    def sources_begin(self) -> int:
+        return self.footer.hdf5_nbytes + -self.footer.hdf5_nbytes % 8
+
+    def begin(self, section: str) -> int:
+        """Return where a section begins in the file."""
+        at = self.index_begin
+        for name, size in zip(SECTIONS, self.footer.sizes, strict=True):
+            if name == section:
+                return at
+            at += size + -size % 8
+        raise KeyError(section)
+
+    def field(self, name: str) -> int:
+        """Return a field of the footer, or the size of a section."""
+        if name in SECTIONS:
+            return self.footer.sizes[SECTIONS.index(name)]
+        value = getattr(self.footer, name)
+        assert isinstance(value, int)
+        return value
+
+    def set_field(self, name: str, value: int) -> TailEditor:
+        """Change a field of the footer, or the size of a section."""
+        if name in SECTIONS:
+            sizes = list(self.footer.sizes)
+            sizes[SECTIONS.index(name)] = value
+            self.footer = self.footer._replace(sizes=tuple(sizes))
+        else:
+            self.footer = self.footer._replace(**{name: value})
+        return self
+
+    def put(self, section: str, offset: int, form: str, value: int) -> TailEditor:
+        """Overwrite one number within a section."""
+        struct.pack_into(form, self.content, self.begin(section) + offset, value)
+        return self
+
+    def replace_layouts(self, layouts: bytes) -> TailEditor:
+        """Put one other layout in the place of all, moving what is behind."""
+        sections = {}
+        for name in SECTIONS:
+            begin = self.begin(name)
+            sections[name] = bytes(self.content[begin : begin + self.field(name)])
+        sections["layouts"], sections["layout_ends"] = layouts, struct.pack("<Q", len(layouts))
+        del self.content[self.index_begin :]
+        for section in sections.values():
+            self.content += section + bytes(-len(section) % 8)
+        self.footer = self.footer._replace(sizes=tuple(map(len, sections.values())))
+        self.content += bytes(FOOTER.size)
+        return self
+
+    def save(self, *, good_crc: bool = True) -> Path:
+        """Write the file back."""
+        end = len(self.content) - FOOTER.size
+        self.content[end:] = self.footer.pack()
+        if good_crc:
+            limit = len(self.content) - len(MAGIC) - 4
+            crc = zlib.crc32(self.content[min(self.index_begin, end) : limit])
+            self.footer = self.footer._replace(crc32=crc)
+            self.content[end:] = self.footer.pack()
+        self.path.write_bytes(self.content)
+        return self.path

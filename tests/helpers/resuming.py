@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.world import Finished, write_functions
+from helpers.run import Finished, write_functions
 
 #: What a sample becomes is decided by its file: ``KIND:SEED``. Reading is noted in reads.log.
 READER = """

@@ -20,30 +20,24 @@ import imageio.v3 as iio
 import numpy as np
 import PIL.Image
 import pytest
-import tifffile
 
 import converter.sources.images
 from converter import H5Folder
 from converter.cli import main
 from converter.errors import LoadError
 from converter.format.index import ROW
-from helpers.loader_files import TailEditor
-from helpers.world import (
-    ROOT,
-    Finished,
-    as_pillow_reads,
+from helpers.check import (
+    assert_refused,
     assert_same,
-    colours,
-    command,
     everything_below,
     failures,
+    files_of,
     names_kept,
-    run,
-    save,
-    save_jpegs,
     stored,
-    write_functions,
 )
+from helpers.damage import TailEditor, cut_tail_off
+from helpers.images import as_pillow_reads, colours, noise, save, save_frames, save_jpegs, save_tiff
+from helpers.run import ROOT, command, run, write_functions
 
 START_METHODS = [m for m in ("fork", "spawn", "forkserver") if m in
                  multiprocessing.get_all_start_methods()]  # fmt: skip
@@ -54,27 +48,12 @@ PACKAGES = {"zstd": "zstandard", "zstd:1": "zstandard", "blosc2": "blosc2"}
 GRAY, RGB, RGBA = (20, 30), (20, 30, 3), (20, 30, 4)
 
 
-def noise(seed: int, shape: tuple[int, ...] = (90, 120, 3)) -> np.ndarray:
-    """Return an image that no format makes small."""
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
 def depth(shape: tuple[int, ...] = GRAY) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 65536, shape, np.uint16)
 
 
 def palette() -> PIL.Image.Image:
     return PIL.Image.fromarray(colours(2, RGB)).quantize(9)
-
-
-def save_frames(path: Path, **options: Any) -> None:
-    frames = [PIL.Image.fromarray(colours(seed)) for seed in range(3)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-
-
-def save_tiff(path: Path, array: np.ndarray, **options: Any) -> None:
-    photometric = "rgb" if array.shape[-1] == 3 else "minisblack"
-    tifffile.imwrite(path, array, photometric=photometric, **options)
 
 
 def save_deep_png(path: Path, channels: int) -> None:
@@ -149,13 +128,6 @@ def make_stores(folder: Path, extensions: str) -> Stores:
     return stores
 
 
-def cut_tail_off(path: Path) -> None:
-    """Let HDF5 do it, as any tool that opens the file for writing does."""
-    nbytes = path.stat().st_size
-    h5py.File(path, "r+").close()
-    assert path.stat().st_size < nbytes
-
-
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory) -> Stores:
     """Every kind of image."""
@@ -180,11 +152,6 @@ def photos(tmp_path_factory) -> Stores:
 @pytest.fixture(params=["tail", "no_tail"])
 def with_or_without_tail(request) -> Callable[[Stores], Path]:
     return lambda stores: stores.encoded if request.param == "tail" else stores.without_tail
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the files below a folder under their keys."""
-    return {key: data for key, data in everything_below(folder).items() if data is not None}
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
@@ -255,6 +222,7 @@ def test_any_number_of_workers_writes_the_same_bytes(unchecked, kinds, output, c
         assert written == {kinds.encoded.read_bytes()}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     "name", ["flat/{n:04}.txt", "{m}/{n:04}.txt", "class {m}/train/images/{n:04} of many.txt"]
 )
@@ -405,6 +373,7 @@ def in_child(folder: H5Folder, results: Any) -> None:
         results.put(repr(error))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("threads", [3, None])
 @pytest.mark.parametrize("method", START_METHODS)
 def test_processes_read_whatever_starts_them_after_threads_were_used(
@@ -876,17 +845,6 @@ REFUSED = {
     "--store=ENCODED": "'ENCODED'",
     "--skip_decode_check=yes --store=encoded": "--skip_decode_check",
 }
-
-
-def assert_refused(ended: Finished, *words: str) -> None:
-    """Check for status 2 and one sentence with these words."""
-    assert ended.status == 2, ended.err
-    assert ended.out == ""
-    lines = ended.err.strip().splitlines()
-    assert len(lines) == 1, ended.err
-    assert lines[0].startswith("converter: ")
-    for word in words:
-        assert word in lines[0]
 
 
 @pytest.mark.parametrize("flags", REFUSED)

@@ -23,8 +23,9 @@ import converter.loader.h5py_file
 import converter.loader.page_cache
 from converter import H5Folder
 from converter.errors import LoadError
-from converter.format.index_reader import open_index
-from helpers.loader_files import assert_same, equal_samples, make_h5, smooth, stacked
+from helpers.arrays import equal_samples, make_h5, smooth, stacked
+from helpers.check import assert_same
+from helpers.damage import cut_tail_off
 
 START_METHODS = [m for m in ("fork", "spawn", "forkserver") if m in
                  multiprocessing.get_all_start_methods()]  # fmt: skip
@@ -72,14 +73,6 @@ def several_chunks(tmp_path):
     )
 
 
-def without_tail(path: Path) -> Path:
-    """Let HDF5 cut the tail off, as any tool that opens the file for writing does."""
-    h5py.File(path, "r+").close()
-    with path.open("rb"):
-        assert open_index(converter.files.Handle(str(path))) is None
-    return path
-
-
 # What a user gets
 
 
@@ -99,7 +92,7 @@ def test_it_is_a_read_only_mapping_of_the_relative_paths_in_stored_order(path, s
 
 @pytest.mark.parametrize("tail", [True, False])
 def test_arrays_by_key_and_by_position_are_those_stored(path, samples, tail):
-    folder = H5Folder(path if tail else without_tail(path))
+    folder = H5Folder(path if tail else cut_tail_off(path))
     for position, (key, array) in enumerate(sorted(samples.items())):
         assert_same(folder[key], array)
         assert_same(folder[position], array)
@@ -117,11 +110,12 @@ def test_any_dtype_and_shape_reads_as_h5py_reads_it(
     tmp_path, odd_samples, tail, compression, verify
 ):
     path = make_h5(tmp_path, odd_samples, compression=compression)
-    folder = H5Folder(path if tail else without_tail(path), verify=verify)
+    folder = H5Folder(path if tail else cut_tail_off(path), verify=verify)
     with h5py.File(path) as hdf5:
         assert sorted(folder) == sorted(odd_samples)
         for key, array in odd_samples.items():
             for _ in range(2):  # the second reading takes the short way
+                assert isinstance(folder[key], np.ndarray)  # without dimensions too
                 assert_same(folder[key], np.asarray(hdf5[key][()], hdf5[key].dtype))
             np.testing.assert_array_equal(folder[key], array)
             assert_same(folder.read_batch([key, key]), stacked([folder[key]] * 2))
@@ -130,14 +124,15 @@ def test_any_dtype_and_shape_reads_as_h5py_reads_it(
 @pytest.mark.parametrize("tail", [True, False])
 def test_text_is_its_bytes(tmp_path, tail):
     path = make_h5(tmp_path, {"a.txt": "grüße\0", "empty.txt": ""})
-    folder = H5Folder(path if tail else without_tail(path))
+    folder = H5Folder(path if tail else cut_tail_off(path))
     assert_same(folder["a.txt"], np.frombuffer("grüße\0".encode(), np.uint8))
     assert_same(folder["empty.txt"], np.empty(0, np.uint8))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("tail", [True, False])
 def test_arrays_of_several_chunks_are_put_together(several_chunks, tail):
-    folder = H5Folder(several_chunks if tail else without_tail(several_chunks))
+    folder = H5Folder(several_chunks if tail else cut_tail_off(several_chunks))
     assert h5py.File(several_chunks)["large.npy"].chunks[0] < 40
     assert_same(folder["large.npy"], smooth((40, 500, 300), "<u4"))
     assert_same(folder["odd.npy"], smooth((7, 1234567), "u1"))
@@ -150,13 +145,14 @@ SELECTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_part_is_what_numpy_would_take_of_the_whole(tmp_path, tail, compression, verify):
     array = smooth((40, 500, 300), "<u4")
     path = make_h5(tmp_path, {"a.npy": array, "b.npy": np.array(1)}, compression=compression)
-    folder = H5Folder(path if tail else without_tail(path), verify=verify)
+    folder = H5Folder(path if tail else cut_tail_off(path), verify=verify)
     for selection in SELECTIONS:
         part = folder.read("a.npy", selection)
         assert_same(part, np.array(array[selection]))
@@ -198,7 +194,7 @@ def test_a_selection_that_is_none_is_refused(several_chunks, selection, error):
 def test_a_batch_of_equal_arrays_is_one_array_in_the_order_asked_for(tmp_path, tail, shape, verify):
     samples = equal_samples(20, shape)
     path = make_h5(tmp_path, samples)
-    folder = H5Folder(path if tail else without_tail(path), verify=verify)
+    folder = H5Folder(path if tail else cut_tail_off(path), verify=verify)
     keys = sorted(samples)
     order = [7, 3, 3, 19, -1, 0]
     wanted = np.stack([samples[keys[n]] for n in order])
@@ -218,7 +214,7 @@ def test_a_batch_of_unequal_arrays_is_a_list(tmp_path, tail):
         "d.npy": np.full((3, 2), 7, "f4"),
     }  # fmt: skip
     path = make_h5(tmp_path, samples)
-    folder = H5Folder(path if tail else without_tail(path))
+    folder = H5Folder(path if tail else cut_tail_off(path))
     batch = folder.read_batch(list(samples))
     assert isinstance(batch, list)
     for array, wanted in zip(batch, samples.values(), strict=True):
@@ -324,11 +320,12 @@ def read_all(folder, keys, results):
         results.put(repr(error))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("used_before", [True, False])
 @pytest.mark.parametrize("method", START_METHODS)
 def test_processes_read_at_once_whatever_starts_them(path, samples, method, used_before, tail):
-    folder = H5Folder(path if tail else without_tail(path), cache_nbytes=1000)
+    folder = H5Folder(path if tail else cut_tail_off(path), cache_nbytes=1000)
     keys = sorted(samples)
     if used_before:
         folder[keys[0]]
@@ -350,9 +347,10 @@ def test_processes_read_at_once_whatever_starts_them(path, samples, method, used
         assert worker.exitcode == 0
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("tail", [True, False])
 def test_threads_read_at_once_from_an_unopened_folder(path, samples, tail):
-    folder = H5Folder(path if tail else without_tail(path), cache_nbytes=2000)
+    folder = H5Folder(path if tail else cut_tail_off(path), cache_nbytes=2000)
     keys = sorted(samples) * 20
     start = threading.Barrier(8)
 
@@ -386,7 +384,7 @@ def test_a_copy_unpickled_behind_a_replaced_file_says_so(tmp_path, path, samples
 
 @pytest.mark.parametrize("tail", [True, False])
 def test_a_file_replaced_by_rename_is_read_on(tmp_path, path, samples, tail):
-    folder = H5Folder(path if tail else without_tail(path))
+    folder = H5Folder(path if tail else cut_tail_off(path))
     keys = sorted(samples)
     folder[0]
     other = make_h5(tmp_path / "other", equal_samples(7, (2, 2)))
@@ -400,7 +398,7 @@ def test_a_file_replaced_by_rename_is_read_on(tmp_path, path, samples, tail):
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 @pytest.mark.parametrize("tail", [True, False])
 def test_a_forked_process_reads_on_what_was_replaced(tmp_path, path, samples, tail):
-    folder = H5Folder(path if tail else without_tail(path))
+    folder = H5Folder(path if tail else cut_tail_off(path))
     folder[0]
     os.replace(make_h5(tmp_path / "other", equal_samples(7, (2, 2))), path)
     results = multiprocessing.get_context("fork").Queue()
@@ -421,6 +419,7 @@ def test_the_file_cannot_lose_its_index_while_it_is_read(path, samples):
     assert_same(folder[0], samples[sorted(samples)[0]])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_memory_of_its_own_does_not_grow_with_epochs(tmp_path, compression):
@@ -497,7 +496,7 @@ def test_a_file_that_cannot_be_written_is_read(path, samples):
 )
 def test_where_locks_fail_it_reads_without(path, samples, tail, error, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    path = path if tail else without_tail(path)
+    path = path if tail else cut_tail_off(path)
 
     def refuse(*_):
         raise error()  # one kept would keep the file open beyond the end of Python
@@ -509,7 +508,7 @@ def test_where_locks_fail_it_reads_without(path, samples, tail, error, monkeypat
 @pytest.mark.parametrize("tail", [True, False])
 def test_a_lock_held_by_another_does_not_keep_it_from_reading(path, samples, tail):
     fcntl = pytest.importorskip("fcntl")
-    path = path if tail else without_tail(path)
+    path = path if tail else cut_tail_off(path)
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert_same(H5Folder(path)[0], samples[sorted(samples)[0]])
@@ -596,7 +595,7 @@ from converter import H5Folder
 is_read = threading.Event()
 
 def read():
-    folder = H5Folder({str(without_tail(path))!r})
+    folder = H5Folder({str(cut_tail_off(path))!r})
     print(folder[0].shape, flush=True)
     is_read.set()
     threading.Event().wait()
@@ -670,7 +669,7 @@ def test_an_unknown_key_names_what_is_near_it(path):
 
 
 def test_a_key_that_is_a_folder_names_a_file_in_it(path):
-    for folder in (H5Folder(path), H5Folder(without_tail(path))):
+    for folder in (H5Folder(path), H5Folder(cut_tail_off(path))):
         for key in ("b", "b/"):
             with pytest.raises(KeyError, match=r"is a folder in .* such as 'b/0001.npy'"):
                 folder[key]

@@ -19,7 +19,8 @@ import pytest
 from converter import H5Folder
 from converter.errors import LoadError
 from helpers.damage import payload_of
-from helpers.world import colours, run, save, save_jpegs, write_functions
+from helpers.images import colours, save, save_jpegs
+from helpers.run import run, write_functions
 
 NAMES = ["a.jpg", "b.jpg", "sub/c.jpg", "sub/deep/d.jpg", "z/e.jpg"]
 
@@ -186,6 +187,7 @@ def test_a_file_whose_payload_was_changed_behind_hdf5s_back_is_told_by_verify(
         H5Folder(made, verify=True)["a.jpg"]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("when", ["flushed", "at once"])
 def test_a_writer_that_was_killed_leaves_nothing_wrong(when, made):
     """What it has written goes over the old payload, perhaps with the index still in place."""

@@ -14,19 +14,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from helpers.world import (
-    as_pillow_reads,
-    assert_same,
-    colours,
+from helpers.check import assert_same, failures, names_kept, stored
+from helpers.images import as_pillow_reads, colours, save, save_jpegs
+from helpers.run import (
     command,
-    failures,
     finish,
-    names_kept,
     run,
-    save,
-    save_jpegs,
     start,
-    stored,
     wait_until,
     without_root_rights,
     write_functions,
@@ -81,6 +75,7 @@ def test_broken_images_are_named_with_their_reasons_and_the_rest_is_stored(
         assert_same(array, as_pillow_reads(folder / key))
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_what_is_no_regular_file_is_named_and_never_waited_for(folder, tmp_path, workers):
     output = tmp_path / "OUT.h5"
@@ -114,6 +109,7 @@ def test_what_is_no_regular_file_is_named_and_never_waited_for(folder, tmp_path,
     assert set(stored(output)) == {"a.jpg", "z.jpg"}
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_a_fifo_is_not_waited_for_by_my_read_either(folder, output, tmp_path, workers):
     (folder / "a.json").write_text("[1, 2]")
@@ -156,6 +152,7 @@ def test_files_that_vanish_meanwhile_are_named(folder, output, convert, tmp_path
     assert set(stored(output)) == {"a.jpg", "c.jpg"}
 
 
+@pytest.mark.everyday(1)
 def test_files_that_vanish_between_the_look_and_the_reading_are_named(
     folder, output, tmp_path, workers
 ):
@@ -178,6 +175,7 @@ def test_files_that_vanish_between_the_look_and_the_reading_are_named(
     assert set(stored(output)) == {"a.num", "c.num"}
 
 
+@pytest.mark.everyday(1)
 def test_folders_that_vanish_meanwhile_are_named(folder, output, tmp_path, workers):
     save_jpegs(folder, ["a.jpg", "deep/b.jpg", "z/c.jpg"])
     functions = write_functions(
@@ -209,6 +207,7 @@ def test_folders_that_vanish_meanwhile_are_named(folder, output, tmp_path, worke
         assert set(stored(path)) == {"a.jpg", "z/c.jpg"}
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_unreadable_files_and_folders_are_named_and_the_rest_is_stored(
     folder, output, tmp_path, workers
@@ -237,6 +236,7 @@ def test_unreadable_files_and_folders_are_named_and_the_rest_is_stored(
         (folder / "listed").chmod(0o755)
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_names_that_are_not_utf_8_are_named_and_the_rest_is_stored(folder, output, workers):
     save_jpegs(folder, ["a.jpg", "ok/b.jpg"])
@@ -288,6 +288,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_odd_names_are_stored_under_these_names(folder, output, workers):
     save_jpegs(folder, ODD_NAMES)
@@ -299,6 +300,7 @@ def test_odd_names_are_stored_under_these_names(folder, output, workers):
         assert_same(array, as_pillow_reads(folder / key))
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_odd_names_of_failures_come_back_from_the_list(folder, output, workers):
     for name in ODD_NAMES:
@@ -310,6 +312,7 @@ def test_odd_names_of_failures_come_back_from_the_list(folder, output, workers):
     assert sorted(failures(output)) == sorted(ODD_NAMES)
 
 
+@pytest.mark.everyday(1)
 @posix_only
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_names_that_the_terminal_cannot_show_end_no_run(encoding, tmp_path):
@@ -335,6 +338,7 @@ def test_an_output_whose_name_is_not_utf_8_is_made(folder, tmp_path):
     assert output.stat().st_size > 1000
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("depth", [200, 1500])
 def test_deep_folders_are_stored(depth, folder, output, workers):
     """Made and removed from within: a path of more than 4096 bytes cannot be named."""
@@ -366,6 +370,7 @@ def stored_keys(output: Path) -> list[str]:
                 return ["/".join(keys)]
 
 
+@pytest.mark.everyday(1)
 @posix_only
 def test_a_path_longer_than_the_system_allows_is_named_and_the_rest_is_stored(
     folder, output, workers
@@ -463,6 +468,7 @@ def test_when_the_first_thousand_files_fail_the_run_stops_with_a_hint(
     assert os.listdir(output.parent) == ["OUT.h5.failures.csv"]
 
 
+@pytest.mark.everyday(1)
 def test_when_one_of_the_first_thousand_files_is_stored_the_run_goes_on(
     folder, output, convert, workers
 ):
@@ -507,6 +513,7 @@ def test_only_the_first_ten_failures_are_shown(folder, output, convert, workers)
     assert len(failures(output)) == 13
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_output_is_refused(folder, output, tmp_path):
     for number in range(20):
         (folder / f"{number}.num").write_bytes(b"x")

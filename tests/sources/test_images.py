@@ -21,20 +21,9 @@ import pytest
 from converter import read_image
 from converter.sources import images
 from converter.sources.images import jpeg_decoders_agree
-from helpers.world import (
-    ROOT,
-    Finished,
-    as_pillow_reads,
-    assert_same,
-    colours,
-    command,
-    failures,
-    run,
-    save,
-    save_jpegs,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, failures, stored
+from helpers.images import as_pillow_reads, colours, save, save_frames, save_jpegs, save_tiff
+from helpers.run import ROOT, Finished, command, run, write_functions
 
 simplejpeg = pytest.importorskip("simplejpeg", reason="the faster decoder is what is compared")
 
@@ -216,6 +205,7 @@ def run_without(names: list[str], folder: Path, output: Path, *flags: str) -> Fi
     return run([sys.executable, str(driver), *command(folder, output, *flags)[2:]])
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_without_the_faster_packages_the_arrays_are_the_same_and_it_says_so_once(
     workers, all_jpegs, output
@@ -227,6 +217,7 @@ def test_without_the_faster_packages_the_arrays_are_the_same_and_it_says_so_once
     assert_as_imageio_reads(all_jpegs, output)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("module", "package"), [("simplejpeg", "simplejpeg"), ("zlib_ng", "zlib-ng")]
 )
@@ -335,6 +326,7 @@ def test_a_16_bit_colour_png_keeps_its_full_depth(kind, folder, output, convert)
     assert_same(stored(output)["deep.PNG.png"], deep(channels)[:1, :1])
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_without_opencv_a_16_bit_colour_png_is_a_failure_that_says_how(workers, folder, output):
     for kind, (colour_type, channels) in DEEP_PNGS.items():
@@ -404,18 +396,6 @@ IMAGES = {
 }
 
 
-def save_frames(path: Path, **options: Any) -> None:
-    frames = [PIL.Image.fromarray(noisy((20, 30, 3), seed)) for seed in range(4)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-
-
-def save_tiff(path: Path, array: np.ndarray, **options: Any) -> None:
-    import tifffile
-
-    photometric = "rgb" if array.shape[-1] == 3 else "minisblack"
-    tifffile.imwrite(path, array, photometric=photometric, **options)
-
-
 @pytest.fixture(scope="module")
 def all_images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
@@ -458,6 +438,7 @@ def test_an_extension_in_upper_case_is_read_the_same(tmp_path):
         assert_same(read_image(path), iio.imread(path, plugin=plugin))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_too_many_pixels_are_refused_with_their_number_and_the_flag(workers, folder, output):
     for name in ("large.jpg", "large.png", "large.tif", "large.gif", "large.webp"):
@@ -479,6 +460,7 @@ def test_too_many_pixels_are_refused_with_their_number_and_the_flag(workers, fol
     assert ended.status == 0, ended.err
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_small_limit_on_pixels_refuses_no_smaller_jpeg(workers, folder, output):
     """In a process of its own: each tries the decoders, on images of its own, once."""

@@ -17,18 +17,9 @@ import pytest
 import tifffile
 
 from converter import H5Folder
-from helpers.world import (
-    ROOT,
-    assert_same,
-    colours,
-    command,
-    everything_below,
-    failures,
-    run,
-    save,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, everything_below, failures, stored
+from helpers.images import colours, save, save_frames
+from helpers.run import ROOT, command, run, write_functions
 
 cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is what is compared with")
 
@@ -40,11 +31,6 @@ TRUNCATED = "a truncated JPEG: OpenCV would make its missing rows gray"
 
 def depth(shape: tuple[int, ...] = (20, 30)) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 65536, shape, dtype=np.uint16)
-
-
-def save_frames(path: Path, **options) -> None:
-    frames = [PIL.Image.fromarray(colours(seed)) for seed in range(3)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
 
 
 def oriented(orientation: int) -> PIL.Image.Exif:
@@ -215,6 +201,7 @@ def test_the_reader_imageio_is_the_default(folder, tmp_path, convert):
     assert_same(stored(output)["a.png"], colours())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["auto", "zstd", "blosc2"])
 def test_the_same_bytes_from_any_number_of_workers(compression, source, tmp_path):
     pytest.importorskip({"zstd": "zstandard", "blosc2": "blosc2"}.get(compression, "h5py"))

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from helpers.world import Finished, assert_same, command, failures, run, stored, write_functions
+from helpers.check import assert_same, failures, stored
+from helpers.run import Finished, command, run, write_functions
 
 PADDED = "np.dtype([('a', 'u1'), ('b', '<f8'), ('c', '>i2', (3,))], align=True)"
 NESTED = "np.dtype([('x', np.dtype([('a', 'u1'), ('b', '<i8')], align=True)), ('y', 'i1')])"

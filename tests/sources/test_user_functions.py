@@ -13,28 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from helpers.world import (
-    ROOT,
-    as_pillow_reads,
-    assert_same,
-    command,
-    failures,
-    run,
-    save,
-    save_jpegs,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_refused, assert_same, failures, stored
+from helpers.images import as_pillow_reads, save, save_jpegs
+from helpers.run import ROOT, command, run, write_functions
 
 BOTH = ("--custom_read_func", "--custom_prune_func")
-
-
-def assert_refused(ended, *words: str) -> None:
-    assert ended.status == 2, ended.err
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    for word in words:
-        assert word in ended.err
 
 
 @pytest.fixture

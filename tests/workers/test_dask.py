@@ -20,18 +20,9 @@ import converter.workers.dask
 import converter.workers.executor
 from converter import StoppedError, __version__
 from converter import convert as convert_folder
-from helpers.world import (
-    ROOT,
-    command,
-    failures,
-    finish,
-    run,
-    save_jpegs,
-    start,
-    stored,
-    wait_until,
-    write_functions,
-)
+from helpers.check import failures, stored
+from helpers.images import save_jpegs
+from helpers.run import ROOT, command, finish, run, start, wait_until, write_functions
 
 distributed = pytest.importorskip("distributed")
 pytestmark = [

@@ -11,24 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.world import (
+from helpers.check import assert_same, failures, stored
+from helpers.images import save_jpegs
+from helpers.run import (
     ROOT,
-    assert_same,
     children_of,
     command,
-    failures,
     finish,
     processes_left,
     processes_of,
     run,
-    save_jpegs,
     start,
-    stored,
     wait_until,
     write_functions,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.mostly_slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+]
 
 KILLERS = {
     "abort": "os.abort()",

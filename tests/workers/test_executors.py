@@ -27,7 +27,9 @@ from converter import convert as convert_folder
 from converter.errors import ConverterError, StoppedError
 from converter.workers import dask, executor_worker
 from converter.workers import executor as executors
-from helpers.world import ROOT, Finished, failures, run, save_jpegs, stored, write_functions
+from helpers.check import failures, stored
+from helpers.images import save_jpegs
+from helpers.run import ROOT, Finished, run, write_functions
 
 NAMES = ["b.jpg", "z.jpg", *(f"a/{n:03}.jpg" for n in range(40)), "c/d/e.jpg"]
 
@@ -180,6 +182,7 @@ def test_tasks_on_their_way_are_bounded_in_number(
     assert executor.waiting == 0
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("small", [0, 100])
 def test_bytes_on_their_way_are_bounded(
     small: int, folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch

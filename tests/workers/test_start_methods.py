@@ -13,19 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.world import (
-    ROOT,
-    Finished,
-    as_pillow_reads,
-    assert_same,
-    colours,
-    command,
-    failures,
-    run,
-    save,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, failures, stored
+from helpers.images import as_pillow_reads, colours, save
+from helpers.run import ROOT, Finished, command, run, write_functions
+
+pytestmark = pytest.mark.mostly_slow
 
 METHODS = ["fork", "spawn", "forkserver"]
 
@@ -138,6 +130,7 @@ def test_my_read_and_my_prune_decide_what_one_process_stores(mixed, alone):
         assert_same(found[key], as_pillow_reads(mixed / key))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_start_method_and_number_of_workers_makes_the_same_bytes(

@@ -12,23 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.world import (
-    ROOT,
-    Finished,
-    as_pillow_reads,
-    assert_same,
-    colours,
-    command,
-    failures,
-    names_kept,
-    run,
-    save,
-    save_jpegs,
-    stored,
-    write_functions,
-)
+from helpers.check import assert_same, failures, names_kept, stored
+from helpers.images import as_pillow_reads, colours, save, save_jpegs
+from helpers.run import ROOT, Finished, command, run, write_functions
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts with Linux's unshare")
+pytestmark = [
+    pytest.mark.mostly_slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="mounts with Linux's unshare"),
+]
 CANNOT_MOUNT = 77
 
 

@@ -24,22 +24,15 @@ from converter.writer.journal import read_journal
 from converter.writer.paths import Paths
 from converter.writer.stored import open_recorded
 from helpers.breaking import WAYS, Broken, Point, break_all
+from helpers.check import assert_same, failures, stored
+from helpers.images import colours, save
 from helpers.resuming import Conversion, files_in, taken_over
-from helpers.world import (
-    assert_same,
-    children_of,
-    colours,
-    command,
-    failures,
-    finish,
-    processes_left,
-    save,
-    start,
-    stored,
-    wait_until,
-)
+from helpers.run import children_of, command, finish, processes_left, start, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.mostly_slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+]
 FILES_IN_TASK = 2
 
 

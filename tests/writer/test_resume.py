@@ -15,20 +15,10 @@ import pytest
 
 from converter.writer.journal import BLOCK, read_journal
 from converter.writer.paths import Paths
+from helpers.check import everything_below, failures
+from helpers.images import colours, save
 from helpers.resuming import COPYING, KINDS, Conversion, counts, files_in, kept, taken_over
-from helpers.world import (
-    colours,
-    command,
-    everything_below,
-    failures,
-    finish,
-    processes_left,
-    run,
-    save,
-    start,
-    wait_until,
-    without_root_rights,
-)
+from helpers.run import command, finish, processes_left, run, start, wait_until, without_root_rights
 
 FILES_IN_TASK = 4
 NAMES = ("partial", "journal", "new_journal", "aside", "aside_journal")
@@ -222,6 +212,7 @@ def test_the_list_of_failures_is_that_of_an_uninterrupted_run(conversion):
     conversion.assert_as_uninterrupted(ended=ended)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd", "blosc2"])
 def test_every_compression_is_gone_on_with(compression, conversion):
     flags = (f"--compression={compression}",)
@@ -409,6 +400,7 @@ def test_a_run_that_copies_and_is_broken_off_again_goes_on_from_both(halfway):
 # Another way to convert
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
@@ -582,6 +574,7 @@ def small_conversion(tmp_path: Path, convert) -> Conversion:
     return conversion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 @pytest.mark.parametrize(
     "step", [29, pytest.param(1, marks=pytest.mark.slow)], ids=["some_places", "every_place"]
@@ -642,7 +635,7 @@ def test_garbage_behind_a_journal_is_passed_over(halfway):
     halfway.assert_as_uninterrupted()
 
 
-def assert_refused(conversion: Conversion, sentence: str) -> None:
+def assert_not_resumed(conversion: Conversion, sentence: str) -> None:
     """The run is refused with one sentence and nothing is touched; --restart is a way out."""
     before = everything_below(conversion.output.parent)
     ended = conversion.run()
@@ -666,7 +659,7 @@ def test_a_journal_of_another_output_is_refused(halfway):
     halfway.reads()
     other.partial.replace(halfway.partial)
     other.journal.replace(halfway.journal)
-    assert_refused(
+    assert_not_resumed(
         halfway,
         f"{halfway.journal} belongs to OTHER.h5, not to OUT.h5: move it away, or begin anew with "
         "--restart",
@@ -678,7 +671,7 @@ def test_a_journal_of_another_partial_file_is_refused(halfway):
     halfway.break_off("0013.num", "--restart")
     halfway.reads()
     halfway.journal.write_bytes(kept_journal)
-    assert_refused(
+    assert_not_resumed(
         halfway,
         f"{halfway.journal} does not belong to {halfway.partial}: move both away, or begin anew "
         "with --restart",
@@ -687,7 +680,7 @@ def test_a_journal_of_another_partial_file_is_refused(halfway):
 
 def test_a_partial_file_of_something_else_is_refused_with_its_journal(halfway):
     halfway.partial.write_bytes(b"something else, and longer than a mark")
-    assert_refused(
+    assert_not_resumed(
         halfway,
         f"{halfway.journal} does not belong to {halfway.partial}: move both away, or begin anew "
         "with --restart",
@@ -700,7 +693,7 @@ def test_a_journal_of_another_version_is_refused(halfway, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
     halfway.reads()
-    assert_refused(
+    assert_not_resumed(
         halfway,
         f"{halfway.journal} is the journal of another version of the converter: go on with that "
         "one, or begin anew with --restart",
@@ -734,6 +727,7 @@ def everything_left(conversion) -> Conversion:
     return conversion
 
 
+@pytest.mark.slow
 def test_any_of_the_files_left_may_be_missing(everything_left):
     """All 32 combinations, as whatever moment a run is killed at leaves them, or the user."""
     conversion = everything_left
@@ -814,6 +808,7 @@ def test_the_list_of_failures_of_a_killed_run_does_not_stay(halfway):
 # Signals, and several runs at once
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_killed_run_is_gone_on_with(workers, tmp_path, convert):
     """The file it reads kills the whole process group."""
@@ -838,6 +833,7 @@ def test_a_killed_run_is_gone_on_with(workers, tmp_path, convert):
     conversion.assert_as_uninterrupted(ended=ended)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -866,6 +862,7 @@ def test_a_signal_to_end_keeps_what_was_done_and_says_so(
     conversion.assert_as_uninterrupted(ended=ended)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("is_resumed", [False, True])
 @pytest.mark.parametrize("flags", [(), ("--restart",), ("--overwrite",)])
 def test_a_second_run_at_the_same_time_is_refused_and_harms_nothing(flags, is_resumed, conversion):
@@ -888,6 +885,7 @@ def test_a_second_run_at_the_same_time_is_refused_and_harms_nothing(flags, is_re
 # Trouble with folders
 
 
+@pytest.mark.slow
 def test_a_source_folder_that_became_unreadable_meanwhile_keeps_what_was_done(halfway):
     """Its files are failures of this run; when it can be read again, they are stored."""
     halfway.put("zz/1.num", "small", 1)
@@ -901,6 +899,7 @@ def test_a_source_folder_that_became_unreadable_meanwhile_keeps_what_was_done(ha
     assert failures(halfway.output) == {"zz/": "the folder cannot be listed: Permission denied"}
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_may_not_be_written_to_is_refused_and_keeps_all(halfway):
     halfway.output.parent.chmod(0o555)
     before = everything_below(halfway.output.parent)
@@ -914,6 +913,7 @@ def test_an_output_folder_that_may_not_be_written_to_is_refused_and_keeps_all(ha
     halfway.assert_as_uninterrupted()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["partial", "journal"])
 def test_what_was_kept_but_may_not_be_read_is_named(name, halfway):
     path = getattr(Paths(halfway.output), name)
@@ -928,6 +928,7 @@ def test_what_was_kept_but_may_not_be_read_is_named(name, halfway):
     halfway.assert_as_uninterrupted()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("at", ["0001.num", "0021.num"])
 def test_an_output_folder_that_is_removed_meanwhile_gives_one_sentence(at, workers, conversion):
@@ -946,6 +947,7 @@ def test_an_output_folder_that_is_removed_meanwhile_gives_one_sentence(at, worke
     assert not processes_left(process.pid)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("at", ["0001.num", "0021.num"])
 def test_an_output_folder_that_becomes_read_only_meanwhile_gives_one_sentence(at, conversion):
     """The finished file cannot get its name; when it may, nothing need be read for that."""
@@ -969,6 +971,7 @@ def test_an_output_folder_that_becomes_read_only_meanwhile_gives_one_sentence(at
     conversion.assert_as_uninterrupted(ended=ended)
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_becomes_read_only_before_a_run_fails_gives_one_sentence(conversion):
     """What nothing is kept in cannot be removed then: that is not a second failure."""
     for name in conversion.names:
