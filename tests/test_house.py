@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.world import ROOT
+from helpers.run import ROOT
 
 PACKAGE = ROOT / "converter"
 FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))

@@ -20,7 +20,7 @@ from converter.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 #: Files of functions that many tests choose by ``read_with``.
 FUNCTIONS = ROOT / "tests" / "functions"
-SECONDS_BEFORE_HANG = 90
+SECONDS_BEFORE_HANG = 300  # also where much else runs
 CAPABILITIES_OF_ROOT = (1, 2)  # DAC_OVERRIDE, DAC_READ_SEARCH: see capabilities(7)
 PR_CAPBSET_DROP = 24
 

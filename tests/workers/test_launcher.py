@@ -15,7 +15,7 @@ import pytest
 from converter.errors import WorkersError
 from converter.workers import launcher
 from converter.workers.launcher import COULD_NOT_START, Launcher
-from helpers.world import ROOT, wait_until
+from helpers.run import ROOT, wait_until
 
 pytestmark = pytest.mark.skipif(not launcher.IS_AVAILABLE, reason="no Unix sockets")
 
