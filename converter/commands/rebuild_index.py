@@ -43,7 +43,7 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
         raise ConverterError(f"{path} has an index: drop --rebuild_index")
     end = _end_of_hdf5(handle, path)
     index = IndexBuilder()
-    datasets = Datasets(handle, allow_external=False)
+    datasets = Datasets(handle)
     try:
         names = list(datasets.names())
         is_encoded = datasets.store() == "encoded"

@@ -35,16 +35,13 @@ class IndexedFile:
 
     holds_files = False
 
-    def __init__(
-        self, handle: Handle, tail: Index, *, threads: Threads, verify: bool, allow_external: bool
-    ) -> None:
+    def __init__(self, handle: Handle, tail: Index, *, threads: Threads, verify: bool) -> None:
         self.keys = tail
         self.identity = (handle.nbytes, tail.crc32)
         self._handle = handle
         self._threads = threads
         self._verify = verify
-        self._allow_external = allow_external
-        self._datasets = Datasets(handle, allow_external=allow_external)
+        self._datasets = Datasets(handle)
         self._pages = PageCache(handle, tail.hdf5_nbytes, len(tail))
         self._windows: dict[int, Window] = {}
 
