@@ -226,7 +226,6 @@ def odd_arrays() -> dict[str, Any]:
         "float16.npy": np.array([1, np.nan, -0.0], np.float16),
         "image.npy": colours(),
         "large.npy": (np.arange(3_000_000) // 7).astype("<u2").reshape(3, 1000, 1000),
-        "long double.npy": np.arange(3, dtype=np.longdouble),
         "void.npy": np.array([b"\1\2\3\4", b"\5\6\7\0"], "V4"),
     }
 
