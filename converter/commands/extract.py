@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import re
-import stat
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,9 +22,6 @@ from converter.samples import Failure
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 DRIVE = re.compile(r"[A-Za-z]:")
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW
-HAS_FOLDER_DESCRIPTORS = os.open in os.supports_dir_fd and bool(NO_FOLLOW)
 
 
 @dataclass
@@ -141,7 +137,7 @@ def check_name(name: str) -> tuple[str, ...]:
     for part in parts:
         if part in ("", ".", "..") or "\\" in part or "\0" in part or DRIVE.match(part):
             raise UnreadableError(
-                "refused, for its name could lead out of the folder (it has empty parts, "
+                "refused, because its name could lead out of the folder (it has empty parts, "
                 "'..', a backslash or a drive letter): read it with H5Folder"
             )
     return parts
@@ -153,105 +149,44 @@ def partial_name() -> str:
 
 
 class _Below:
-    """Writes files below a folder, following no link within it."""
+    """Writes files below a folder; links to folders outside of it are refused."""
 
     def __init__(self, folder: Path, *, overwrite: bool, source: os.stat_result) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()
         self._overwrite = overwrite
         self._source = source
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write a new file, and the folders above it.
+        """Write a new file, and the folders above it; an older one stays until it is whole.
 
         A file that exists is replaced with ``overwrite``, else FileExistsError. Raises
         UnreadableError for a name that leads out of the folder.
         """
         *folders, last = check_name(name)
-        if HAS_FOLDER_DESCRIPTORS:
-            self._write_by_descriptors(folders, last, data)
-        else:  # Windows
-            self._write_by_paths(folders, last, data)
-
-    def _write_by_descriptors(
-        self, folders: list[str], last: str, data: bytes | memoryview
-    ) -> None:
-        here = os.open(self._folder, os.O_RDONLY)
+        parent = self._folder.joinpath(*folders).resolve()
+        if not parent.is_relative_to(self._folder):
+            raise UnreadableError(
+                "refused, because a link in the folder leads out of it: remove the link"
+            )
+        parent.mkdir(parents=True, exist_ok=True)
+        self._check_replaced(parent / last)
+        partial = parent / partial_name()
+        file = io.FileIO(partial, "x")
         try:
-            for part in folders:
-                with suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=here)
-                try:
-                    below = os.open(part, OPEN_FOLDER, dir_fd=here)
-                except OSError:
-                    if _is_link(part, here):
-                        raise UnreadableError(_leads_out(part)) from None
-                    raise
-                os.close(here)
-                here = below
-            self._write_here(here, last, data)
-        finally:
-            os.close(here)
-
-    def _write_here(self, here: int, name: str, data: bytes | memoryview) -> None:
-        """Write a file in an open folder; an older one stays until the new one is whole."""
-        if not self._overwrite:
-            _write_new(here, name, data)
-            return
-        with suppress(FileNotFoundError):
-            self._check_replaced(os.stat(name, dir_fd=here, follow_symlinks=False))
-        partial = partial_name()
-        _write_new(here, partial, data)
-        try:
-            os.replace(partial, name, src_dir_fd=here, dst_dir_fd=here)
-        except OSError:
-            os.unlink(partial, dir_fd=here)
+            with file:
+                _write_all(file, data)
+            partial.replace(parent / last)
+        except BaseException:
+            partial.unlink()
             raise
 
-    def _check_replaced(self, status: os.stat_result) -> None:
-        if os.path.samestat(status, self._source):
-            raise UnreadableError("it would replace the file that is being extracted")
-
-    def _write_by_paths(self, folders: list[str], last: str, data: bytes | memoryview) -> None:
-        here = self._folder
-        for part in folders:
-            here /= part
-            if here.is_symlink():
-                raise UnreadableError(_leads_out(part))
-            here.mkdir(exist_ok=True)
-        path = here / last
-        if not self._overwrite and path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        if path.exists():
-            self._check_replaced(path.lstat())
-        partial = here / partial_name()
-        with io.FileIO(partial, "x") as file:
-            try:
-                _write_all(file, data)
-                file.close()
-                partial.replace(path)
-            except BaseException:
-                file.close()
-                partial.unlink(missing_ok=True)
-                raise
-
-
-def _write_new(here: int, name: str, data: bytes | memoryview) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW
-    file = io.FileIO(os.open(name, flags, 0o666, dir_fd=here), "w")
-    try:
-        with file:
-            _write_all(file, data)
-    except BaseException:
-        os.unlink(name, dir_fd=here)  # no half file
-        raise
-
-
-def _is_link(name: str, folder: int) -> bool:
-    return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-
-
-def _leads_out(part: str) -> str:
-    return f"refused, for {part!r} is a link in the folder and may lead out of it: remove it"
+    def _check_replaced(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if not self._overwrite:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if os.path.samestat(status, self._source):
+                raise UnreadableError("it would replace the file that is being extracted")
 
 
 def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:

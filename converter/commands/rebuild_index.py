@@ -43,7 +43,7 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
         raise ConverterError(f"{path} has an index: drop --rebuild_index")
     end = _end_of_hdf5(handle, path)
     index = IndexBuilder()
-    datasets = Datasets(handle, allow_external=False)
+    datasets = Datasets(handle)
     try:
         names = list(datasets.names())
         is_encoded = datasets.store() == "encoded"
@@ -156,7 +156,7 @@ def _check_type(dataset: h5py.Dataset) -> None:
     try:
         kind = h5py.h5t.py_create(dataset.dtype, logical=True)
     except (TypeError, ValueError):
-        raise _IndescribableError("has a type that numpy has not") from None
+        raise _IndescribableError("has a type numpy does not have") from None
     if not dataset.dtype.hasobject and not kind.equal(dataset.id.get_type()):
         raise _IndescribableError("has a type whose bytes are not numpy's")
 

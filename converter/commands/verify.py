@@ -167,7 +167,7 @@ def _check_sums(path: Path, handle: Handle, tail: Index, wrong: Callable[[str], 
 
 def _names_in_hdf5(path: Path, handle: Handle) -> list[str]:
     """Return the names of all datasets."""
-    datasets = Datasets(handle, allow_external=False)
+    datasets = Datasets(handle)
     try:
         return list(datasets.names())
     finally:
@@ -228,7 +228,7 @@ class Checker:
 
     def __init__(self, checks: Checks) -> None:
         self._folder = H5Folder(checks.path, verify=True, threads=1) if checks.has_index else None
-        self._datasets = Datasets(Handle(os.fspath(checks.path)), allow_external=False)
+        self._datasets = Datasets(Handle(os.fspath(checks.path)))
         self._encoder = Encoder(checks.reading) if checks.reading is not None else None
 
     def encode(self, key: str, buffer: Buffer) -> Result:

@@ -275,7 +275,7 @@ class Index:
             begins.append(at)
             at += size + -size % 8
         if at != len(self._content) - FOOTER.size:
-            raise self.damage(f"has sections of {at - begin} bytes in another length")
+            raise self.damage(f"has sections that add up to {at - begin} bytes, not to its length")
         return begins
 
     def _check_sizes(self) -> None:

@@ -8,12 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converter.codecs import zstd
-from converter.codecs.filters import (
-    Payload,
-    as_bytes,
-    crc32,
-    expand,
-)
+from converter.codecs.filters import Payload, as_bytes, crc32, expand
 from converter.format.index import Extent
 from converter.format.layout import ArrayLayout
 from converter.loader.page_cache import PageCache

@@ -80,8 +80,14 @@ def _import_decoder() -> Callable[[Bytes, str], np.ndarray]:
     try:
         from converter.sources.images import decode_image
     except ImportError as error:
+        name = error.name or ""
+        if name.partition(".")[0] == "converter":  # of a copied loader
+            raise LoadError(
+                f"files stored as they are need {name} to be decoded, which is missing: copy that "
+                "module of the converter too"
+            ) from error
         raise LoadError(
-            "files stored as they are need image packages to be decoded: "
+            f"files stored as they are need image packages to be decoded ({error}): "
             "pip install imageio pillow tifffile simplejpeg"
         ) from error
     return decode_image

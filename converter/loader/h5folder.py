@@ -56,9 +56,6 @@ class H5Folder(Mapping[str, np.ndarray]):
     verify
         Compare each payload with its CRC-32; partial reads of uncompressed arrays then read
         all of it. Files without an index hold no such checksums.
-    allow_external
-        Follow external links, external storage and virtual datasets. They can name any file
-        you may read.
     threads
         Threads at most that read the samples of a batch, where several are faster than one;
         None: as many as there are cores, but one in a worker process.
@@ -87,7 +84,6 @@ class H5Folder(Mapping[str, np.ndarray]):
         *,
         cache_nbytes: int = 0,
         verify: bool = False,
-        allow_external: bool = False,
         threads: int | None = None,
     ) -> None:
         if cache_nbytes < 0:
@@ -101,7 +97,6 @@ class H5Folder(Mapping[str, np.ndarray]):
         self.path = ", ".join(self.paths)
         self._cache_nbytes = cache_nbytes
         self._verify = verify
-        self._allow_external = allow_external
         self._threads = threads
         self._opened: _Opened | None = None
         self._identity: tuple[Any, ...] | None = None
@@ -240,15 +235,9 @@ class H5Folder(Mapping[str, np.ndarray]):
         tail = open_index(handle)
         source: IndexedFile | H5pyFile
         if tail is None:
-            source = H5pyFile(handle, allow_external=self._allow_external)
+            source = H5pyFile(handle)
         else:
-            source = IndexedFile(
-                handle,
-                tail,
-                threads=threads,
-                verify=self._verify,
-                allow_external=self._allow_external,
-            )
+            source = IndexedFile(handle, tail, threads=threads, verify=self._verify)
         return EncodedFile(source, threads) if source.is_encoded else source
 
     def _position(self, opened: _Opened, key: str | SupportsIndex) -> int:

@@ -31,13 +31,12 @@ HARMLESS_NBYTES = 1 << 30
 class Datasets:
     """The datasets of a file by name, opened when first asked for and once per process.
 
-    External links, external storage and virtual datasets make HDF5 read other files: they
-    are refused unless ``allow_external``.
+    External links, external storage and virtual datasets make HDF5 read other files, any that
+    you may read: they are refused.
     """
 
-    def __init__(self, handle: Handle, *, allow_external: bool) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._allow_external = allow_external
         self._opened: tuple[int, h5py.File] | None = None
 
     def close(self) -> None:
@@ -49,7 +48,7 @@ class Datasets:
     def names(self) -> Iterator[str]:
         """Yield the hard-linked datasets in the order HDF5 lists them.
 
-        Raises LoadError at an external link that was not allowed.
+        Raises LoadError at an external link.
         """
         file = self._file()
         found: list[tuple[bytes, int]] = []
@@ -60,9 +59,9 @@ class Datasets:
                 f"the names in {self._handle.path} cannot be listed: {_short(error)}"
             ) from error
         for name, kind in found:
-            if kind == h5l.TYPE_EXTERNAL and not self._allow_external:
+            if kind == h5l.TYPE_EXTERNAL:
                 raise self._refusal(name.decode(errors="replace"), "is a link to another file")
-            if kind == h5l.TYPE_SOFT or not self._is_dataset(file, name, kind):
+            if kind == h5l.TYPE_SOFT or not self._is_dataset(file, name):
                 continue
             try:
                 yield name.decode()
@@ -116,17 +115,15 @@ class Datasets:
     def _open(self) -> h5py.File:
         check_closed(self._handle)
         # Through a Python file HDF5 takes no lock and shares nothing with handles of others.
-        # Only where other files may be read must it know the name.
-        source: Any = self._handle.path if self._allow_external else self._handle.reopened()
+        file = self._handle.reopened()
         try:
-            return h5py.File(source, "r")
+            return h5py.File(file, "r")
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise _explained(self._handle, error) from error
 
     def _dataset(self, name: str) -> h5py.Dataset:
         file = self._file()
-        if not self._allow_external:
-            self._check_links(file, name)
+        self._check_links(file, name)
         try:
             dataset = file[name]
         except (KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
@@ -157,15 +154,13 @@ class Datasets:
     def _check_storage(self, name: str, dataset: h5py.Dataset) -> None:
         creation = dataset.id.get_create_plist()
         filters = [creation.get_filter(n)[0] for n in range(creation.get_nfilters())]
-        if not self._allow_external:
-            if creation.get_layout() == h5d.VIRTUAL:
-                raise self._refusal(name, "is put together from other files")
-            if creation.get_external_count():
-                raise self._refusal(name, "keeps its bytes in another file")
+        if creation.get_layout() == h5d.VIRTUAL:
+            raise self._refusal(name, "is put together from other files")
+        if creation.get_external_count():
+            raise self._refusal(name, "keeps its bytes in another file")
         nbytes = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
         stored = min(dataset.id.get_storage_size(), self._handle.nbytes)
-        too_large = nbytes > HARMLESS_NBYTES and nbytes > stored * inflation(filters)
-        if too_large and not self._allow_external:
+        if nbytes > HARMLESS_NBYTES and nbytes > stored * inflation(filters):
             raise LoadError(
                 f"{name!r} in {self._handle.path} claims {nbytes} bytes, of which {stored} are "
                 "stored: read it with h5py, part by part"
@@ -177,10 +172,8 @@ class Datasets:
                     "installed: pip install hdf5plugin"
                 )
 
-    def _is_dataset(self, file: h5py.File, name: bytes, kind: int) -> bool:
+    def _is_dataset(self, file: h5py.File, name: bytes) -> bool:
         try:
-            if kind == h5l.TYPE_EXTERNAL:
-                return isinstance(file.get(name), h5py.Dataset)
             return bool(h5o.get_info(file.id, name).type == h5o.TYPE_DATASET)
         except (KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
             raise LoadError(f"{name!r} in {self._handle.path}: {_short(error)}") from error
@@ -188,7 +181,7 @@ class Datasets:
     def _refusal(self, name: str, why: str) -> LoadError:
         return LoadError(
             f"{name!r} in {self._handle.path} {why}, which is refused: where you trust the file, "
-            "open it with allow_external=True"
+            "read it with h5py"
         )
 
 
@@ -206,12 +199,12 @@ def _closing_at_exit() -> weakref.WeakSet[Datasets]:
 
 
 class H5pyFile:
-    """A file without a tail, read through HDF5. Its names are kept as a tail in memory."""
+    """A file without an index, read through HDF5. Its names are kept as an index in memory."""
 
     holds_files = False
 
-    def __init__(self, handle: Handle, *, allow_external: bool) -> None:
-        self._datasets = Datasets(handle, allow_external=allow_external)
+    def __init__(self, handle: Handle) -> None:
+        self._datasets = Datasets(handle)
         self.keys = _tail_of(self._datasets.names(), handle.path)
         self.identity = (handle.nbytes, self.keys.crc32)
         self.is_encoded = self._datasets.store() == "encoded"

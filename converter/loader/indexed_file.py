@@ -1,13 +1,14 @@
-"""Read arrays by the tail, without HDF5."""
+"""Read arrays by the index, without HDF5."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from converter.codecs.filters import as_bytes
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import Extent
@@ -31,20 +32,17 @@ class Window(NamedTuple):
 
 
 class IndexedFile:
-    """An open file with its tail."""
+    """An open file with its index."""
 
     holds_files = False
 
-    def __init__(
-        self, handle: Handle, tail: Index, *, threads: Threads, verify: bool, allow_external: bool
-    ) -> None:
+    def __init__(self, handle: Handle, tail: Index, *, threads: Threads, verify: bool) -> None:
         self.keys = tail
         self.identity = (handle.nbytes, tail.crc32)
         self._handle = handle
         self._threads = threads
         self._verify = verify
-        self._allow_external = allow_external
-        self._datasets = Datasets(handle, allow_external=allow_external)
+        self._datasets = Datasets(handle)
         self._pages = PageCache(handle, tail.hdf5_nbytes, len(tail))
         self._windows: dict[int, Window] = {}
 
@@ -93,7 +91,10 @@ class IndexedFile:
             return memoryview(self._read_checked(position, -1))  # type: ignore[arg-type]
         data = self._pages.read(places[0].nbytes, places[0].offset)
         if self._verify:
-            self._named(position, lambda: check(places[0], data))
+            try:
+                check(places[0], data)
+            except ValueError as error:
+                raise self._damage(position, error) from None
         return data
 
     def fetch(self, positions: np.ndarray) -> None:
@@ -112,9 +113,11 @@ class IndexedFile:
         """Return a part of the array at a position in range, reading what that needs."""
         layout = self.keys.layout_at(position)
         box = box_of(selection, layout.shape)
-        return np.array(
-            self._named(position, lambda: self._box(position, layout, box))[(*box.take, ...)]
-        )
+        try:
+            found = self._box(position, layout, box)
+        except ValueError as error:
+            raise self._damage(position, error) from None
+        return np.array(found[(*box.take, ...)])
 
     def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
         """Return arrays, stacked where shapes and dtypes agree."""
@@ -154,8 +157,11 @@ class IndexedFile:
 
     def _check_all(self, positions: np.ndarray, batch: np.ndarray) -> None:
         for n, position in enumerate(positions.tolist()):
-            (place,), data = self.keys.extents(position), _bytes_of(batch, n)
-            self._named(position, functools.partial(check, place, data))
+            (place,) = self.keys.extents(position)
+            try:
+                check(place, as_bytes(batch[n, ...]))
+            except ValueError as error:
+                raise self._damage(position, error) from None
 
     def _read_checked(self, position: int, number: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)
@@ -184,28 +190,24 @@ class IndexedFile:
         """Read one sample into an array of its shape and dtype."""
         if not layout.nbytes:
             return
-        if layout.is_plain:
-            self._named(
-                position, lambda: read_plain(self._pages, places[0], target, verify=self._verify)
-            )
-        elif layout.is_decodable:
-            self._named(
-                position,
-                lambda: read_chunks(
-                    self._pages, places, layout, target, verify=self._verify, threads=threads
-                ),
-            )
-        else:
-            self._named(position, lambda: self._check_payloads(places))
-            target[...] = self._through_hdf5(position, layout)
+        pages, verify = self._pages, self._verify
+        try:
+            if layout.is_plain:
+                read_plain(pages, places[0], target, verify=verify)
+            elif layout.is_decodable:
+                read_chunks(pages, places, layout, target, verify=verify, threads=threads)
+            else:
+                self._check_payloads(places)
+                target[...] = self._through_hdf5(position, layout)
+        except ValueError as error:
+            raise self._damage(position, error) from None
 
     def _box(self, position: int, layout: ArrayLayout, box: Box) -> np.ndarray:
         places = self.keys.extents(position)
         if 0 in box.shape or not layout.nbytes:
             return np.empty(box.shape, layout.dtype)
         if layout.is_plain:
-            if self._verify:
-                check(places[0], self._pages.read(places[0].nbytes, places[0].offset))
+            self._check_payloads(places)
             return read_plain_box(self._pages, places[0], layout, box)
         if not layout.is_decodable:
             self._check_payloads(places)
@@ -227,15 +229,8 @@ class IndexedFile:
             for place in places:
                 check(place, self._pages.read(place.nbytes, place.offset))
 
-    def _named(self, position: int, read: Callable[[], Any]) -> Any:
-        """Say which sample it is that is damaged."""
-        try:
-            return read()
-        except ValueError as error:
-            raise LoadError(
-                f"{self.keys.key(position)!r} in {self._handle.path} {error}: convert it again"
-            ) from None
-
-
-def _bytes_of(batch: np.ndarray, n: int) -> np.ndarray:
-    return batch[n : n + 1].reshape(-1).view(np.uint8)
+    def _damage(self, position: int, error: ValueError) -> LoadError:
+        """Return an error that says which sample is damaged."""
+        return LoadError(
+            f"{self.keys.key(position)!r} in {self._handle.path} {error}: convert it again"
+        )

@@ -29,8 +29,7 @@ class SeveralIndexes:
         self.path = ", ".join(tail.path for tail in tails)
         self._tails = tails
         self.starts = [0, *itertools.accumulate(len(tail) for tail in tails)]
-        self._firsts = self._first_orders()
-        if self._firsts is None:
+        if not self._are_in_order():  # else they have no keys in common
             self._check_common()
 
     def __len__(self) -> int:
@@ -42,14 +41,10 @@ class SeveralIndexes:
 
     def find(self, key: str) -> int | None:
         """Return a key's position."""
-        numbers = list(range(len(self._tails)))
-        if self._firsts is not None:  # most likely there
-            likely = max(0, bisect.bisect_right(self._firsts, order_of(key)) - 1)
-            numbers.insert(0, likely)
-        for number in numbers:
-            position = self._tails[number].find(key)
+        for start, tail in zip(self.starts, self._tails, strict=False):
+            position = tail.find(key)
             if position is not None:
-                return self.starts[number] + position
+                return start + position
         return None
 
     def find_all(self, keys: Sequence[str]) -> np.ndarray:
@@ -83,20 +78,16 @@ class SeveralIndexes:
         """Return which file a position is in."""
         return bisect.bisect_right(self.starts, position) - 1
 
-    def _first_orders(self) -> list[Any] | None:
-        """Return where each file's keys begin in the order of a conversion, if it is theirs."""
-        firsts: list[Any] = []
+    def _are_in_order(self) -> bool:
+        """Tell whether the keys lie in the order of a conversion, as those of shards do."""
         last: Any = ()
         for tail in self._tails:
             if not len(tail):
-                firsts.append(last)
                 continue
-            first = order_of(tail.key(0))
-            if first <= last or not tail.is_in_order:
-                return None
+            if order_of(tail.key(0)) <= last or not tail.is_in_order:
+                return False
             last = order_of(tail.key(len(tail) - 1))
-            firsts.append(first)
-        return firsts
+        return True
 
     def _check_common(self) -> None:
         for n, tail in enumerate(self._tails):

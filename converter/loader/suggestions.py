@@ -1,11 +1,9 @@
-"""Say of an unknown key what it may have been meant to be."""
+"""Suggest keys like one that is unknown."""
 
 from __future__ import annotations
 
 import difflib
-import heapq
 import itertools
-import os
 
 from converter.errors import LoadError
 from converter.format.index_reader import Index
@@ -13,28 +11,27 @@ from converter.loader.several_files import SeveralIndexes
 
 NEAR_MATCHES = 3
 KEYS_COMPARED = 2000
-KEYS_COMPARED_CLOSELY = 20
 
 
 def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
-    """Return the error for a key that was not found: with what is near it.
+    """Return the error for a key that was not found, with the keys most like it.
 
-    Of a million keys only those that have something in common with it are looked at.
+    These have its name in a folder beside its own, or a name like it in its own folder.
     """
-    inside = key.rstrip("/") + "/" if key else ""
-    for position in itertools.islice(keys.positions_with(inside), KEYS_COMPARED):
-        if keys.key(position).startswith(inside):
-            return KeyError(
-                f"{key!r} is a folder in {keys.path}: name a file in it, such as "
-                f"{keys.key(position)!r}"
-            )
-    near: list[str] = []
-    for fragment in _fragments(key):
-        found = itertools.islice(keys.positions_with(fragment), KEYS_COMPARED)
-        candidates = [keys.key(position) for position in found]
+    inside = key.rstrip("/") + "/"
+    for file in _keys_with(keys, inside, within=inside):
+        return KeyError(f"{key!r} is a folder in {keys.path}: name a file in it, such as {file!r}")
+    folder, slash, name = key.rpartition("/")
+    above, slash_above, _ = folder.rpartition("/")
+    within = folder + slash
+    near = _keys_with(keys, "/" + name, within=above + slash_above) if slash else []
+    near = [other for other in near if other.count("/") == key.count("/") and other.endswith(name)]
+    for fragment in (within + name[: len(name) // 2], within):
+        candidates = _keys_with(keys, fragment, within=within)
         if key in candidates:
             return keys.damage(f"cannot find {key!r}, which it holds")
-        near += _nearest(key, candidates)
+        names = [other[len(within) :] for other in candidates]
+        near += [within + other for other in difflib.get_close_matches(name, names, NEAR_MATCHES)]
         if len(near) >= NEAR_MATCHES:
             break
     if not near:
@@ -43,23 +40,7 @@ def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
     return KeyError(f"no {key!r} in {keys.path}: did you mean {nearest}?")
 
 
-def _fragments(key: str) -> list[str]:
-    """Return what keys near to this one may hold, most telling first."""
-    folder, slash, name = key.rpartition("/")
-    stem = key.rpartition(".")[0]
-    return [key, stem or name, name, key[: len(key) - len(name) // 2], folder + slash, ""]
-
-
-def _nearest(key: str, candidates: list[str]) -> list[str]:
-    """Return the keys most like this one; difflib alone takes a millisecond a candidate."""
-
-    def shared(other: str) -> int:
-        return _common(key, other) + _common(key[::-1], other[::-1])
-
-    likely = heapq.nlargest(KEYS_COMPARED_CLOSELY, candidates, key=shared)
-    return difflib.get_close_matches(key, likely, NEAR_MATCHES, 0.6)
-
-
-def _common(one: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
-    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 (characters, not folders)
+def _keys_with(keys: Index | SeveralIndexes, fragment: str, *, within: str) -> list[str]:
+    """Return keys that hold a text, of those that begin with another."""
+    positions = itertools.islice(keys.positions_with(fragment), KEYS_COMPARED)
+    return [key for key in map(keys.key, positions) if key.startswith(within)]

@@ -12,6 +12,7 @@ import numpy as np
 from converter.errors import UnstorableError
 
 MOST_DIMENSIONS = 32  # H5S_MAX_RANK
+PACK = "return a packed copy: numpy.lib.recfunctions.repack_fields(array, recurse=True)"
 _UINT8 = np.dtype(np.uint8)
 
 
@@ -55,8 +56,7 @@ def as_storable(value: Any) -> Storable:
         raise UnstorableError(
             f"the reader returned {array.ndim} dimensions, HDF5 holds {MOST_DIMENSIONS}: reshape it"
         )
-    plain = np.asarray(array, order="C").view(_plain(array.dtype))
-    return Storable(_zero_gaps(plain), "array")
+    return Storable(np.asarray(array, order="C").view(_plain(array.dtype)), "array")
 
 
 def _is_plain_image(value: Any) -> bool:
@@ -79,12 +79,17 @@ def _objection(dtype: np.dtype) -> str | None:
         return f"{dtype} values: return .astype('int64')"
     if dtype.itemsize == 0:
         return f"items of no size ({dtype}): return an array of numbers"
+    if _has_x87(dtype):
+        wide = "complex128" if dtype.kind == "c" else "float64"
+        return f"numbers of 80 bits ({dtype}): return .astype('{wide}'), also in fields"
+    if _has_gaps(dtype):
+        return f"a dtype with gaps between its fields ({dtype}): {PACK}"
     try:
         stored = h5py.h5t.py_create(dtype, logical=True).dtype
     except (TypeError, ValueError) as error:
         return f"dtype {dtype}, which HDF5 cannot hold ({error}): return an array of numbers"
     if _plain(dtype) != dtype:
-        return f"a dtype whose fields overlap or are out of order ({dtype}): return a packed copy"
+        return f"a dtype whose fields overlap or are out of order ({dtype}): {PACK}"
     if stored != dtype:
         return f"dtype {dtype}, which HDF5 would change to {stored}: return an array of numbers"
     return None
@@ -101,38 +106,19 @@ def _plain(dtype: np.dtype) -> np.dtype:
         return np.dtype(np.void)
 
 
-def _zero_gaps(array: np.ndarray) -> np.ndarray:
-    """Zero the bytes of items that carry no value: they are whatever the memory held."""
-    gaps = _gaps(array.dtype)
-    if gaps is None or not array.size:
-        return array
-    clean = array.copy(order="C")
-    clean.reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize)[:, gaps] = 0
-    return clean
+def _has_gaps(dtype: np.dtype) -> bool:
+    """Tell whether items have bytes between their fields: these hold whatever memory held."""
+    if dtype.subdtype is not None:
+        return _has_gaps(dtype.subdtype[0])
+    fields = [dtype[name] for name in dtype.names or ()]
+    is_packed = not fields or sum(field.itemsize for field in fields) == dtype.itemsize
+    return not is_packed or any(map(_has_gaps, fields))
 
 
-@functools.lru_cache(maxsize=256)
-def _gaps(dtype: np.dtype) -> np.ndarray | None:
-    """Return where an item's bytes carry no value, as a mask; None where all do."""
-    gaps = ~_significant(dtype)
-    return gaps if gaps.any() else None
-
-
-def _significant(dtype: np.dtype) -> np.ndarray:
-    """Return which bytes of an item carry its value, ``(itemsize,)`` bool."""
-    significant = np.zeros(dtype.itemsize, bool)
-    if dtype.fields is not None:
-        for field, offset, *_ in dtype.fields.values():
-            significant[offset : offset + field.itemsize] |= _significant(field)
-    elif dtype.subdtype is not None:
-        base, _ = dtype.subdtype
-        significant[:] = np.tile(_significant(base), dtype.itemsize // base.itemsize)
-    elif dtype.char in "gG" and np.finfo(np.longdouble).nmant == 63:
-        # x87: 10 bytes of a number, in 12 or 16
-        number = np.zeros(np.dtype("g").itemsize, bool)
-        number[:10] = True
-        number = number if dtype.isnative else number[::-1]
-        significant[:] = np.tile(number, dtype.itemsize // len(number))
-    else:
-        significant[:] = True
-    return significant
+def _has_x87(dtype: np.dtype) -> bool:
+    """Tell whether there are numbers of 80 bits in 12 or 16 bytes, whose rest is any."""
+    if dtype.subdtype is not None:
+        return _has_x87(dtype.subdtype[0])
+    if dtype.names is not None:
+        return any(_has_x87(dtype[name]) for name in dtype.names)
+    return dtype.char in "gG" and np.finfo(np.longdouble).nmant == 63

@@ -154,7 +154,7 @@ VALUES = {
     "empty": np.zeros((0, 3), np.uint16),
     "text": "grüße",
     "complex": np.arange(3) * 1j,
-    "compound": np.ones(3, np.dtype([("a", "u1"), ("b", "<f8"), ("c", ">i2", (3,))], align=True)),
+    "compound": np.ones(3, np.dtype([("a", "u1"), ("b", "<f8"), ("c", ">i2", (3,))])),
     "large_mask": np.pad(np.ones((700, 700), np.uint16), 900),
     "large_bytes": np.zeros((3001, 3002), np.uint8),
     "big_endian": np.arange(7, dtype=">u4"),

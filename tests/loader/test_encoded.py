@@ -483,13 +483,22 @@ def test_an_unknown_key_is_a_key_error_with_what_is_near(photos):
         H5Folder(photos.encoded).read_bytes(15)
 
 
-def test_the_files_can_be_had_without_the_packages_that_decode(photos):
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (["imageio", "imageio.v3", "PIL", "tifffile", "simplejpeg", "cv2"], "pip install imageio"),
+        (["converter.sources"], "need converter.sources"),
+        (["converter.samples"], "need converter.samples"),
+    ],
+    ids=["packages", "folder", "module"],
+)
+def test_the_files_can_be_had_without_what_decodes_them(missing, words, photos):
     program = f"""
 import sys, types
 package = types.ModuleType("converter")  # a copied loader has no __init__ that imports more
 package.__path__ = [{str(ROOT / "converter")!r}]
 sys.modules["converter"] = package
-sys.modules.update(dict.fromkeys(["imageio", "imageio.v3", "PIL", "tifffile", "simplejpeg", "cv2"]))
+sys.modules.update(dict.fromkeys({missing}))
 from converter.errors import LoadError
 from converter.loader.h5folder import H5Folder
 folder = H5Folder({str(photos.encoded)!r})
@@ -502,7 +511,7 @@ except LoadError as error:
     done = run([sys.executable, "-c", program])
     first, _, second = done.out.partition("\n")
     assert first == f"{(photos.folder / 'a/00.jpg').stat().st_size} True", done.err
-    assert "pip install imageio pillow" in second
+    assert words in second
 
 
 # Files that are no images, or not whole

@@ -45,8 +45,6 @@ def path(tmp_path, samples):
 def odd_samples():
     compound = np.zeros(6, np.dtype([("x", "<i4"), ("y", ">f8", (2,)), ("z", "|b1")]))
     compound["x"], compound["z"] = range(6), [1, 0] * 3
-    padded = np.zeros((2, 3), np.dtype([("a", "u1"), ("b", "<f8")], align=True))
-    padded["b"] = 1.5
     return {
         "0d.npy": np.array(2.5),
         "1.npy": np.arange(7, dtype=">i2"),
@@ -57,8 +55,6 @@ def odd_samples():
         "compound.npy": compound,
         "empty.npy": np.empty((0, 3), np.float32),
         "float16.npy": np.array([1, np.nan, -0.0], np.float16),
-        "long double.npy": np.arange(3, dtype=np.longdouble),
-        "padded.npy": padded,
         "ü/ünïcode \N{SNOWMAN}.npy": np.arange(3, dtype=np.int64),
         "void.npy": np.array([b"\1\2\3\4", b"\5\6\7\0"], "V4"),
     }
@@ -654,8 +650,8 @@ def test_an_unknown_key_names_what_is_near_it(path):
     folder = H5Folder(path)
     with pytest.raises(KeyError, match=r"no 'a/0003.npy' in .*did you mean 'b/0003.npy'"):
         folder["a/0003.npy"]
-    with pytest.raises(KeyError, match=r"did you mean 'b/0003.npy', 'a/00"):
-        folder["a/0003.np"]
+    with pytest.raises(KeyError, match=r"did you mean 'b/0003.npy', 'b/000"):
+        folder["b/0003.np"]
     with pytest.raises(KeyError, match=r"did you mean 'a/0002.npy'"):
         folder.read_batch(["a/0000.npy", "A/0002.npy"])
     with pytest.raises(KeyError, match=r"no 'nothing like it'"):
@@ -815,24 +811,21 @@ def linked_elsewhere(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "storage", "virtual"])
-def test_what_lies_in_other_files_is_refused_unless_asked_for(tmp_path, kind):
+def test_what_lies_in_other_files_is_refused(tmp_path, kind):
     path = tmp_path / "linked.h5"
     linked_elsewhere(path, kind)
-    with pytest.raises(LoadError, match=r"'(elsewhere|group)' in .*allow_external=True"):
-        H5Folder(path)["elsewhere"]
-    folder = H5Folder(path, allow_external=True)
-    assert folder["mine"].tolist() == [0, 1, 2, 3]
-    if kind != "folder":
-        wanted = [0, 0, 0] if kind == "storage" else [0, 1, 2]
-        assert folder["elsewhere"].tolist() == wanted
-        assert folder.read("elsewhere", np.s_[1:]).tolist() == wanted[1:]
+    for read in (H5Folder.__getitem__, lambda folder, key: folder.read(key, np.s_[1:])):
+        with pytest.raises(LoadError, match=r"'(elsewhere|group)' in .* read it with h5py"):
+            read(H5Folder(path), "elsewhere")
+    if kind in ("storage", "virtual"):
+        assert H5Folder(path)["mine"].tolist() == [0, 1, 2, 3]
 
 
 def test_links_swapped_in_after_listing_are_not_followed(tmp_path):
     datasets = converter.loader.h5py_file.Datasets
     path = tmp_path / "linked.h5"
     linked_elsewhere(path, "folder")
-    opened = datasets(converter.files.Handle(str(path)), allow_external=False)
+    opened = datasets(converter.files.Handle(str(path)))
     with pytest.raises(LoadError, match=r"'group' in .* is a link to elsewhere"):
         opened.read("group/x")
 
