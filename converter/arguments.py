@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from converter.codecs.compression import AUTO, Compression, parse_compression
 from converter.commands.request import READERS, STORES, parse_shard
 from converter.errors import ConverterError
+from converter.files import local_path
 from converter.threads import usable_cores
 
 WRONG_USAGE = 2
@@ -323,7 +324,10 @@ class _HelpFormatter(argparse.HelpFormatter):
 def _path(text: str) -> Path:
     if not text:  # such as a shell variable that is not set
         raise argparse.ArgumentTypeError("the name is empty")
-    return Path(text)
+    try:
+        return local_path(text)
+    except ConverterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

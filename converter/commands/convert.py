@@ -23,6 +23,7 @@ from converter.commands.request import (
     plan_of,
 )
 from converter.errors import ConverterError, StoppedError
+from converter.files import local_path
 from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import user_functions
 from converter.sources.encoder import Choice
@@ -325,12 +326,12 @@ def convert(
     except ValueError as error:
         raise ConverterError(str(error)) from None
     request = Request(
-        path_images=Path(path_images),
-        path_output=Path(path_output),
+        path_images=local_path(path_images),
+        path_output=local_path(path_output),
         ext=ext,
         custom_read_func=custom_read_func,
         custom_prune_func=custom_prune_func,
-        path_functions=Path(path_functions) if path_functions is not None else None,
+        path_functions=local_path(path_functions) if path_functions is not None else None,
         reader=reader,
         store=store,
         skip_decode_check=skip_decode_check,
