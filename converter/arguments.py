@@ -161,6 +161,12 @@ def _add_convert(flags: _Flags) -> None:
         action="store_true",
         help="enter symlinked folders, each real folder once",
     )
+    add(
+        "hidden_folders",
+        action="store_true",
+        help="enter hidden folders too: names that begin with a dot, and those that systems make, "
+        "such as @eaDir, __MACOSX, lost+found and $RECYCLE.BIN",
+    )
     add = flags.group("convert: how to read them", CONVERT, UPDATE)
     add(
         "reader",

@@ -74,6 +74,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         plan = plan_of(request, found)
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
+        report.hidden_folders = plan.hidden_folders
         stack.enter_context(output_folder(request.path_output.parent))
         writer = Writer(Paths(request.path_output))
         stack.callback(_held(caller, writer.close))
@@ -241,6 +242,7 @@ def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]
         compression=str(request.compression),
         max_pixels=request.max_pixels,
         follow_links=request.follow_links,
+        hidden_folders=request.hidden_folders,
     )
 
 
@@ -285,6 +287,7 @@ def convert(
     on_error: str = "skip",
     max_pixels: int | None = None,
     follow_links: bool = False,
+    hidden_folders: bool = False,
     overwrite: bool = False,
     restart: bool = False,
     file_timeout: float | None = None,
@@ -340,6 +343,7 @@ def convert(
         on_error=on_error,
         max_pixels=max_pixels,
         follow_links=follow_links,
+        hidden_folders=hidden_folders,
         overwrite=overwrite,
         restart=restart,
         file_timeout=file_timeout,
