@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from converter import H5Folder
+from converter import ConverterError, H5Folder
+from converter.files import local_path
 from converter.threads import usable_cores
 
 try:
@@ -393,19 +394,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--path_images", type=Path, required=True, help="the folder of loose files")
-    add("--path_output", type=Path, required=True, help="its HDF5 file; made if missing")
+    add("--path_images", type=_path, required=True, help="the folder of loose files")
+    add("--path_output", type=_path, required=True, help="its HDF5 file; made if missing")
     add("--ext", default="jpg", help="as for the converter (default: jpg)")
     add("--custom_read_func", action="store_true", help="as for the converter")
-    add("--path_functions", type=Path, help="as for the converter")
+    add("--path_functions", type=_path, help="as for the converter")
     add("--store", default="array", help="as for the converter, if it runs")
     add("--compression", default="auto", help="as for the converter, if it runs")
     add("--batch_size", type=int, default=32, help="default: 32")
     add("--num_workers", default="0,2", help="DataLoader workers, with commas (default: 0,2)")
     add("--epochs", type=int, default=3, help="that count, behind one that does not (default: 3)")
     add("--samples", type=int, help="read so many in each epoch (default: all)")
-    add("--plot", type=Path, metavar="FILE.png", help="draw a chart; needs matplotlib")
-    add("--json", type=Path, metavar="FILE", help="write all figures")
+    add("--plot", type=_path, metavar="FILE.png", help="draw a chart; needs matplotlib")
+    add("--json", type=_path, metavar="FILE", help="write all figures")
     add("--cold", action="store_true", help="drop cached pages before each epoch (Linux)")
     add("--convert", action="store_true", help="measure the conversion too")
     options = parser.parse_args(argv)
@@ -420,6 +421,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.custom_read_func and options.path_functions is None:
         options.path_functions = HERE / "my_functions.py"
     return options
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except ConverterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _convert(options: argparse.Namespace, output: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from converter.codecs.compression import AUTO, Compression, parse_compression
 from converter.commands.request import READERS, STORES, parse_shard
 from converter.errors import ConverterError
+from converter.files import local_path
 from converter.threads import usable_cores
 
 WRONG_USAGE = 2
@@ -159,6 +160,12 @@ def _add_convert(flags: _Flags) -> None:
         "follow_links",
         action="store_true",
         help="enter symlinked folders, each real folder once",
+    )
+    add(
+        "hidden_folders",
+        action="store_true",
+        help="enter hidden folders too: names that begin with a dot, and those that systems make, "
+        "such as @eaDir, __MACOSX, lost+found and $RECYCLE.BIN",
     )
     add = flags.group("convert: how to read them", CONVERT, UPDATE)
     add(
@@ -323,7 +330,10 @@ class _HelpFormatter(argparse.HelpFormatter):
 def _path(text: str) -> Path:
     if not text:  # such as a shell variable that is not set
         raise argparse.ArgumentTypeError("the name is empty")
-    return Path(text)
+    try:
+        return local_path(text)
+    except ConverterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -94,7 +94,7 @@ def _update(parsed: Arguments, signals: _Signals) -> int:
     typed = {name: value for name, value in values.items() if name in parsed.typed}
     untyped = {name: value for name, value in values.items() if name not in parsed.typed}
     _say_what_is_missing()
-    return _run(update_request(typed, untyped), quiet, signals, address)
+    return _run(update_request(typed, untyped, notice=_notice), quiet, signals, address)
 
 
 def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) -> int:
@@ -117,7 +117,7 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
     if values["path_images"] is not None:
         names = ("path_output", "path_images", "path_functions", "workers", "file_timeout")
         typed = {name: values[name] for name in names if name in parsed.typed}
-        request = update_request(typed, {}, purpose="--verify with --path_images")
+        request = update_request(typed, {}, purpose="--verify with --path_images", notice=_notice)
     elif "path_functions" in parsed.typed:
         raise ConverterError("--path_functions is of no use alone: add --path_images")
     with ProgressBar(quiet=values["quiet"]) as bar:

@@ -7,7 +7,9 @@ import errno
 import io
 import mmap
 import os
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError, LoadError
@@ -21,6 +23,39 @@ LONGEST_READ = 1 << 30  # one call returns at most 2 GiB
 #: By one system call. Linux gives a longer write larger pages of its cache, which are dear to make:
 #: in a virtual machine 2.8 GB took 0.9 s in pieces of 256 KiB, 2 to 8 s in pieces of 4 MiB.
 LONGEST_WRITE_NBYTES = 256 << 10
+
+#: ``s3://``, and what is left of it in a `Path`; one letter and a colon is a drive of Windows.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def local_path(given: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of what a user named, ``~`` being the home folder as in a shell.
+
+    Links and ``..`` stay as they are. Raises ConverterError for a URL, and for the home folder of
+    a user who does not exist.
+    """
+    text = os.fsdecode(given)
+    url = URL.match(text)
+    if url and (text.startswith("//", url.end() - 1) or not os.path.isdir(url[1] + ":")):
+        if url[1].lower() == "file":
+            raise ConverterError(f"{text} is a URL: give the path, without file://")
+        raise ConverterError(
+            f"{text} is a URL, and files of this machine alone are read and written: give the "
+            "path of a folder where it is mounted, or copy it"
+        )
+    expanded = os.path.expanduser(text)
+    first, *rest = Path(expanded).parts or ("",)
+    if first.startswith("~") and rest and not os.path.isdir(first):
+        raise ConverterError(
+            f"{text} is below the home folder of a user who does not exist: write ./{text} for a "
+            f"folder called {first}"
+        )
+    try:
+        return Path(expanded).absolute()
+    except OSError as error:
+        raise ConverterError(
+            f"{text} cannot be found, for the current folder was removed: change to another"
+        ) from error
 
 
 class Handle:

@@ -62,6 +62,12 @@ def left_out_lines(found: Report | Plan) -> Iterator[str]:
         yield f"left out: {kinds}" + (f" and {others} more kinds" if others > 0 else "")
     if found.linked_folders:
         yield f"{found.linked_folders} linked folders not entered (--follow_links)"
+    if found.hidden_folders:
+        count = sum(found.hidden_folders.values())
+        kinds = ", ".join(f"{n} {name}" for name, n in found.hidden_folders.most_common(10))
+        others = len(found.hidden_folders) - 10
+        kinds += f" and {others} more names" if others > 0 else ""
+        yield f"{count} hidden folders not entered (--hidden_folders): {kinds}"
 
 
 def advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:

@@ -67,6 +67,7 @@ class Plan:
     keys: KeyList = field(default_factory=KeyList)
     left_out: Counter[str] = field(default_factory=Counter)
     linked_folders: int = 0
+    hidden_folders: Counter[str] = field(default_factory=Counter)  # not entered, by name
     failures: list[Failure] = field(default_factory=list)
     folders: int = 0  # those that hold keys
     shard: dict[str, int | str] | None = None  # which part of a whole it is

@@ -23,6 +23,7 @@ from converter.commands.request import (
     plan_of,
 )
 from converter.errors import ConverterError, StoppedError
+from converter.files import local_path
 from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import user_functions
 from converter.sources.encoder import Choice
@@ -73,6 +74,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         plan = plan_of(request, found)
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
+        report.hidden_folders = plan.hidden_folders
         stack.enter_context(output_folder(request.path_output.parent))
         writer = Writer(Paths(request.path_output))
         stack.callback(_held(caller, writer.close))
@@ -240,6 +242,7 @@ def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]
         compression=str(request.compression),
         max_pixels=request.max_pixels,
         follow_links=request.follow_links,
+        hidden_folders=request.hidden_folders,
     )
 
 
@@ -284,6 +287,7 @@ def convert(
     on_error: str = "skip",
     max_pixels: int | None = None,
     follow_links: bool = False,
+    hidden_folders: bool = False,
     overwrite: bool = False,
     restart: bool = False,
     file_timeout: float | None = None,
@@ -325,12 +329,12 @@ def convert(
     except ValueError as error:
         raise ConverterError(str(error)) from None
     request = Request(
-        path_images=Path(path_images),
-        path_output=Path(path_output),
+        path_images=local_path(path_images),
+        path_output=local_path(path_output),
         ext=ext,
         custom_read_func=custom_read_func,
         custom_prune_func=custom_prune_func,
-        path_functions=Path(path_functions) if path_functions is not None else None,
+        path_functions=local_path(path_functions) if path_functions is not None else None,
         reader=reader,
         store=store,
         skip_decode_check=skip_decode_check,
@@ -339,6 +343,7 @@ def convert(
         on_error=on_error,
         max_pixels=max_pixels,
         follow_links=follow_links,
+        hidden_folders=hidden_folders,
         overwrite=overwrite,
         restart=restart,
         file_timeout=file_timeout,

@@ -36,6 +36,7 @@ class Report:
     multi_frames: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     linked_folders: int = 0
+    hidden_folders: Counter[str] = field(default_factory=Counter)  # not entered, by name
     first_failures: list[Failure] = field(default_factory=list)
     path_failures: Path | None = None
 

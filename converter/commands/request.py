@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +41,7 @@ class Request:
     on_error: str = "skip"
     max_pixels: int | None = None
     follow_links: bool = False
+    hidden_folders: bool = False
     overwrite: bool = False
     restart: bool = False
     shard: tuple[int, int] | None = None  # number and count
@@ -206,19 +206,24 @@ def plan_of(request: Request, found: user_functions.Hooks) -> Plan:
         request.path_images.resolve(),
         keep=keep,
         follow_links=request.follow_links,
+        hidden_folders=request.hidden_folders,
         ignore=(output, *paths_of_failures(output), *Paths(output).all()),
     )
     if not plan.keys and not plan.failures:
-        raise ConverterError(_nothing_found(request, plan.left_out))
+        raise ConverterError(_nothing_found(request, plan))
     return plan if request.shard is None else plan.part(*request.shard)
 
 
-def _nothing_found(request: Request, left_out: Counter[str]) -> str:
+def _nothing_found(request: Request, plan: Plan) -> str:
+    left_out = plan.left_out
     what = (
         "my_prune keeps none of the files"
         if request.custom_prune_func
         else f"no .{', .'.join(request.extensions)} files"
     )
+    if plan.hidden_folders:
+        names = ", ".join(name for name, _ in plan.hidden_folders.most_common(5))
+        what += f" outside of hidden folders ({names}; --hidden_folders enters them)"
     if not left_out:
         return f"{what} below {request.path_images}: it holds no files at all"
     held = ", ".join(f"{count} {name}" for name, count in left_out.most_common(5))

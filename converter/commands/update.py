@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ from converter.sources import user_functions
 
 
 def update_request(
-    typed: Mapping[str, Any], untyped: Mapping[str, Any], *, purpose: str = "--update"
+    typed: Mapping[str, Any],
+    untyped: Mapping[str, Any],
+    *,
+    purpose: str = "--update",
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Request:
     """Return the request that made ``typed["path_output"]``, as an update of it.
 
     ``typed`` are the flags the user gave, ``untyped`` the defaults of the others. Raises
     ConverterError where a flag differs from what the file was made with, or it has none.
+    ``notice`` hears what an older file does not say.
     """
     output: Path = typed["path_output"]
-    recorded = _recorded(output, purpose)
+    recorded = _recorded(output, purpose, notice)
     for name, value in typed.items():
         if name in recorded and not _alike(name, value, recorded):
             raise ConverterError(
@@ -39,7 +44,7 @@ def update_request(
     return request
 
 
-def _recorded(output: Path, purpose: str) -> dict[str, Any]:
+def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict[str, Any]:
     """Return the flags a file was made with."""
     if purpose == "--update" and not os.path.lexists(output):
         raise ConverterError(
@@ -64,6 +69,11 @@ def _recorded(output: Path, purpose: str) -> dict[str, Any]:
             )
         options = json.loads(attributes["options"])
         reader = attributes["reader"]
+        if "hidden_folders" not in options:
+            notice(
+                f"{output} was made by a version that entered hidden folders: they are entered "
+                "again (to leave them out convert anew with --overwrite)"
+            )
         return {
             "ext": options["ext"] if isinstance(options["ext"], str) else ",".join(options["ext"]),
             "custom_read_func": options["my_read_sha256"] is not None,
@@ -74,6 +84,8 @@ def _recorded(output: Path, purpose: str) -> dict[str, Any]:
             "compression": parse_compression(options["compression"]),
             "max_pixels": options["max_pixels"],
             "follow_links": options["follow_links"],
+            # Before there was such a record, hidden folders were entered as all others.
+            "hidden_folders": options.get("hidden_folders", True),
             "shard": _shard(attributes.get("shard")),
         }
     except (KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from converter.errors import LoadError
-from converter.files import Handle
+from converter.files import Handle, local_path
 from converter.format.index_reader import open_index
 from converter.loader.cache import Cache
 from converter.loader.encoded_file import EncodedFile
@@ -93,7 +93,7 @@ class H5Folder(Mapping[str, np.ndarray]):
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         if not paths:
             raise ValueError("no path is given: give one file or several")
-        self.paths = tuple(os.path.abspath(os.fspath(one)) for one in paths)
+        self.paths = tuple(str(local_path(one)) for one in paths)
         self.path = ", ".join(self.paths)
         self._cache_nbytes = cache_nbytes
         self._verify = verify

@@ -17,6 +17,7 @@ import PIL.Image
 from imageio.config import known_extensions
 
 from converter.errors import UnreadableError
+from converter.files import local_path
 from converter.samples import Note
 
 try:
@@ -64,7 +65,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Exception
         Whatever imageio's plugin raises for a damaged file.
     """
-    return read_noted(os.fspath(path)).array
+    return read_noted(str(local_path(path))).array
 
 
 def read_noted(path: str, allocate: Allocate | None = None) -> Image:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError, describe
+from converter.sources.neighbours import builtins_for
 
 FILE_NAME = "my_functions.py"
 #: Beside the package in a checkout, where users edit it; a wheel has its copy within the package.
@@ -69,10 +70,7 @@ def load_read(text: bytes) -> Callable[[str], Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
         path.write_bytes(text)
-        try:
-            return load_hooks(path, read=True, prune=False).read
-        finally:
-            sys.path[:] = [entry for entry in sys.path if entry != folder]
+        return load_hooks(path, read=True, prune=False).read
 
 
 def hash_of(path: Path) -> str:
@@ -86,8 +84,7 @@ def _import(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise ConverterError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # its own neighbours can be imported from it
+    module.__dict__["__builtins__"] = builtins_for(path)  # its neighbours can be imported
     replaced = sys.modules.get(name)
     sys.modules[name] = module
     writes_no_bytecode = sys.dont_write_bytecode

@@ -12,6 +12,18 @@ from converter.samples import Failure, Plan
 
 DEEPEST_FOLDER = 10_000  # a path has 4096 bytes on Linux
 MOST_EXTENSIONS_COUNTED = 1000  # a folder may hold a million different ones
+#: Folders that systems and file servers make by themselves, in lower case: thumbnails, bins,
+#: snapshots, repairs.
+SYSTEM_FOLDERS = frozenset(
+    (
+        "$recycle.bin", "recycler", "system volume information",  # Windows
+        "__macosx", "network trash folder", "temporary items",  # macOS
+        "lost+found",  # Linux
+        "@eadir", "#recycle", "#snapshot", "@tmp",  # Synology
+        "@recycle", "@recently-snapshot", ".@__thumb",  # QNAP
+    )
+)  # fmt: skip
+APPLE_DOUBLE = "._"  # macOS writes such a file beside each one on a foreign disk
 
 
 def make_plan(
@@ -19,20 +31,22 @@ def make_plan(
     *,
     keep: Callable[[str], bool],
     follow_links: bool = False,
+    hidden_folders: bool = False,
     ignore: Collection[Path] = (),
 ) -> Plan:
     """List the files below ``root`` that ``keep(file_name)`` wants, in a fixed order.
 
     A folder's own files come first, by name, then its folders, by name: the same order on
     every machine. Files in ``ignore`` (the output and what belongs to it) are passed over.
-    Folders that cannot be listed and names that are not UTF-8 become failures.
+    Folders that cannot be listed and names that are not UTF-8 become failures. Hidden folders
+    are entered only with ``hidden_folders``; ``root`` may be one.
     """
     plan = Plan(root)
     # os.walk calls itself for each level before Python 3.12
     sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEPEST_FOLDER))
     ignored_names = {path.name for path in ignore}
     ignored = {os.path.realpath(path) for path in ignore}
-    for folder, prefix, names in _walk(plan, follow_links):
+    for folder, prefix, names in _walk(plan, follow_links, hidden_folders):
         before = len(plan.keys)
         for name in names:
             if name in ignored_names and os.path.realpath(os.path.join(folder, name)) in ignored:
@@ -51,7 +65,9 @@ def make_plan(
     return plan
 
 
-def _walk(plan: Plan, follow_links: bool) -> Iterator[tuple[str, str, list[str]]]:
+def _walk(
+    plan: Plan, follow_links: bool, hidden_folders: bool
+) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (folder, key prefix, sorted file names), each real folder once."""
     root = str(plan.root)
     seen: set[tuple[int, int]] = set()
@@ -67,11 +83,20 @@ def _walk(plan: Plan, follow_links: bool) -> Iterator[tuple[str, str, list[str]]
                 folders.clear()
                 continue
             seen.add(identity)
-        else:
+        if not hidden_folders:
+            for name in filter(is_hidden_folder, folders):
+                _count(plan.hidden_folders, name, "other hidden folders")
+            folders[:] = [name for name in folders if not is_hidden_folder(name)]
+        if not follow_links:
             plan.linked_folders += sum(os.path.islink(os.path.join(folder, f)) for f in folders)
         folders.sort()  # in place: os.walk then descends in this order
         names.sort()
         yield folder, "" if folder == root else _key(folder, root) + "/", names
+
+
+def is_hidden_folder(name: str) -> bool:
+    """Tell whether users do not expect this folder's files: it is hidden, or a system's."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def _identity(folder: str) -> tuple[int, int]:
@@ -86,10 +111,17 @@ def _key(path: str, root: str) -> str:
 def _count_extension(left_out: Counter[str], name: str) -> None:
     stem, dot, extension = name.rpartition(".")
     label = "." + extension if dot and stem else "without extension"
+    if name.startswith(APPLE_DOUBLE):
+        label = "with names ._* (macOS)"
+    _count(left_out, label, "other extensions")
+
+
+def _count(counter: Counter[str], label: str, others: str) -> None:
+    """Count under a label that can be printed, or under ``others`` where there are too many."""
     label = label.encode(errors="backslashreplace").decode()
-    if label not in left_out and len(left_out) >= MOST_EXTENSIONS_COUNTED:
-        label = "other extensions"
-    left_out[label] += 1
+    if label not in counter and len(counter) >= MOST_EXTENSIONS_COUNTED:
+        label = others
+    counter[label] += 1
 
 
 def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
@@ -98,7 +130,7 @@ def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
 
     def keep(name: str) -> bool:
         lowered = name.lower()
-        if not lowered.endswith(endings) or name.startswith("._"):
+        if not lowered.endswith(endings) or name.startswith(APPLE_DOUBLE):
             return False
         # .gz has no extension, but .tar.gz has gz
         return lowered not in endings or any(

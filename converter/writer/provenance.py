@@ -36,6 +36,7 @@ def describe(
     compression: str,
     max_pixels: int | None,
     follow_links: bool,
+    hidden_folders: bool,
 ) -> dict[str, str]:
     """Return the root attributes; each is short text or JSON.
 
@@ -45,6 +46,7 @@ def describe(
         "compression": compression,
         "ext": ext,
         "follow_links": follow_links,
+        "hidden_folders": hidden_folders,
         "max_pixels": max_pixels,
         "my_prune_sha256": prune_sha256,
         "my_read_sha256": read_sha256,
@@ -68,7 +70,7 @@ def describe(
 #: The root attributes in the order in which they are written.
 NAMES = ("format", "store", "reader", "options", "plugins", "versions")
 #: Options that decide which files go in, and not what becomes of them.
-OF_SELECTION = ("ext", "follow_links", "my_prune_sha256")
+OF_SELECTION = ("ext", "follow_links", "hidden_folders", "my_prune_sha256")
 
 
 def manner(attributes: dict[str, str]) -> dict[str, str]:

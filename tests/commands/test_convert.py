@@ -383,6 +383,7 @@ def test_help_names_every_flag():
         "--ext",
         "--custom_prune_func",
         "--follow_links",
+        "--hidden_folders",
         "--reader",
         "--custom_read_func",
         "--path_functions",
