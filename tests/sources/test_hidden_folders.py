@@ -9,10 +9,10 @@ from pathlib import Path
 
 import h5py
 import pytest
+from helpers.world import ROOT, Finished, run, save_jpegs, stored, write_functions
 
 import converter
 from converter.writer import provenance
-from helpers.world import ROOT, Finished, run, save_jpegs, stored, write_functions
 
 HIDDEN = [".ipynb_checkpoints", ".Trash-1000/files", "@eaDir/1.jpg", "__MACOSX", "lost+found",
           "$Recycle.Bin", "deep/System Volume Information"]  # fmt: skip

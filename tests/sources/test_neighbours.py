@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.world import Finished, command, run, stored, write_functions
 
 from converter.sources.user_functions import load_hooks
-from helpers.world import Finished, command, run, stored, write_functions
 
 CHECK = """
 def check(package):
@@ -62,9 +62,7 @@ def test_packages_and_neighbours_of_neighbours_are_found(tmp_path: Path) -> None
     write_functions(package / "one.py", "from .deep.two import VALUE\nimport numpy")
     write_functions(package / "deep" / "__init__.py", "")
     write_functions(package / "deep" / "two.py", "from zstandard import VALUE")
-    write_functions(
-        tmp_path / "zstandard.py", "import my_functions as own\nVALUE = own.START + 1"
-    )
+    write_functions(tmp_path / "zstandard.py", "import my_functions as own\nVALUE = own.START + 1")
     (tmp_path / "plain_folder").mkdir()
     write_functions(tmp_path / "plain_folder" / "three.py", "from zstandard import VALUE")
     path = write_functions(
