@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.world import ROOT, command, run, save_jpegs, stored, write_functions
 
 import converter
 from converter import ConverterError, H5Folder, read_image
+from helpers.check import stored
+from helpers.images import save_jpegs
+from helpers.run import ROOT, command, run, write_functions
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import h5py
 import pytest
-from helpers.world import ROOT, Finished, run, save_jpegs, stored, write_functions
 
 import converter
 from converter.writer import provenance
+from helpers.check import stored
+from helpers.images import save_jpegs
+from helpers.run import ROOT, Finished, run, write_functions
 
 HIDDEN = [".ipynb_checkpoints", ".Trash-1000/files", "@eaDir/1.jpg", "__MACOSX", "lost+found",
           "$Recycle.Bin", "deep/System Volume Information"]  # fmt: skip

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.world import Finished, command, run, stored, write_functions
 
 from converter.sources.user_functions import load_hooks
+from helpers.check import stored
+from helpers.run import Finished, command, run, write_functions
 
 CHECK = """
 def check(package):
