@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import converter.commands.estimate
+import converter.commands.dry_run
 from helpers.check import everything_below
 from helpers.images import colours, save
 from helpers.run import Finished, write_functions
@@ -157,7 +157,7 @@ def test_each_size_is_that_of_the_real_conversion(kind, folder, output, convert)
 def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
     """As of a folder of more files than are looked at."""
     FOLDERS[kind](folder)
-    monkeypatch.setattr(converter.commands.estimate, "SURVEYED_FILES", 25)
+    monkeypatch.setattr(converter.commands.dry_run, "SURVEYED_FILES", 25)
     ended = convert(folder, output, BOTH, "--dry_run")
     assert "judged from 25 files (0 of which failed)" in ended.out
     for choice, row in table(ended).items():
@@ -167,7 +167,7 @@ def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
 
 def test_a_survey_that_takes_too_long_ends_early(folder, output, convert, monkeypatch):
     save_icons(folder)
-    monkeypatch.setattr(converter.commands.estimate, "SECONDS_SURVEYING", -1.0)
+    monkeypatch.setattr(converter.commands.dry_run, "SECONDS_SURVEYING", -1.0)
     ended = convert(folder, output, BOTH, "--dry_run")
     looked_at = int(re.search(r"judged from (\d+) files \(0 of which failed\)", ended.out)[1])
     assert 64 <= looked_at < 400
@@ -407,7 +407,7 @@ def test_names_that_cannot_be_stored_are_counted(folder, output, convert):
 def test_what_would_not_fit_can_still_be_compared(folder, output, convert, monkeypatch):
     """The table is what helps then."""
     save_photos(folder)
-    monkeypatch.setattr(converter.commands.estimate, "_free_nbytes", lambda request: 1000)
+    monkeypatch.setattr(converter.commands.dry_run, "free_nbytes", lambda request: 1000)
     ended = convert(folder, output, "--dry_run")
     assert ended.status == 0
     assert "; 0.00 MB free for " in ended.out

@@ -34,7 +34,8 @@ import numpy as np
 with contextlib.suppress(ImportError):
     import hdf5plugin  # for h5py
 
-from converter import H5Folder, readers  # here, and not once in each child
+from converter import H5Folder
+from converter.sources import images  # here, and not once in each child
 from converter.callbacks import Callbacks
 from converter.errors import ConverterError
 from converter.commands.verify import verify

@@ -21,8 +21,10 @@ from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template
 from converter.format.layout import Layout
+from converter.format.superblock import SUPERBLOCK_NBYTES, superblock
 from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
+from converter.writer import writer
 from converter.writer.journal import Head
 from converter.writer.paths import Paths
 from converter.writer.writer import Writer
@@ -417,7 +419,7 @@ def test_a_dtype_too_large_for_hdf5_fails_that_file_alone(folder, output, conver
 
 
 def test_what_lies_beyond_4_gib_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(groups, "SUPERBLOCK_NBYTES", BEYOND_32_BITS + 3)  # the rest is a hole
+    monkeypatch.setattr(writer, "SUPERBLOCK_NBYTES", BEYOND_32_BITS + 3)  # the rest is a hole
     samples = [*numbers(40, "large/"), *numbers(3, "small/")]
     cut = np.arange(5000, dtype=np.int16).reshape(50, 100)
     samples += [Sample("z/cut", cut, (7, 9)), Sample("z/one", cut, cut.shape, "bytes")]
@@ -431,7 +433,7 @@ def test_what_lies_beyond_4_gib_is_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(BEYOND_32_BITS,), (1, BEYOND_32_BITS), (70_000, 70_001)])
 def test_an_array_of_more_than_4_gib(shape, tmp_path):
-    nbytes, address = math.prod(shape), groups.SUPERBLOCK_NBYTES
+    nbytes, address = math.prod(shape), SUPERBLOCK_NBYTES
     form = template(kind_of(Layout(np.dtype("u1"), shape)))
     header = np.zeros(len(form.data), np.uint8)
     headers.fill_headers(
@@ -446,7 +448,7 @@ def test_an_array_of_more_than_4_gib(shape, tmp_path):
     group, root = groups.group([(b"x", after)], after + len(header))
     path = tmp_path / "OUT.h5"
     with open(path, "wb") as file:
-        file.write(groups.superblock(root, after + len(header) + len(group)))
+        file.write(superblock(root, after + len(header) + len(group)))
         file.write(b"\1")
         file.seek(after - 1)
         file.write(b"\2" + header.tobytes() + group)

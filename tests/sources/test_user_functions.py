@@ -83,8 +83,10 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_reason(
 
 def test_a_file_in_another_encoding_is_named(numbers, output, convert, tmp_path):
     functions = tmp_path / "latin_functions.py"
-    functions.write_bytes(b"# \xe9\ndef my_read(path): return 1\n")
-    ended = convert(numbers, output, "--custom_read_func", f"--path_functions={functions}")
+    functions.write_bytes(b"name = '\xe9'\ndef my_read(path): return 1\n")
+    ended = convert(
+        numbers, output, "--ext=num", "--custom_read_func", f"--path_functions={functions}"
+    )
     assert_refused(ended, str(functions))
 
 
