@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import converter.commands.dry_run
+import converter.commands.estimate
 from helpers.check import everything_below
 from helpers.images import colours, save
 from helpers.run import Finished, write_functions
@@ -407,7 +408,8 @@ def test_names_that_cannot_be_stored_are_counted(folder, output, convert):
 def test_what_would_not_fit_can_still_be_compared(folder, output, convert, monkeypatch):
     """The table is what helps then."""
     save_photos(folder)
-    monkeypatch.setattr(converter.commands.dry_run, "free_nbytes", lambda request: 1000)
+    for module in (converter.commands.dry_run, converter.commands.estimate):
+        monkeypatch.setattr(module, "free_nbytes", lambda request: 1000)
     ended = convert(folder, output, "--dry_run")
     assert ended.status == 0
     assert "; 0.00 MB free for " in ended.out
