@@ -316,7 +316,7 @@ def test_an_index_that_swaps_samples_is_told_by_hdf5(folder, output, convert, ve
         save(folder / f"{name}.jpg", colours(number, (16, 16, 3)))
     convert(folder, output, "--compression=none")
     replace_tail(output, [("a.jpg", "b.jpg"), ("b.jpg", "a.jpg"), ("c.jpg", "c.jpg")])
-    words = "h5py reads it otherwise than H5Folder"
+    words = "h5py and H5Folder read it differently"
     assert_faults(verify(output), f"a.jpg: {words}", f"b.jpg: {words}", good=1, total=3)
 
 
