@@ -13,16 +13,13 @@ from h5py import h5d
 
 from converter.callbacks import Callbacks, Progress
 from converter.codecs.chunks import chunk_starts
-from converter.codecs.filters import crc32
 from converter.errors import ConverterError, LoadError, WriteError
 from converter.files import Handle, open_handle, open_to_write, write_at
 from converter.format.index import Extent, IndexBuilder
-from converter.format.index_reader import open_index
+from converter.format.index_reader import crc32_of, open_index
 from converter.format.layout import Layout, layout_json, parse_layout
 from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
 from converter.loader.h5py_file import Datasets
-
-PIECE_NBYTES = 1 << 24
 
 
 def rebuild_index(path: Path, caller: Callbacks) -> int:
@@ -110,13 +107,19 @@ def _end_of_hdf5(handle: Handle, path: Path) -> int:
 def _describe(
     handle: Handle, file: h5py.File, name: str, end: int, *, is_encoded: bool
 ) -> tuple[Layout, list[Extent]]:
+    """Return how an array lies in the file, and where its payloads do."""
     dataset = file[name]
     _check_type(dataset)
+    layout = _layout(dataset, is_encoded=is_encoded)
+    if not dataset.size:
+        return layout._replace(chunks=None, filters=()), []
+    return layout, _extents(handle, dataset, end)
+
+
+def _layout(dataset: h5py.Dataset, *, is_encoded: bool) -> Layout:
     creation = dataset.id.get_create_plist()
-    kind = creation.get_layout()
-    if dataset.shape is None or dataset.dtype.hasobject or not dataset.dtype.itemsize:
-        raise _IndescribableError("holds no array of numbers")
-    filters = tuple(_filter(creation.get_filter(n)) for n in range(creation.get_nfilters()))
+    described = (creation.get_filter(n) for n in range(creation.get_nfilters()))
+    filters = tuple((number, tuple(values)) for number, _, values, _ in described)
     content = dataset.attrs.get("content", "array")
     if isinstance(content, bytes):
         content = content.decode(errors="replace")
@@ -135,8 +138,12 @@ def _describe(
         raise _IndescribableError(f"has {error}") from None
     if known.dtype != dataset.dtype:
         raise _IndescribableError(f"has dtype {dataset.dtype}")
-    if not dataset.size:
-        return layout._replace(chunks=None, filters=()), []
+    return layout
+
+
+def _extents(handle: Handle, dataset: h5py.Dataset, end: int) -> list[Extent]:
+    """Return where the payloads are; ``end`` is that of HDF5's part."""
+    kind = dataset.id.get_create_plist().get_layout()
     if kind == h5d.CONTIGUOUS:
         places = [(dataset.id.get_offset(), dataset.nbytes)]
     elif kind == h5d.CHUNKED:
@@ -147,18 +154,20 @@ def _describe(
     for offset, nbytes in places:
         if offset is None or offset + nbytes > end:
             raise _IndescribableError("has bytes that were never written")
-        found.append(Extent(offset, nbytes, _crc_of(handle, offset, nbytes)))
-    return layout, found
+        found.append(Extent(offset, nbytes, crc32_of(handle, offset, offset + nbytes)))
+    return found
 
 
 def _check_type(dataset: h5py.Dataset) -> None:
-    """Refuse types whose bytes in the file are not those of a numpy array."""
+    """Refuse what is no array, and types whose bytes in the file are not numpy's."""
     try:
         kind = h5py.h5t.py_create(dataset.dtype, logical=True)
     except (TypeError, ValueError):
         raise _IndescribableError("has a type numpy does not have") from None
     if not dataset.dtype.hasobject and not kind.equal(dataset.id.get_type()):
         raise _IndescribableError("has a type whose bytes are not numpy's")
+    if dataset.shape is None or dataset.dtype.hasobject or not dataset.dtype.itemsize:
+        raise _IndescribableError("holds no array of numbers")
 
 
 def _chunks(dataset: h5py.Dataset) -> list[tuple[int, int]]:
@@ -171,16 +180,3 @@ def _chunks(dataset: h5py.Dataset) -> list[tuple[int, int]]:
             raise _IndescribableError("has chunks that leave filters out")
         places.append((chunk.byte_offset, chunk.size))
     return places
-
-
-def _filter(described: tuple[int, int, tuple[int, ...], bytes]) -> tuple[int, tuple[int, ...]]:
-    number, _, values, _ = described
-    return number, tuple(values)
-
-
-def _crc_of(handle: Handle, offset: int, nbytes: int) -> int:
-    crc = 0
-    for begin in range(0, nbytes, PIECE_NBYTES):
-        piece = min(PIECE_NBYTES, nbytes - begin)
-        crc = crc32(handle.read(piece, offset + begin), crc)
-    return crc

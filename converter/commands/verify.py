@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from converter.callbacks import Callbacks, Progress
-from converter.codecs.filters import crc32
+from converter.codecs.filters import as_bytes
 from converter.commands.request import (
     Request,
     check_folder,
@@ -22,16 +21,18 @@ from converter.commands.request import (
 )
 from converter.errors import LoadError, describe
 from converter.files import Handle, open_handle
-from converter.format.index_reader import Index, open_index, read_sources
+from converter.format.index_reader import (
+    Index,
+    crc32_of,
+    open_index,
+    read_sources,
+    sources_begin,
+)
 from converter.loader.h5folder import H5Folder
 from converter.loader.h5py_file import Datasets
-from converter.samples import Buffer, Checked, Encoded, Failure, KeyList, Plan, Result, Run
+from converter.samples import Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
 from converter.sources.encoder import Encoder, Settings
 from converter.workers.pool import Pool
-from converter.workers.tasks import Job
-
-KEYS_AT_ONCE = 4096
-PIECE_NBYTES = 1 << 24
 
 
 @dataclass
@@ -95,8 +96,8 @@ def verify(
         plan = plan_of(request, functions)
         keys = _check_presence(plan, reading, keys, found, wrong, workers)
     checks = Checks(path, found.has_index, reading, file_timeout)
-    with _running(checks, workers) as run:
-        for batch in run(keys):
+    with Pool(checks, workers) as pool:  # a damaged file may end the process that reads it
+        for batch in pool.run(keys):
             for result in batch.results:
                 if isinstance(result, Failure):
                     wrong(f"{result.key}: {result.reason}")
@@ -108,12 +109,6 @@ def verify(
             )
     found.seconds = time.perf_counter() - start
     return found
-
-
-@contextmanager
-def _running(settings: Job, workers: int) -> Iterator[Run]:
-    with Pool(settings, workers) as pool:  # a damaged file may end the process that reads it
-        yield pool.run
 
 
 def _check_structure(path: Path, found: Verification, wrong: Callable[[str], None]) -> KeyList:
@@ -139,12 +134,9 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
         return keys
     if names is not None and len(names) != len(tail):
         wrong(f"{path} holds {len(names)} datasets, and its index {len(tail)}")
-    names = names or []
-    for first in range(0, len(names), KEYS_AT_ONCE):
-        some = names[first : first + KEYS_AT_ONCE]
-        for name, position in zip(some, tail.find_all(some).tolist(), strict=True):
-            if position < 0:
-                wrong(f"{name}: it is not in the index")
+    for name in names or ():
+        if tail.find(name) is None:
+            wrong(f"{name}: it is not in the index")
     for key in tail.keys():  # noqa: SIM118 (a Index is no dict)
         keys.append(key.encode())
     _check_sums(path, handle, tail, wrong)
@@ -153,14 +145,9 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
 
 def _check_sums(path: Path, handle: Handle, tail: Index, wrong: Callable[[str], None]) -> None:
     """Check what has no checksum of HDF5's own: names, attributes, the sources."""
-    crc, at = 0, tail.groups_begin
-    while at < tail.hdf5_nbytes:
-        nbytes = min(PIECE_NBYTES, tail.hdf5_nbytes - at)
-        crc = crc32(handle.read(nbytes, at), crc)
-        at += nbytes
-    if crc != tail.groups_crc32:
+    if crc32_of(handle, tail.groups_begin, tail.hdf5_nbytes) != tail.groups_crc32:
         wrong(f"the groups or attributes of {path} are damaged (their checksum differs)")
-    begin = tail.hdf5_nbytes + -tail.hdf5_nbytes % 8
+    begin = sources_begin(tail.hdf5_nbytes)
     if tail.sources_nbytes and read_sources(handle.read(tail.sources_nbytes, begin)) is None:
         wrong(f"{path} has damaged sizes and times of its source files (their checksum differs)")
 
@@ -195,8 +182,8 @@ def _check_presence(
         wrong(f"{key}: its source file is not in {plan.root}")
     if not absent:
         return present
-    with _running(reading, workers) as run:
-        for batch in run(absent):
+    with Pool(reading, workers) as pool:
+        for batch in pool.run(absent):
             for result in batch.results:
                 if isinstance(result, Encoded):
                     wrong(f"{result.key}: it is not in {found.path}")
@@ -247,7 +234,7 @@ class Checker:
         by_index = self._by_index(self._folder, key) if self._folder is not None else None
         stored = self._datasets.read(key)
         if by_index is not None and _differ(stored, by_index):
-            return "h5py reads it otherwise than H5Folder", 0
+            return "h5py and H5Folder read it differently", 0
         if self._encoder is not None:
             source = self._encoder.read(key, buffer)
             if isinstance(source, Failure):
@@ -268,8 +255,5 @@ def _differ(one: np.ndarray, other: np.ndarray) -> bool:
         return True
     if one.dtype.hasobject:
         return not np.array_equal(one, other)
-    return bool(one.size) and not np.array_equal(_bytes_of(one), _bytes_of(other))
-
-
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    one, other = np.ascontiguousarray(one), np.ascontiguousarray(other)
+    return bool(one.size) and not np.array_equal(as_bytes(one), as_bytes(other))

@@ -38,6 +38,7 @@ ROW_STRUCT = struct.Struct("<QQQII")
 ROWS_AT_ONCE = 1 << 18
 MOST_LAYOUTS_KEPT = 4096
 KEYS_PROBED = 64
+PIECE_NBYTES = 1 << 24
 
 
 class Row(NamedTuple):
@@ -334,7 +335,7 @@ def open_index(handle: Handle) -> Index | None:
     if footer is None:
         return None
     hdf5_nbytes, sources_nbytes = footer[:2]
-    begin = hdf5_nbytes + -hdf5_nbytes % 8 + sources_nbytes
+    begin = sources_begin(hdf5_nbytes) + sources_nbytes
     check_closed(handle)
     signature, version, _, end_of_file = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
     if signature != SIGNATURE:
@@ -348,6 +349,19 @@ def open_index(handle: Handle) -> Index | None:
         )
     mapped, offset = handle.map(min(begin, handle.nbytes - FOOTER.size), handle.nbytes)
     return Index(mapped, offset, handle.path)
+
+
+def sources_begin(hdf5_nbytes: int) -> int:
+    """Return where the sources begin behind an HDF5 part, or without them the index."""
+    return hdf5_nbytes + -hdf5_nbytes % 8
+
+
+def crc32_of(handle: Handle, begin: int, end: int) -> int:
+    """Return the CRC-32 of a part of a file, in little memory."""
+    crc = 0
+    for offset in range(begin, end, PIECE_NBYTES):
+        crc = crc32(handle.read(min(PIECE_NBYTES, end - offset), offset), crc)
+    return crc
 
 
 def read_sources(section: bytes | bytearray) -> np.ndarray | None:

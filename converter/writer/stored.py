@@ -14,7 +14,7 @@ from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE, SOURCES_END, Extent, IndexBuilder
-from converter.format.index_reader import Index, open_index, read_sources
+from converter.format.index_reader import Index, open_index, read_sources, sources_begin
 from converter.format.layout import ArrayLayout, Layout
 from converter.samples import Batch, Encoded, Part, Result
 
@@ -170,7 +170,7 @@ def open_finished(path: Path) -> StoredSamples:
             f"{path} has no index, by which its samples are found: it was made or changed by "
             "another program, convert again with --overwrite"
         )
-    begin = tail.hdf5_nbytes + -tail.hdf5_nbytes % 8
+    begin = sources_begin(tail.hdf5_nbytes)
     sources = read_sources(handle.read(tail.sources_nbytes, begin))
     if not len(tail):  # a shard without files
         sources = np.empty(0, SOURCE)
