@@ -46,9 +46,10 @@ class H5pyImages(TorchDataset):
     """An HDF5 file for a DataLoader, through h5py alone. Copy it as it stands."""
 
     def __init__(self, path, transform=None):
-        self.path, self.transform, self.file, self.pid = path, transform, None, None
+        self.path, self.transform = os.path.abspath(os.path.expanduser(path)), transform
+        self.file = self.pid = None
         names = []
-        with h5py.File(path, "r", swmr=True) as file:  # 1. list the files once
+        with self.open() as file:  # 1. list the files once
             file.visititems(lambda name, item: names.append(name.encode()) if isinstance(
                 item, h5py.Dataset) else None)  # fmt: skip
         self.names = np.array(names)  # a list would be copied into each worker, bit by bit
@@ -56,10 +57,20 @@ class H5pyImages(TorchDataset):
     def __len__(self):
         return len(self.names)
 
+    def open(self):
+        try:
+            return h5py.File(self.path, "r", swmr=True)
+        except OSError as error:
+            if "lock file" not in str(error) or isinstance(error, BlockingIOError):
+                raise
+            return h5py.File(self.path, "r", swmr=True, locking=False)  # on a disk without locks
+
     def __getitem__(self, index):
+        if type(index) is not int and np.ndim(index):  # a batch of them
+            return [self[one] for one in index]
         if self.pid != os.getpid():  # 2. open the file once in each worker
             self.close()
-            self.file, self.pid = h5py.File(self.path, "r", swmr=True), os.getpid()
+            self.file, self.pid = self.open(), os.getpid()
         array = np.asarray(self.file[self.names[index]][()])
         return array if self.transform is None else self.transform(array)
 
@@ -86,6 +97,8 @@ class H5FolderImages(TorchDataset):
         return len(self.folder)
 
     def __getitem__(self, index):
+        if type(index) is not int and np.ndim(index):  # a batch of them
+            return self.__getitems__(index)
         array = self.folder[index]
         return array if self.transform is None else self.transform(array)
 
@@ -98,12 +111,28 @@ class H5FolderImages(TorchDataset):
 
 
 def collate(batch):
-    """Return one tensor (N, ...), or where shapes differ a list of tensors."""
-    if isinstance(batch, np.ndarray):
+    """Return one tensor (N, ...), or where shapes differ a list of tensors.
+
+    ``batch`` holds what a transform returns: arrays or tensors, numbers, or tuples or dicts of
+    them, whose fields are collated one by one; anything else stays a list.
+    """
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biufc":
         return torch.from_numpy(batch.astype(batch.dtype.newbyteorder("="), copy=False))
-    tensors = [torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
-               for array in batch]  # fmt: skip
-    if len({tensor.dtype for tensor in tensors}) > 1:
+    batch = list(batch)
+    if all(isinstance(sample, dict) and sample.keys() == batch[0].keys() for sample in batch):
+        return {key: collate([sample[key] for sample in batch]) for key in batch[0]}
+    if all(isinstance(sample, (tuple, list)) for sample in batch):
+        if len({len(sample) for sample in batch}) > 1:
+            return batch
+        fields = [collate(field) for field in zip(*batch, strict=True)]
+        named = hasattr(batch[0], "_fields")
+        return type(batch[0])(*fields) if named else type(batch[0])(fields)
+    if not all(isinstance(s, (np.ndarray, np.generic, torch.Tensor, int, float)) for s in batch):
+        return batch
+    if any(isinstance(s, (np.ndarray, np.generic)) and s.dtype.kind not in "biufc" for s in batch):
+        return batch
+    tensors = [_tensor(sample) for sample in batch]
+    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
         return tensors
     if len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(tensors)
@@ -111,6 +140,12 @@ def collate(batch):
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _tensor(value):
+    if isinstance(value, np.ndarray):  # torch takes neither other byte orders nor steps back
+        value = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("="), copy=False)
+    return torch.as_tensor(value, dtype=torch.float64 if type(value) is float else None)
 
 
 class LooseImages(TorchDataset):

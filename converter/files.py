@@ -8,6 +8,7 @@ import io
 import mmap
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ LONGEST_READ = 1 << 30  # one call returns at most 2 GiB
 #: in a virtual machine 2.8 GB took 0.9 s in pieces of 256 KiB, 2 to 8 s in pieces of 4 MiB.
 LONGEST_WRITE_NBYTES = 256 << 10
 
+#: How a system says that it has not got a call, or not on this disk; all else is an error.
+REFUSALS = frozenset(
+    (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENODEV,
+     errno.ENOLCK)
+)  # fmt: skip
 #: ``s3://``, and what is left of it in a `Path`; one letter and a colon is a drive of Windows.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
@@ -58,6 +64,47 @@ def local_path(given: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def is_refusal(error: OSError) -> bool:
+    """Tell whether a system refuses a call that can be done without: no bytes are lost by it."""
+    return error.errno in REFUSALS
+
+
+def synchronise(descriptor: int) -> OSError | None:
+    """Wait until the disk has a file's bytes; return the refusal of one that cannot say so.
+
+    Raises OSError where bytes were lost.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        return error
+    return None
+
+
+def free_space(folder: str | os.PathLike[str]) -> int | None:
+    """Return the free bytes of a disk; None where it does not tell."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def open_hdf5(path: str | os.PathLike[str]) -> Any:
+    """Return an `h5py.File` to read from, of a disk without locks too."""
+    import h5py  # not all who read files need it
+
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError:  # open in another program
+        raise
+    except OSError as error:
+        if "lock file" not in str(error):
+            raise
+        return h5py.File(path, "r", locking=False)
+
+
 class Handle:
     """A file descriptor that closes with the last who uses it.
 
@@ -69,7 +116,7 @@ class Handle:
         self.path = path
         self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._close = os.close  # at interpreter exit the module may be gone first
-        self._lock = threading.Lock()  # for systems without preadv alone
+        self._lock = threading.Lock()  # where there is no preadv
         self.nbytes = os.fstat(self.fd).st_size
         if fcntl is not None:
             with contextlib.suppress(OSError):
@@ -98,7 +145,10 @@ class Handle:
         return data
 
     def map(self, begin: int, end: int) -> tuple[mmap.mmap, int]:
-        """Map a part of the file; return the map and where in it ``begin`` lies."""
+        """Map a part of the file; return the map and where in it ``begin`` lies.
+
+        Raises OSError where the disk cannot map: see `is_refusal`.
+        """
         start = begin - begin % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(self.fd, end - start, access=mmap.ACCESS_READ, offset=start)
         return mapped, begin - start
@@ -120,8 +170,12 @@ class Handle:
 
     def _read_some(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(self.fd, [view], offset)
-        with self._lock:  # Windows
+            try:
+                return os.preadv(self.fd, [view], offset)
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+        with self._lock:  # Windows, and systems that refuse preadv
             os.lseek(self.fd, offset, os.SEEK_SET)
             data = os.read(self.fd, view.nbytes)
         view[: len(data)] = data

@@ -71,9 +71,10 @@ def left_out_lines(found: Report | Plan) -> Iterator[str]:
 
 
 def advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:
+    free = advice.free_nbytes
     yield (
         f"{advice.files} files below {request.path_images}, {size(advice.source_nbytes)}; "
-        f"{size(advice.free_nbytes)} free for {request.path_output}"
+        f"{'unknown space' if free is None else size(free)} free for {request.path_output}"
     )
     if plan.failures:
         yield f"{len(plan.failures)} names or folders cannot be read"

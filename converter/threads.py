@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -106,10 +107,10 @@ class _Tasks:
 
 def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the cores this process may use: affinity, cut by the container's CPU quota."""
+    allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
+        with contextlib.suppress(OSError):  # in a sandbox that refuses to tell
+            allowed = len(os.sched_getaffinity(0))
     quota = _quota_v2(cgroup_root) or _quota_v1(cgroup_root)
     return max(1, min(allowed, math.ceil(quota)) if quota else allowed)
 

@@ -261,3 +261,26 @@ def test_wrong_options_are_named(tmp_path, option, said):
     done = run(f"--path_images={tmp_path}", f"--path_output={tmp_path / 'o.h5'}", option)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_h5py_reads_from_a_disk_without_locks(path, samples, monkeypatch):
+    refused = h5py.File
+
+    def without_locks(*arguments, locking=None, **options):
+        if locking is not False:
+            raise OSError(37, "Unable to synchronously open file (unable to lock file, errno = 37)")
+        return refused(*arguments, locking=locking, **options)
+
+    monkeypatch.setattr(h5py, "File", without_locks)
+    dataset = benchmark.H5pyImages(path)
+    assert_same(dataset[0], samples[min(samples)])
+    dataset.close()
+
+
+def test_a_file_that_another_program_writes_is_not_read(path, monkeypatch):
+    def in_use(*arguments, **options):
+        raise BlockingIOError(11, "Unable to synchronously open file (unable to lock file)")
+
+    monkeypatch.setattr(h5py, "File", in_use)
+    with pytest.raises(BlockingIOError):
+        benchmark.H5pyImages(path)

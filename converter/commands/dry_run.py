@@ -55,7 +55,7 @@ class Advice:
     failed: int
     outcomes: tuple[Outcome, ...]
     missing: dict[str, str]
-    free_nbytes: int
+    free_nbytes: int | None
 
     @property
     def smallest(self) -> Outcome:

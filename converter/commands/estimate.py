@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass
 
 from converter.callbacks import Callbacks
 from converter.commands.request import Request, nearest_folder
 from converter.errors import ConverterError
+from converter.files import free_space
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.samples import Encoded, KeyList, Plan, Run
@@ -35,7 +35,7 @@ class Estimate:
 
     ratio: float | None
     output_nbytes: int | None
-    free_nbytes: int
+    free_nbytes: int | None
 
 
 def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on: bool) -> Estimate:
@@ -87,14 +87,14 @@ def entries_nbytes(plan: Plan, sample: KeyList) -> int:
     return each * len(plan.keys) + FOLDER_NBYTES * plan.folders + FILE_NBYTES
 
 
-def free_nbytes(request: Request) -> int:
-    return shutil.disk_usage(nearest_folder(request.path_output.parent)).free
+def free_nbytes(request: Request) -> int | None:
+    return free_space(nearest_folder(request.path_output.parent))
 
 
 def check_size(request: Request, expected: Estimate, caller: Callbacks) -> None:
     if expected.output_nbytes is None or expected.ratio is None:
         return
-    if expected.output_nbytes > expected.free_nbytes:
+    if expected.free_nbytes is not None and expected.output_nbytes > expected.free_nbytes:
         raise ConverterError(
             f"{request.path_output} would take about {expected.output_nbytes / 1e6:,.0f} MB, "
             f"and {expected.free_nbytes / 1e6:,.0f} MB are free: {_cure(request)}, or name "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,13 +11,12 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
-
 from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
 from converter.commands.report import Report
 from converter.commands.request import nearest_folder
 from converter.errors import ConverterError
+from converter.files import free_space, open_hdf5
 from converter.format.index import order_of
 from converter.samples import Batch
 from converter.writer import provenance
@@ -115,7 +113,7 @@ def _open(path: Path) -> _Part:
         raise ConverterError(f"no file {path}: --merge names files the converter made")
     samples = open_finished(path)
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             attributes = {name: str(value) for name, value in file.attrs.items()}
         shard = json.loads(attributes["shard"]) if "shard" in attributes else None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
@@ -189,8 +187,8 @@ def _check_folders(files: Sequence[StoredSamples]) -> None:
 
 def _check_space(paths: Sequence[Path], path_output: Path) -> None:
     needed = sum(path.stat().st_size for path in paths)
-    free = shutil.disk_usage(nearest_folder(path_output.parent)).free
-    if needed > free:
+    free = free_space(nearest_folder(path_output.parent))
+    if free is not None and needed > free:
         raise ConverterError(
             f"{path_output} would take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are "
             "free: free space, or name another disk with --path_output"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from h5py import h5d
 from converter.callbacks import Callbacks, Progress
 from converter.codecs.chunks import chunk_starts
 from converter.errors import ConverterError, LoadError, WriteError
-from converter.files import Handle, open_handle, open_to_write, write_at
+from converter.files import Handle, open_handle, open_hdf5, open_to_write, synchronise, write_at
 from converter.format.index import Extent, IndexBuilder
 from converter.format.index_reader import crc32_of, open_index
 from converter.format.layout import Layout, layout_json, parse_layout
@@ -67,7 +66,7 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
         with open_to_write(path) as target:
             write_at(target, memoryview(content.getvalue()), end)
             target.truncate(end + len(content.getvalue()))
-            os.fsync(target.fileno())
+            synchronise(target.fileno())
     except OSError as error:
         raise WriteError(
             f"the index could not be added to {path} ({error.strerror or error}): the file is as "
@@ -78,7 +77,7 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
 
 def _opened(path: Path) -> h5py.File:
     try:
-        return h5py.File(path, "r")
+        return open_hdf5(path)
     except BlockingIOError as error:
         raise ConverterError(f"{path} is open in another program: close it there") from error
     except (OSError, RuntimeError) as error:

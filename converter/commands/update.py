@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from converter.codecs.compression import parse_compression
 from converter.commands.request import Request, extensions_of
 from converter.errors import ConverterError
-from converter.files import open_handle
+from converter.files import open_handle, open_hdf5
 from converter.sources import user_functions
 
 
@@ -54,7 +52,7 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
     open_handle(output)  # says what is wrong with the name
     unknown = f"which {purpose} needs: convert anew with --overwrite"
     try:
-        with h5py.File(output, "r") as file:
+        with open_hdf5(output) as file:
             attributes = {name: file.attrs[name] for name in ("store", "reader", "options")}
             if "shard" in file.attrs:
                 attributes["shard"] = file.attrs["shard"]
@@ -97,7 +95,7 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
 def _check_functions(request: Request, output: Path) -> None:
     """Refuse other functions than those the file was made with."""
     path = user_functions.find_functions(request.path_functions)
-    with h5py.File(output, "r") as file:
+    with open_hdf5(output) as file:
         options = json.loads(file.attrs["options"])
     now = user_functions.hash_of(path)
     for name in ("my_read", "my_prune"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import LoadError
-from converter.files import Handle
+from converter.files import Handle, is_refusal
 from converter.format.index import (
     CHUNK,
     FOOTER,
@@ -347,7 +347,13 @@ def open_index(handle: Handle) -> Index | None:
             f"the index of {handle.path} gives the HDF5 part {hdf5_nbytes} bytes, which it has "
             "not: read the file with h5py, or convert it again"
         )
-    mapped, offset = handle.map(min(begin, handle.nbytes - FOOTER.size), handle.nbytes)
+    first = min(begin, handle.nbytes - FOOTER.size)
+    try:
+        mapped, offset = handle.map(first, handle.nbytes)
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        return Index(bytes(handle.read(handle.nbytes - first, first)), 0, handle.path)
     return Index(mapped, offset, handle.path)
 
 

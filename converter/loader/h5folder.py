@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
@@ -111,14 +111,24 @@ class H5Folder(Mapping[str, np.ndarray]):
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._open().source.keys.find(key) is not None
 
-    def __getitem__(self, key: str | SupportsIndex) -> np.ndarray:
+    @overload
+    def __getitem__(self, key: str | SupportsIndex) -> np.ndarray: ...
+    @overload
+    def __getitem__(
+        self, key: Sequence[str | SupportsIndex] | np.ndarray | slice
+    ) -> np.ndarray | list[np.ndarray]: ...
+    def __getitem__(self, key: Any) -> Any:
         """Return the array of a key, or at a position in stored order (negative: from the end).
 
-        Raises KeyError with near matches for an unknown key, IndexError for a position.
+        Several keys or positions, as a list, an array, a column or a slice, give what
+        `read_batch` does. Raises KeyError with near matches for an unknown key, IndexError for a
+        position.
         """
         opened = self._opened or self._open()
         position = opened.find(key) if type(key) is str else None
         if position is None:
+            if type(key) is not int and are_several(key):
+                return self.read_batch(key)
             position = self._position(opened, key)
         if opened.cache is not None:
             return _read_cached(opened, position)
@@ -184,11 +194,12 @@ class H5Folder(Mapping[str, np.ndarray]):
         return bytes(data)
 
     def read_batch(
-        self, keys: Sequence[str | SupportsIndex] | np.ndarray
+        self, keys: Sequence[str | SupportsIndex] | np.ndarray | slice
     ) -> np.ndarray | list[np.ndarray]:
         """Return the arrays of keys or positions, in their order.
 
-        One array of shape (N, ...) where shapes and dtypes agree, else a list.
+        These may be a list, an array of numpy, a column of pandas, a tensor or a slice. One array
+        of shape (N, ...) where shapes and dtypes agree, else a list.
         """
         opened = self._open()
         positions = self._positions(opened, keys)
@@ -241,6 +252,10 @@ class H5Folder(Mapping[str, np.ndarray]):
         return EncodedFile(source, threads) if source.is_encoded else source
 
     def _position(self, opened: _Opened, key: str | SupportsIndex) -> int:
+        if isinstance(key, bytes):
+            key = key.decode(errors="surrogateescape")
+        if getattr(key, "ndim", None) == 0 and hasattr(key, "item"):
+            key = key.item()
         if isinstance(key, str):
             position = opened.source.keys.find(key)
             if position is None:
@@ -252,15 +267,29 @@ class H5Folder(Mapping[str, np.ndarray]):
             raise TypeError(f"a key is str, a position int, not {type(key).__name__}") from None
 
     def _positions(
-        self, opened: _Opened, keys: Sequence[str | SupportsIndex] | np.ndarray
+        self, opened: _Opened, keys: Sequence[str | SupportsIndex] | np.ndarray | slice
     ) -> np.ndarray:
         """Return positions in range."""
-        if isinstance(keys, str):
+        if isinstance(keys, (str, bytes)):
             raise TypeError("read_batch takes several keys: put one into a list")
-        if not isinstance(keys, np.ndarray):
+        count = len(opened.source.keys)
+        if isinstance(keys, slice):
+            return np.arange(*keys.indices(count), dtype=np.int64)
+        if hasattr(keys, "__array__"):  # of numpy, a column of pandas, a tensor
+            keys = np.asarray(keys)
+            if keys.dtype.kind == "S":
+                keys = np.char.decode(keys, "utf-8")
+            if keys.ndim != 1 or keys.dtype.kind not in "iuUOT":
+                raise TypeError(
+                    f"keys or positions are text or integers in one row, not {keys.ndim} "
+                    f"dimensions of {keys.dtype}"
+                )
+        if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
+            positions = keys
+        else:
             keys = list(keys)
             kinds = set(map(type, keys))
-            if kinds == {str}:
+            if kinds and all(issubclass(kind, str) for kind in kinds):
                 return self._found(opened, keys)
             try:
                 if kinds - {int}:
@@ -268,11 +297,6 @@ class H5Folder(Mapping[str, np.ndarray]):
                 positions = np.array(keys, np.int64)
             except (TypeError, OverflowError):
                 positions = np.array([self._position(opened, key) for key in keys], np.int64)
-        else:
-            positions = keys
-        if positions.ndim != 1 or positions.dtype.kind not in "iu":
-            raise TypeError(f"positions are integers in one row, not {positions.dtype}")
-        count = len(opened.source.keys)
         if len(positions) and not (-count <= positions.min() and positions.max() < count):
             wrong = positions[(positions < -count) | (positions >= count)][0]
             raise IndexError(f"position {wrong} is not in {self.path}, which holds {count}")
@@ -285,6 +309,15 @@ class H5Folder(Mapping[str, np.ndarray]):
         if (positions < 0).any():
             raise unknown_key(opened.source.keys, keys[int(np.argmin(positions))])
         return positions
+
+
+def are_several(key: Any) -> bool:
+    """Tell whether these are several keys or positions, and not one."""
+    if hasattr(key, "ndim"):  # a tensor of one position could be taken for the position
+        return bool(key.ndim)
+    if isinstance(key, tuple):  # of a selection it would be a part
+        return not any(isinstance(one, slice) or one is Ellipsis for one in key)
+    return isinstance(key, (list, range, slice)) or hasattr(key, "__array__")
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

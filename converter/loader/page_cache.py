@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from converter.errors import LoadError
-from converter.files import Handle
+from converter.files import Handle, is_refusal
 from converter.format.layout import ArrayLayout
 from converter.threads import Threads
 
@@ -36,20 +37,22 @@ class PageCache:
         self._handle = handle
         self._absent: set[int] = set()  # where reads began of which a byte was asked for in vain
         self._mapped: mmap.mmap | None = None
+        self._is_mappable = True
         if nbytes >= samples * LARGE_NBYTES and hasattr(os, "posix_fadvise"):
             # no reading ahead: it would fetch parts of neighbours, which then seem cached
-            os.posix_fadvise(handle.fd, 0, 0, os.POSIX_FADV_RANDOM)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(handle.fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, nbytes: int, offset: int) -> memoryview | bytearray:
         """Return bytes, perhaps as a part of the mapping."""
-        if self.are_cached(nbytes, offset):
-            return memoryview(self._map())[offset : offset + nbytes]
+        if self.are_cached(nbytes, offset) and (mapped := self._map()) is not None:
+            return memoryview(mapped)[offset : offset + nbytes]
         return self._handle.read(nbytes, offset)
 
     def read_into(self, target: np.ndarray, offset: int) -> None:
         """Fill a 1-D uint8 array."""
-        if self.are_cached(target.nbytes, offset):
-            target[:] = np.frombuffer(self._map(), np.uint8, target.nbytes, offset)
+        if self.are_cached(target.nbytes, offset) and (mapped := self._map()) is not None:
+            target[:] = np.frombuffer(mapped, np.uint8, target.nbytes, offset)
         else:
             self._handle.read_into(target, offset)
 
@@ -58,8 +61,9 @@ class PageCache:
         count = self.nbytes - nbytes + 1
         spans = [(offset, nbytes) for offset in offsets.tolist()]
         seem_cached = self._seem_cached(spans)
-        if nbytes <= LARGEST_UNPROBED_NBYTES and seem_cached:
-            items = np.ndarray((count,), f"V{nbytes}", self._map(), 0, (1,))
+        is_small = nbytes <= LARGEST_UNPROBED_NBYTES
+        if is_small and seem_cached and (mapped := self._map()) is not None:
+            items = np.ndarray((count,), f"V{nbytes}", mapped, 0, (1,))
             pieces: np.ndarray = items[offsets]
             return pieces.view(np.uint8)
         if not seem_cached:
@@ -80,12 +84,15 @@ class PageCache:
     def window(self, layout: ArrayLayout) -> np.ndarray | None:
         """Return the bytes as overlapping arrays: ``window[offset]`` is the one there.
 
-        None where there are too many for numpy to address.
+        None where there are too many for numpy to address, or the disk cannot map.
         """
+        mapped = self._map()
+        if mapped is None:
+            return None
         count = self.nbytes - layout.nbytes + 1
         shape, strides = (count, *layout.shape), (1, *layout.strides)
         try:
-            return np.ndarray(shape, layout.dtype, self._map(), 0, strides)
+            return np.ndarray(shape, layout.dtype, mapped, 0, strides)
         except ValueError:
             return None
 
@@ -143,12 +150,27 @@ class PageCache:
         except OSError:  # a file system that cannot tell
             return unknown
 
-    def _map(self) -> mmap.mmap:
-        if self._mapped is None:
+    def _map(self) -> mmap.mmap | None:
+        """Return the mapping; None where the disk has none, as some network disks."""
+        if self._mapped is None and self._is_mappable:
             if self.nbytes > os.fstat(self._handle.fd).st_size:
                 raise LoadError(f"{self.path} was cut while it was open: convert it again")
-            mapped, _ = self._handle.map(0, self.nbytes)
+            try:
+                mapped, _ = self._handle.map(0, self.nbytes)
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+                self._is_mappable = False
+                warnings.warn(
+                    f"{self.path} is on a disk that cannot map files into memory "
+                    f"({error.strerror}): each read copies once more, and each process holds the "
+                    "index by itself",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return None
             if hasattr(mapped, "madvise"):
-                mapped.madvise(mmap.MADV_RANDOM)
+                with contextlib.suppress(OSError):
+                    mapped.madvise(mmap.MADV_RANDOM)
             self._mapped = mapped
         return self._mapped

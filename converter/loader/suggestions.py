@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import unicodedata
+from typing import Literal
 
 from converter.errors import LoadError
 from converter.format.index_reader import Index
@@ -11,6 +13,7 @@ from converter.loader.several_files import SeveralIndexes
 
 NEAR_MATCHES = 3
 KEYS_COMPARED = 2000
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # of most systems, of macOS
 
 
 def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
@@ -21,6 +24,13 @@ def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
     inside = key.rstrip("/") + "/"
     for file in _keys_with(keys, inside, within=inside):
         return KeyError(f"{key!r} is a folder in {keys.path}: name a file in it, such as {file!r}")
+    alike = _composed_otherwise(keys, key)
+    if alike is not None:
+        form, stored = alike
+        return KeyError(
+            f"no {key!r} in {keys.path}, but {stored!r}, which looks the same and is written with "
+            f"other Unicode characters for its accents: pass {form}"
+        )
     folder, slash, name = key.rpartition("/")
     above, slash_above, _ = folder.rpartition("/")
     within = folder + slash
@@ -38,6 +48,20 @@ def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
         return KeyError(f"no {key!r} in {keys.path}")
     nearest = ", ".join(repr(one) for one in list(dict.fromkeys(near))[:NEAR_MATCHES])
     return KeyError(f"no {key!r} in {keys.path}: did you mean {nearest}?")
+
+
+def _composed_otherwise(keys: Index | SeveralIndexes, key: str) -> tuple[str, str] | None:
+    """Return a key that differs only in Unicode composition, and how to get it from this one."""
+    if key.isascii():
+        return None
+    for form in FORMS:
+        if keys.find(unicodedata.normalize(form, key)) is not None:
+            return f"unicodedata.normalize({form!r}, key)", unicodedata.normalize(form, key)
+    wanted = unicodedata.normalize("NFC", key)
+    for stored in keys.keys():  # noqa: SIM118 (an Index is no dict)
+        if not stored.isascii() and unicodedata.normalize("NFC", stored) == wanted:
+            return "the key as list(folder) gives it", stored
+    return None
 
 
 def _keys_with(keys: Index | SeveralIndexes, fragment: str, *, within: str) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import h5py
-
 from converter.callbacks import Callbacks
 from converter.commands.estimate import check_size, estimate
 from converter.commands.request import Request
+from converter.files import open_hdf5
 from converter.samples import Batch, Failure, Plan, Run
 from converter.writer import provenance
 from converter.writer.journal import Head
@@ -105,7 +104,7 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     other arrays.
     """
     finished = open_finished(request.path_output)
-    with h5py.File(request.path_output, "r") as file:
+    with open_hdf5(request.path_output) as file:
         before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
     difference = provenance.difference(provenance.manner(before), provenance.manner(attributes))
     if difference is not None:
