@@ -117,6 +117,7 @@ def _open(path: Path) -> _Part:
     try:
         with h5py.File(path, "r") as file:
             attributes = {name: str(value) for name, value in file.attrs.items()}
+        attributes.setdefault(provenance.REVISION_NAME, "0")
         shard = json.loads(attributes["shard"]) if "shard" in attributes else None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConverterError(f"{path} cannot be read ({error}): convert it again") from error
