@@ -486,7 +486,7 @@ def test_an_unknown_key_is_a_key_error_with_what_is_near(photos):
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        (["imageio", "imageio.v3", "PIL", "tifffile", "simplejpeg", "cv2"], "pip install imageio"),
+        (["imageio", "imageio.v3", "PIL", "tifffile", "simplejpeg", "cv2"], "pip install pillow"),
         (["converter.images"], "need converter.images"),
         (["converter.samples"], "need converter.samples"),
     ],
