@@ -171,7 +171,7 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "reader",
         choices=READERS,
-        help="imageio: RGB, full depth, as imageio.v3.imread gives it; opencv: exactly "
+        help="imageio: RGB, full depth, all frames (docs/formats.md); opencv: exactly "
         "cv2.imread(path), that is BGR, 8 bits, EXIF orientation applied (default: imageio)",
     )
     add(

@@ -24,10 +24,10 @@ from converter.commands.request import Request
 from converter.commands.update import update_request
 from converter.commands.verify import verify
 from converter.errors import ConverterError, StoppedError
+from converter.images import jpeg
 from converter.messages import advice_lines, report_lines, size, verification_lines
 from converter.progress import ProgressBar
 from converter.samples import Failure
-from converter.sources import images
 from converter.workers.dask import dask_executor
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
@@ -223,7 +223,7 @@ class _Signals:
 
 def _say_what_is_missing() -> None:
     missing = []
-    if not images.HAS_SIMPLEJPEG:
+    if not jpeg.HAS_SIMPLEJPEG:
         missing.append("simplejpeg")
     if not filters.HAS_ZLIB_NG:
         missing.append("zlib-ng")

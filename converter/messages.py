@@ -9,8 +9,19 @@ from converter.commands.dry_run import Advice
 from converter.commands.report import Report
 from converter.commands.request import Request
 from converter.commands.verify import Verification
-from converter.samples import Plan
+from converter.samples import Note, Plan
 from converter.sources.encoder import Choice
+
+NOTES = {
+    Note.PALETTE: "palette images expanded to colours (to keep indices: docs/my-functions.md)",
+    Note.INDICES: "palette TIFFs stored as indices, without their palettes",
+    Note.FRAMES: "files with several frames or pages, all of them stored",
+    Note.FIRST_PICTURE: "JPEGs with several pictures (MPF), of which the first is stored",
+    Note.REDUCED: "TIFFs with smaller copies of the picture, which are not stored",
+    Note.FIRST_FRAME: "files with several frames or pages, of which OpenCV reads the first",
+    Note.DEPTH: "files of more than 8 bits, cut to 8 by OpenCV",
+    Note.ALPHA: "files with alpha, left out by OpenCV",
+}
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -33,13 +44,9 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.path_failures:
         yield f"failures and their reasons: {report.path_failures}"
     yield from left_out_lines(report)
-    if report.palettes:
-        yield (
-            f"{report.palettes} palette images expanded to colours (to keep indices: "
-            "docs/my-functions.md)"
-        )
-    if report.multi_frames:
-        yield f"{report.multi_frames} files with several frames or pages"
+    for note, text in NOTES.items():
+        if report.notes[note]:
+            yield f"{report.notes[note]} {text}"
 
 
 def verification_lines(found: Verification) -> Iterator[str]:
@@ -123,7 +130,7 @@ def _needed(choice: Choice) -> str:
     if choice.compression.name in PLUGIN_FILTERS:
         packages.append("hdf5plugin")
     if choice.store == "encoded":
-        packages.append("imageio to decode")
+        packages.append("pillow to decode")
     return ", ".join(packages) if len(packages) > 1 else "h5py alone"
 
 

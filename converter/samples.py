@@ -101,8 +101,14 @@ class Note(Flag):
     """What a reader did to an image that its user may not expect."""
 
     NONE = 0
-    PALETTE = 1
-    FRAMES = 2
+    PALETTE = 1  # expanded to colours
+    FRAMES = 2  # all of them stored
+    FIRST_PICTURE = 4  # of several, as phones put into a JPEG
+    INDICES = 8  # of a palette, which is not stored
+    REDUCED = 16  # smaller copies left out
+    FIRST_FRAME = 32  # of several: OpenCV
+    DEPTH = 64  # cut to 8 bits: OpenCV
+    ALPHA = 128  # left out: OpenCV
 
 
 class Part(NamedTuple):

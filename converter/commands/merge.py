@@ -115,6 +115,7 @@ def _open(path: Path) -> _Part:
     try:
         with open_hdf5(path) as file:
             attributes = {name: str(value) for name, value in file.attrs.items()}
+        attributes.setdefault(provenance.REVISION_NAME, "0")
         shard = json.loads(attributes["shard"]) if "shard" in attributes else None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConverterError(f"{path} cannot be read ({error}): convert it again") from error

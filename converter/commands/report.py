@@ -32,8 +32,7 @@ class Report:
     fsync_seconds: float = 0.0
     is_unchanged: bool = False
     changes: Changes | None = None
-    palettes: int = 0
-    multi_frames: int = 0
+    notes: Counter[Note] = field(default_factory=Counter)  # files for each thing noted
     left_out: Counter[str] = field(default_factory=Counter)
     linked_folders: int = 0
     hidden_folders: Counter[str] = field(default_factory=Counter)  # not entered, by name
@@ -51,8 +50,7 @@ class Report:
         self.source_nbytes += sample.source_nbytes
         self.payload_nbytes += sum(part.nbytes for part in sample.parts)
         if sample.note:
-            self.palettes += Note.PALETTE in sample.note
-            self.multi_frames += Note.FRAMES in sample.note
+            self.notes.update(note for note in Note if note in sample.note)
 
     def add_failure(self, failure: Failure) -> None:
         self.failed += 1

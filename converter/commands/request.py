@@ -13,6 +13,7 @@ from pathlib import Path
 from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, Compression, check_installed
 from converter.errors import ConverterError
+from converter.images.formats import refuse_unread
 from converter.samples import Plan
 from converter.sources import opencv, user_functions
 from converter.sources.encoder import Choice, Settings
@@ -145,6 +146,10 @@ def _check_options(request: Request) -> None:
         )
     if request.reader == "opencv":
         opencv.import_opencv()
+    is_any_file = request.custom_prune_func or request.skip_decode_check
+    if not (request.custom_read_func or is_any_file):
+        reader = request.reader or "imageio"
+        refuse_unread(request.extensions, reader=reader, store=request.store)
     check_installed(request.compression)
 
 

@@ -53,7 +53,9 @@ class EncodedFile:
         try:
             return decode(data, key.rpartition(".")[2].lower())
         except UnreadableError as error:
-            raise LoadError(f"{key!r} in {self.keys.path}: {error}") from error
+            raise LoadError(
+                f"{key!r} in {self.keys.path}: {error}; read_bytes gives it as it is"
+            ) from error
         except Exception as error:
             raise LoadError(
                 f"{key!r} in {self.keys.path} cannot be decoded ({describe(error)}): "
@@ -78,7 +80,7 @@ class EncodedFile:
 
 def _import_decoder() -> Callable[[Bytes, str], np.ndarray]:
     try:
-        from converter.sources.images import decode_image
+        from converter.images.formats import decode_image
     except ImportError as error:
         name = error.name or ""
         if name.partition(".")[0] == "converter":  # of a copied loader
@@ -88,6 +90,6 @@ def _import_decoder() -> Callable[[Bytes, str], np.ndarray]:
             ) from error
         raise LoadError(
             f"files stored as they are need image packages to be decoded ({error}): "
-            "pip install imageio pillow tifffile simplejpeg"
+            "pip install pillow tifffile simplejpeg"
         ) from error
     return decode_image

@@ -2,7 +2,7 @@
 
 To copy it into another project take, in a folder named ``converter``: codecs/, format/, loader/,
 errors.py, files.py, threads.py and an ``__init__.py``; for files stored with
-``--store=encoded`` also samples.py and sources/images.py.
+``--store=encoded`` also samples.py and images/.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from converter.codecs.filters import crc32, pays_off, shrink
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
+from converter.images.formats import decode_noted, extension_of
+from converter.images.picture import Allocate, Image
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed
 from converter.sources import images, opencv, user_functions
-from converter.sources.images import Allocate, Image
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
@@ -154,9 +155,9 @@ class Encoder:
     def _original(self, path: str, buffer: Buffer) -> tuple[np.ndarray, str, Note]:
         data, note = images.read_into(path, buffer.view), Note.NONE
         if self._check_decoding:
-            extension = images.extension_of(path)
+            extension = extension_of(path)
             try:
-                _, note = images.decode_noted(data, extension, self._scratch.view)
+                _, note = decode_noted(data, extension, self._scratch.view)
             except Exception as error:
                 text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
                 is_own = isinstance(error, UnreadableError)

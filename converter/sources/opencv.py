@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+import PIL.Image
 
 from converter.errors import ConverterError, UnreadableError
+from converter.images import jpeg, png
+from converter.images.formats import magic_of
+from converter.images.picture import Image, pixels_error, refuse_too_large
 from converter.samples import Note
-from converter.sources.images import (
-    START_OF_JPEG,
-    Image,
-    inspect,
-    is_cut_jpeg,
-    read_bytes,
-    refuse_too_large,
-)
+from converter.sources.images import read_bytes
 
 
 def import_opencv() -> ModuleType:
@@ -30,7 +29,8 @@ def import_opencv() -> ModuleType:
             "--reader=opencv needs OpenCV: pip install opencv-python-headless"
         ) from error
     cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # None says it too
+    if hasattr(cv2.utils, "logging"):  # not in every build of 4.7
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # None says it too
     return cv2
 
 
@@ -57,26 +57,41 @@ def read_noted(path: str) -> Image:
         raise UnreadableError(f"OpenCV cannot read it ({error.err})") from None
     if array is None:
         raise UnreadableError("OpenCV cannot read it")
-    if _starts_as_jpeg(path) and is_cut_jpeg(read_bytes(path)):
-        raise UnreadableError("a truncated JPEG: OpenCV would make its missing rows gray")
     refuse_too_large(array.shape[0] * array.shape[1])  # of what Pillow does not know
+    head = magic_of(path)
+    if head.startswith(png.SIGNATURE):
+        note |= png.cut_by_opencv(read_bytes(path))
+    elif not head.startswith(jpeg.START_OF_JPEG):
+        note |= _cut_off(cv2, path)
+    elif jpeg.is_cut(read_bytes(path)):
+        raise UnreadableError("a truncated JPEG: OpenCV would make its missing rows gray")
     return Image(array, note)
 
 
-def _starts_as_jpeg(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(START_OF_JPEG)) == START_OF_JPEG
-
-
-def _inspect(path: str | os.PathLike[str]) -> Note:
-    """Look at what Pillow knows; OpenCV knows other formats."""
+def _cut_off(cv2: Any, path: str) -> Note:
+    """Note depth and alpha that the file has and ``cv2.imread(path)`` leaves out."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return inspect(os.fspath(path))
-    except UnreadableError as error:
-        if "pixels" in str(error):
-            raise
-    except Exception:  # of a format Pillow takes it for and OpenCV may not
+        whole = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
         return Note.NONE
+    note = Note.NONE
+    if whole is not None and whole.dtype != np.uint8:
+        note |= Note.DEPTH
+    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4:
+        note |= Note.ALPHA
+    return note
+
+
+def _inspect(path: str) -> Note:
+    """Note frames, and refuse too many pixels, as Pillow sees them; OpenCV knows other formats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with PIL.Image.open(path) as image:
+                if getattr(image, "is_animated", False):
+                    return Note.FIRST_FRAME
+        except PIL.Image.DecompressionBombError as error:
+            raise pixels_error(error) from None
+        except Exception:  # of a format Pillow takes it for and OpenCV may not
+            return Note.NONE
     return Note.NONE

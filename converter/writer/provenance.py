@@ -7,9 +7,10 @@ from importlib import metadata
 
 import h5py
 
-from converter.sources.images import plugin_of
+from converter.images.formats import REVISION, plugin_of
 
 FORMAT = "data2h5 1"
+REVISION_NAME = "reader_revision"  # of the table of formats; files without it have revision 0
 PACKAGES = ("h5py", "numpy", "imageio", "pillow", "tifffile")
 #: Their presence decides which files can be read, or how payloads are compressed.
 OPTIONAL_PACKAGES = (
@@ -61,6 +62,7 @@ def describe(
         "format": FORMAT,
         "store": store,
         "reader": reader,
+        REVISION_NAME: str(REVISION if reader == "imageio" else 0),
         "options": _json(options),
         "plugins": _json(plugins),
         "versions": _json(_versions()),
@@ -68,7 +70,7 @@ def describe(
 
 
 #: The root attributes in the order in which they are written.
-NAMES = ("format", "store", "reader", "options", "plugins", "versions")
+NAMES = ("format", "store", "reader", REVISION_NAME, "options", "plugins", "versions")
 #: Options that decide which files go in, and not what becomes of them.
 OF_SELECTION = ("ext", "follow_links", "hidden_folders", "my_prune_sha256")
 
@@ -81,7 +83,7 @@ def manner(attributes: dict[str, str]) -> dict[str, str]:
         if name not in OF_SELECTION
     }
     rest = {name: attributes[name] for name in ("format", "store", "reader", "versions")}
-    return {**rest, **options}
+    return {**rest, REVISION_NAME: attributes.get(REVISION_NAME, "0"), **options}
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
@@ -90,6 +92,11 @@ def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
         one, other = before.get(name), now.get(name)
         if one == other:
             continue
+        if name == REVISION_NAME:
+            return (
+                f"the default reader has changed (revision {one or 0} of its formats, now {other}) "
+                "and may read other arrays"
+            )
         if name == "versions" and one and other:
             return _difference_of_versions(json.loads(one), json.loads(other))
         return f"{name} was {one} and is {other}"

@@ -227,7 +227,7 @@ def test_what_is_needed_to_read_it_is_said(folder, output, convert):
         assert rows[choice].remarks[0] == "h5py alone"
     for choice in PLUGGED:
         assert rows[choice].remarks[0] == "h5py, hdf5plugin"
-    assert rows[ENCODED].remarks[0] == "h5py, imageio to decode"
+    assert rows[ENCODED].remarks[0] == "h5py, pillow to decode"
 
 
 @pytest.mark.everyday(1)

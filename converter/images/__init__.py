@@ -1,0 +1,6 @@
+"""Image files to arrays: which formats are read, by what, and what is refused with which cure.
+
+`formats` is the table. A file's first bytes choose a row of it, whose decoder returns a
+`picture.Image`: the array, whole, and a `Note` of what its user may not expect. `others` knows
+what is not in the table, and who reads it.
+"""

@@ -1,0 +1,67 @@
+"""Decode BMP, TGA and WebP by Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.errors import UnreadableError
+from converter.images.picture import Bytes, Image, open_with_pillow
+from converter.samples import Note
+
+
+def decode_bmp(data: Bytes) -> Image:
+    """Return ``(H, W)`` or ``(H, W, C)``: RGB, or RGBA where the header has a mask for alpha."""
+    _refuse_unused_channel(bytes(data))
+    return _decode(data, "BMP")
+
+
+def decode_tga(data: Bytes) -> Image:
+    """Return ``(H, W)`` or ``(H, W, C)``, its first row on top."""
+    kind, entry_bits, bits = (data[2] & 7, data[7], data[16]) if len(data) > 16 else (0, 0, 0)
+    if (kind == 2 and bits not in (24, 32)) or (kind == 1 and entry_bits not in (24, 32)):
+        raise UnreadableError(  # readers disagree on the sixteenth bit
+            f"a TGA with colours of {bits if kind == 2 else entry_bits} bits: write my_read and "
+            "add --custom_read_func: import PIL.Image, numpy; "
+            "return numpy.array(PIL.Image.open(path))"
+        )
+    return _decode(data, "TGA")
+
+
+def decode_webp(data: Bytes) -> Image:
+    """Return ``(H, W, C)``, RGB or RGBA; of an animation ``(N, H, W, C)``."""
+    with open_with_pillow(data, ("WEBP",)) as image:
+        count = getattr(image, "n_frames", 1)
+        if count == 1:
+            return Image(np.array(image))
+        frames = np.empty((count, image.height, image.width, len(image.getbands())), np.uint8)
+        for n in range(count):
+            image.seek(n)
+            frames[n] = image
+        return Image(frames, Note.FRAMES)
+
+
+def _decode(data: Bytes, name: str) -> Image:
+    with open_with_pillow(data, (name,)) as image:
+        if image.mode != "P":
+            return Image(np.array(image))
+        image.load()
+        assert image.palette is not None
+        return Image(np.array(image.convert(image.palette.mode)), Note.PALETTE)
+
+
+def _refuse_unused_channel(data: bytes) -> None:
+    """Refuse a BMP of 32 bits with values in the byte that its format says is not used."""
+    if len(data) < 54 or int.from_bytes(data[14:18], "little") < 40:
+        return
+    bits, compression = data[28] | data[29] << 8, int.from_bytes(data[30:34], "little")
+    if bits != 32 or compression != 0:
+        return
+    width = int.from_bytes(data[18:22], "little", signed=True)
+    height = abs(int.from_bytes(data[22:26], "little", signed=True))
+    begin = int.from_bytes(data[10:14], "little")
+    fourth = np.frombuffer(data, np.uint8)[begin + 3 : begin + 4 * max(width, 0) * height : 4]
+    if fourth.size and fourth.min() != fourth.max():
+        raise UnreadableError(
+            "a BMP of 32 bits with values in its fourth channel, which Pillow drops: write my_read "
+            "and add --custom_read_func: import cv2; return cv2.imread(path, cv2.IMREAD_UNCHANGED)"
+        )

@@ -1,0 +1,146 @@
+"""Decode the Netpbm formats and PFM: the values as they are written. Needs numpy alone."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from converter.errors import UnreadableError
+from converter.images.picture import Bytes, Image, refuse_too_large
+from converter.samples import Note
+
+SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
+PLAIN = re.compile(rb"P([1-6])" + SPACE + rb"+(\d{1,10})" + SPACE + rb"+(\d{1,10})")
+MAXVAL = re.compile(SPACE + rb"+(\d{1,5})")
+PAM = re.compile(rb"P7\s*\n(.*?)^ENDHDR[ \t]*\r?\n", re.DOTALL | re.MULTILINE)
+PFM = re.compile(rb"P([fF])\s+(\d{1,10})\s+(\d{1,10})\s+([-+.\deE]{1,30})(?:\r\n|\s)")
+MAGIC = re.compile(rb"P(?:[1-6][\s#]|7\s|[fF]\s)")
+
+
+def decode(data: Bytes) -> Image:
+    """Return ``(H, W[, C])``, or ``(N, H, W[, C])`` where the file holds several images.
+
+    bool for bitmaps, True white; uint8 or, above a maxval of 255, uint16: as written, not
+    scaled to the full range. PFM: float32, its first row on top.
+    """
+    data = bytes(data)
+    arrays, offset = [], 0
+    while True:
+        array, offset = _decode_one(data, offset)
+        arrays.append(array)
+        rest = re.compile(rb"\s*").match(data, offset)
+        offset = rest.end() if rest else offset
+        if not MAGIC.match(data, offset):
+            break
+    if len(arrays) == 1:
+        return Image(arrays[0])
+    if len({(array.shape, array.dtype) for array in arrays}) > 1:
+        raise UnreadableError(
+            f"it holds {len(arrays)} images of different sizes or depths, which are no one array: "
+            "write them to a file each (pamsplit), or return one of them from my_read"
+        )
+    return Image(np.stack(arrays), Note.FRAMES)
+
+
+def _decode_one(data: bytes, offset: int) -> tuple[np.ndarray, int]:
+    if header := PFM.match(data, offset):
+        return _floats(data, header)
+    if header := PAM.match(data, offset):
+        return _pam(data, header)
+    header = PLAIN.match(data, offset)
+    if header is None:
+        raise UnreadableError("a PNM file whose header is damaged")
+    kind, width, height = (int(text) for text in header.groups())
+    refuse_too_large(width * height)
+    if kind in (1, 4):
+        return _bitmap(data, header.end(), kind, height, width)
+    most = MAXVAL.match(data, header.end())
+    if most is None or not 0 < int(most[1]) < 65536:
+        raise UnreadableError("a PNM file whose header is damaged: it has no maxval in 1..65535")
+    shape = (height, width, 3) if kind in (3, 6) else (height, width)
+    if kind in (2, 3):
+        return _text(data, most.end(), shape, int(most[1]))
+    return _samples(data, most.end() + 1, shape, int(most[1]))
+
+
+def _samples(data: bytes, begin: int, shape: tuple[int, ...], most: int) -> tuple[np.ndarray, int]:
+    dtype = np.dtype(np.uint8 if most < 256 else ">u2")
+    array, end = _take(data, begin, shape, dtype)
+    if array.size and array.max() > most:
+        raise UnreadableError(f"a damaged PNM file: values above its maxval of {most}")
+    return array.astype(dtype.newbyteorder("=")), end
+
+
+def _take(
+    data: bytes, begin: int, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, int]:
+    count = int(np.prod(shape, dtype=object))
+    end = begin + count * dtype.itemsize
+    if end > len(data):
+        raise UnreadableError("a truncated PNM file")
+    return np.frombuffer(data, dtype, count, begin).reshape(shape), end
+
+
+def _bitmap(data: bytes, offset: int, kind: int, height: int, width: int) -> tuple[np.ndarray, int]:
+    if kind == 4:
+        rows, end = _take(data, offset + 1, (height, -(-width // 8)), np.dtype(np.uint8))
+        return np.unpackbits(rows, axis=1, count=width) == 0, end
+    text = re.sub(rb"#[^\r\n]*", b"", data[offset:])
+    bits = np.frombuffer(text, np.uint8)
+    bits = bits[(bits == ord("0")) | (bits == ord("1"))]
+    if bits.size < height * width:
+        raise UnreadableError("a truncated PNM file")
+    return (bits[: height * width] == ord("0")).reshape(height, width), len(data)
+
+
+def _text(data: bytes, offset: int, shape: tuple[int, ...], most: int) -> tuple[np.ndarray, int]:
+    words = re.sub(rb"#[^\r\n]*", b"", data[offset:]).split()
+    count = int(np.prod(shape, dtype=object))
+    if len(words) < count:
+        raise UnreadableError("a truncated PNM file")
+    try:
+        array = np.array(words[:count], dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise UnreadableError("a damaged PNM file: a value that is no number") from None
+    if array.size and not 0 <= array.min() <= array.max() <= most:
+        raise UnreadableError(f"a damaged PNM file: values outside 0..{most}, its maxval")
+    return array.astype(np.uint8 if most < 256 else np.uint16).reshape(shape), len(data)
+
+
+def _pam(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:
+    lines = (line.split(None, 1) for line in header[1].splitlines() if not line.startswith(b"#"))
+    fields = {line[0]: line[1] for line in lines if len(line) == 2}
+    try:
+        height, width, depth, most = (
+            int(fields[name]) for name in (b"HEIGHT", b"WIDTH", b"DEPTH", b"MAXVAL")
+        )
+    except (KeyError, ValueError):
+        raise UnreadableError("a PAM file whose header is damaged") from None
+    if min(height, width, depth) < 1 or not 0 < most < 65536:
+        raise UnreadableError("a PAM file whose header is damaged")
+    refuse_too_large(width * height)
+    shape = (height, width) if depth == 1 else (height, width, depth)
+    array, end = _samples(data, header.end(), shape, most)
+    is_bitmap = depth == 1 and fields.get(b"TUPLTYPE", b"").strip() == b"BLACKANDWHITE"
+    return (array != 0 if is_bitmap and most == 1 else array), end
+
+
+def _floats(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:
+    width, height = int(header[2]), int(header[3])
+    refuse_too_large(width * height)
+    try:
+        scale = float(header[4])
+    except ValueError:
+        raise UnreadableError("a PFM file whose header is damaged") from None
+    if abs(scale) != 1:
+        raise UnreadableError(
+            f"its header has a scale of {abs(scale):g}, which some readers multiply by and others "
+            "do not: write my_read and add --custom_read_func: import cv2; "
+            "return cv2.imread(path, cv2.IMREAD_UNCHANGED), or read the floats behind the three "
+            "lines of its header by numpy.frombuffer"
+        )
+    dtype = np.dtype("<f4" if scale < 0 else ">f4")
+    shape = (height, width, 3) if header[1] == b"F" else (height, width)
+    array, end = _take(data, header.end(), shape, dtype)
+    return np.ascontiguousarray(array[::-1], np.float32), end

@@ -1,0 +1,196 @@
+"""Decode TIFF as it is written: all pages, full depth. tifffile reads it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from converter.errors import UnreadableError
+from converter.images.picture import Bytes, Image, refuse_too_large
+from converter.samples import Note
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+#: Tags and values of TIFF 6.0, TIFF/EP and DNG 1.7.
+REDUCED, PALETTE, COLOUR_FILTER, LINEAR_RAW = 1, 3, 32803, 34892
+OF_RAW_FILES = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
+GDAL_METADATA = 42112
+PAGES_LOOKED_AT = 16  # for what only cameras write
+RAWPY = (
+    "write my_read and add --custom_read_func: import rawpy; "
+    "return rawpy.imread(path).postprocess(output_bps=16) (pip install rawpy)"
+)
+TIFFFILE = "write my_read and add --custom_read_func: import tifffile; return {} "
+
+
+def decode(data: Bytes) -> Image:
+    """Decode as `decode_file` does."""
+    return decode_file(io.BytesIO(data))
+
+
+def decode_file(source: str | io.BytesIO) -> Image:
+    """Return the pages as tifffile gives them: ``(H, W[, C])``, ``(C, H, W)`` where planar.
+
+    With several pages, their axes come first; pages in several series are joined in the order
+    of the file. Palettes, min-is-white and CMYK stay as they are.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(source) as tiff:
+            note = _look_around(tiff)
+            count = _count_pages(tiff)
+            refuse_too_large(tiff.pages.first.imagelength * tiff.pages.first.imagewidth)
+            _refuse_scaled(tiff)
+            return _decode_pages(tiff, count, note)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        if "imagecodecs" in str(error):
+            raise UnreadableError(f"{error}: pip install imagecodecs") from None
+        raise
+
+
+def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
+    if count > 1:
+        note |= Note.FRAMES
+    if tiff.pages.first.photometric == PALETTE:
+        note |= Note.INDICES
+    series = tiff.series
+    _refuse_missing_files(tiff)
+    covered = {page.index for one in series for page in one.pages if page is not None}
+    if len(series) == 1 and len(covered) >= count:
+        array = series[0].asarray()
+    else:
+        pages: list[Any] = [tiff.pages.get(n, aspage=True, cache=False) for n in range(count)]
+        full = [page for page in pages if not page.subfiletype & REDUCED]
+        if len(full) < len(pages):
+            note |= Note.REDUCED
+            if len(full) == 1:
+                note &= ~Note.FRAMES
+        series = [one for one in series if not one.keyframe.subfiletype & REDUCED]
+        array = _joined(series, full)
+    if not array.size:
+        raise UnreadableError("a truncated TIFF: its pages have no pixels")
+    return Image(array, note)
+
+
+def _joined(series: list[Any], pages: list[Any]) -> np.ndarray:
+    """Return all pages as one array, in the order of the file."""
+    kinds = {(tuple(page.shape), page.dtype) for page in pages}
+    if len(kinds) > 1:
+        shapes = ", ".join(dict.fromkeys(f"{page.shape} {page.dtype}" for page in pages))
+        raise UnreadableError(
+            f"its {len(pages)} pages differ and are no one array ({shapes}); to store one of "
+            f"them, {TIFFFILE.format('tifffile.imread(path, key=0)')}"
+        )
+    covered = {page.index for one in series for page in one.pages if page is not None}
+    if len(series) == 1 and covered == {page.index for page in pages}:
+        return np.asarray(series[0].asarray())
+    if len(pages) == 1:
+        return np.asarray(pages[0].asarray())
+    shape = tuple(pages[0].shape)
+    if covered == {page.index for page in pages}:  # a page may hold a whole stack
+        parts = [np.asarray(one.asarray()).reshape(-1, *shape) for one in series]
+        firsts = [min(page.index for page in one.pages) for one in series]
+        lasts = [max(page.index for page in one.pages) for one in series]
+        if all(last < first for last, first in zip(lasts, firsts[1:], strict=False)):
+            return np.concatenate(parts)
+    return np.stack([page.asarray() for page in pages])
+
+
+def _count_pages(tiff: TiffFile) -> int:
+    """Follow the chain of pages; UnreadableError where it leads out of the file."""
+    file, form = tiff.filehandle, tiff.tiff
+    end, offset = file.size, tiff.pages.first.offset
+    order: Literal["little", "big"] = "little" if tiff.byteorder == "<" else "big"
+    seen: set[int] = set()
+    while offset and offset not in seen:  # some chains end in a loop
+        if offset + form.tagnosize > end:
+            raise UnreadableError(f"a truncated or damaged TIFF: page {len(seen) + 1} is missing")
+        seen.add(offset)
+        file.seek(offset)
+        count = int.from_bytes(file.read(form.tagnosize), order)
+        offset += form.tagnosize + count * form.tagsize
+        if offset + form.offsetsize > end:
+            raise UnreadableError(f"a truncated or damaged TIFF: page {len(seen)} is cut")
+        file.seek(offset)
+        offset = int.from_bytes(file.read(form.offsetsize), order)
+    return len(seen)
+
+
+def _look_around(tiff: TiffFile) -> Note:
+    """Refuse what a camera's raw file has, and pictures where only small copies belong.
+
+    Notes whether there are small copies below the pages.
+    """
+    if not len(tiff.pages):
+        raise UnreadableError("a truncated TIFF: it has no page")
+    first: Any = tiff.pages.first
+    note = Note.NONE
+    for page, is_below in _directories(tiff):
+        if page.photometric in (COLOUR_FILTER, LINEAR_RAW) or any(
+            tag in page.tags for tag in OF_RAW_FILES
+        ):
+            raise UnreadableError(f"a camera's raw file, not read as a TIFF: {RAWPY}")
+        larger = page.imagelength * page.imagewidth > first.imagelength * first.imagewidth
+        if larger and (is_below or first.subfiletype & REDUCED):
+            raise UnreadableError(
+                f"its first page is a small copy of {page.imagelength} x {page.imagewidth} pixels "
+                f"elsewhere in the file: for a camera's raw file {RAWPY}"
+            )
+        if is_below and not page.subfiletype & REDUCED:
+            raise UnreadableError(
+                f"it holds another picture below a page (a SubIFD of {page.shape}): "
+                + TIFFFILE.format("tifffile.imread(path, key=0)")
+            )
+        if is_below:
+            note = Note.REDUCED
+    if first.subfiletype & REDUCED:
+        raise UnreadableError(
+            "its first page is a small copy of a picture that is not there or lies elsewhere: "
+            f"for a camera's raw file {RAWPY}"
+        )
+    return note
+
+
+def _directories(tiff: TiffFile) -> Iterator[tuple[TiffPage, bool]]:
+    """Yield the first pages, each followed by what lies below it, and whether it lies there."""
+    for n in range(min(len(tiff.pages), PAGES_LOOKED_AT)):
+        page: Any = tiff.pages.get(n, aspage=True, cache=False)
+        yield page, False
+        if page.subifds:
+            yield from ((below, True) for below in page.pages)
+
+
+def _refuse_missing_files(tiff: TiffFile) -> None:
+    """Refuse an OME-TIFF whose pages are partly in other files, which are not at hand."""
+    if tiff.is_ome and any(page is None for series in tiff.series for page in series.pages):
+        raise UnreadableError(
+            "an OME-TIFF whose pages are in several files, and some are not at hand: put them "
+            "into its folder; only --store=array can join them"
+        )
+
+
+def _refuse_scaled(tiff: TiffFile) -> None:
+    """Refuse values that the header says are to be scaled or moved, as tifffile does not."""
+    scale, offset = 1.0, 0.0
+    found: Any = tiff.imagej_metadata if tiff.is_imagej else None
+    if found and found.get("cf") == 0:  # a straight line
+        scale, offset = float(found.get("c1", 1)), float(found.get("c0", 0))
+    text = tiff.pages.first.tags.valueof(GDAL_METADATA)
+    if isinstance(text, str):
+        for name, value in re.findall(r'role="(scale|offset)"[^>]*>\s*([-+.\deE]+)', text):
+            if name == "scale" and scale == 1:
+                scale = float(value)
+            if name == "offset" and offset == 0:
+                offset = float(value)
+    if (scale, offset) != (1, 0):
+        scaled = f"tifffile.imread(path) * {scale:g} + {offset:g}"
+        raise UnreadableError(
+            f"its header says that values are to be multiplied by {scale:g} and moved by "
+            f"{offset:g}: {TIFFFILE.format(scaled)}"
+        )
