@@ -59,7 +59,7 @@ def encode(source: Path, files: dict[str, bytes], *flags: str) -> Path:
     path = source.with_name(source.name + ".h5")
     status = main(
         [f"--path_images={source}", f"--path_output={path}", "--ext=txt", "--store=encoded",
-         "--skip_decode_check", "--workers=1", "--quiet", *flags]
+         "--skip_decode_check", "--hidden_folders", "--workers=1", "--quiet", *flags]
     )  # fmt: skip
     assert status == 0
     return path
@@ -724,6 +724,7 @@ OF_CONVERSION = [
     "--ext=png",
     "--custom_prune_func",
     "--follow_links",
+    "--hidden_folders",
     "--reader=imageio",
     "--custom_read_func",
     "--path_functions=my_functions.py",

@@ -400,7 +400,7 @@ def test_files_of_macos_beside_the_images_are_left_out(folder, output, convert):
     ended = convert(folder, output)
     assert ended.status == 0
     assert list(stored(output)) == ["x.jpg"]
-    assert "left out: 1 .jpg" in ended.out
+    assert "left out: 1 with names ._* (macOS)" in ended.out
 
 
 @posix_only
