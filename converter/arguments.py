@@ -362,5 +362,5 @@ def _shard(text: str) -> tuple[int, int]:
 def _compression(text: str) -> Compression:
     try:
         return parse_compression(text)
-    except ValueError as error:
+    except ConverterError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

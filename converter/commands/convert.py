@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.callbacks import Callbacks, Progress
-from converter.codecs.compression import PLUGIN_FILTERS, parse_compression
+from converter.codecs.compression import parse_compression
 from converter.commands.report import FailureList, Report
 from converter.commands.request import (
     Request,
@@ -36,7 +36,7 @@ from converter.writer.begin import Begun, begin
 from converter.writer.paths import Paths
 from converter.writer.writer import Writer
 
-FIRST_FILES = 1000  # when so many all fail, the rest will too
+FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -63,7 +63,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 "--file_timeout"
             )
     found = load_functions(request, caller)
-    if request.compression.name in PLUGIN_FILTERS:
+    if request.compression.needs_plugin:
         caller.notice(
             f"h5py reads {request.compression.name} only after `import hdf5plugin`; H5Folder does "
             "without (pip install hdf5plugin)"
@@ -167,7 +167,7 @@ def _convert_all(
 
     for failure in plan.failures:
         fail(failure)
-    most_failed = FIRST_FILES + len(plan.failures)
+    most_failed = FILES_BEFORE_GIVING_UP + len(plan.failures)
     for batch in batches:
         with caller.without_signals():
             writer.write(batch)
@@ -176,7 +176,7 @@ def _convert_all(
                 fail(result)
                 is_whole = request.shard is None
                 if is_whole and not report.stored and report.failed == most_failed:
-                    who = f"the first {FIRST_FILES} files all"
+                    who = f"the first {FILES_BEFORE_GIVING_UP} files all"
                     raise _nothing_stored(request, who, failures, report)
             elif isinstance(result, Encoded):
                 report.add(result)
@@ -324,10 +324,6 @@ def convert(
     """
     if executor is not None and workers is not None:
         raise ConverterError("workers are those of the executor: give one or the other")
-    try:
-        parsed = parse_compression(compression)
-    except ValueError as error:
-        raise ConverterError(str(error)) from None
     request = Request(
         path_images=local_path(path_images),
         path_output=local_path(path_output),
@@ -338,7 +334,7 @@ def convert(
         reader=reader,
         store=store,
         skip_decode_check=skip_decode_check,
-        compression=parsed,
+        compression=parse_compression(compression),
         workers=usable_cores() if workers is None else workers,
         on_error=on_error,
         max_pixels=max_pixels,

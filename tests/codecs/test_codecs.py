@@ -335,8 +335,8 @@ def test_without_zstandard_and_blosc2_h5folder_reads_through_hdf5plugin(
     def refuse(*_):
         raise AssertionError("the package is used, which is not there")
 
-    monkeypatch.setattr(zstd, "expand", refuse)
-    monkeypatch.setattr(blosc, "expand", refuse)
+    monkeypatch.setattr(zstd, "decode", refuse)
+    monkeypatch.setattr(blosc, "decode", refuse)
     for kind in DTYPES:
         read_in_every_way(files(compression), kind, verify=True)
 
