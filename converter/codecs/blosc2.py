@@ -28,6 +28,7 @@ PAYLOAD_VERSION = 1
 BLOCK_NBYTES = 96 << 10  # fixed: Blosc2's own choice depends on the machine's caches
 BLOCKS_A_THREAD = 2  # at least: a thread takes 50 us to start
 LARGEST_TYPESIZE = 127
+VALUES = 7  # in `pipeline`
 REVISION, ZSTD_CODEC, BYTE_SHUFFLE = 1, 5, 1  # of the plugin's filter values
 MAGIC = b"\x9e\xa8b2frame\x00"
 #: Of a frame (README_CFRAME_FORMAT of C-Blosc2): sizes of the header and of the frame, bytes
@@ -69,6 +70,15 @@ def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipe
     typesize = typesize_of(chunks, dtype.itemsize)
     nbytes = dtype.itemsize * math.prod(chunks)
     return ((FILTER, (REVISION, 0, typesize, nbytes, level, BYTE_SHUFFLE, ZSTD_CODEC)),)
+
+
+def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
+    """Tell whether filters that end with this one are as here: alone, with chunks in one row.
+
+    HDF5's plugin cuts chunks of several dimensions, which it records behind these values, into
+    blocks in another order.
+    """
+    return len(filters) == 1 and len(filters[0][1]) <= VALUES
 
 
 def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:

@@ -46,6 +46,9 @@ class Codec(Protocol):
     def pipeline(self, level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
         """Return the filters of a dataset: its own, perhaps behind SHUFFLE."""
 
+    def can_decode(self, filters: FilterPipeline, itemsize: int) -> bool:
+        """Tell whether filters of a file, of which the last is its own, are as it makes them."""
+
     def encode(self, data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
         """Return the payload of a chunk's bytes; ``values`` are those of its filter."""
 
@@ -90,6 +93,7 @@ AUTO, NONE = Compression("auto"), Compression("none")
 #: What "auto" compresses with: HDF5 needs no plugin for it.
 OF_AUTO = Compression(gzip.NAME, gzip.DEFAULT_LEVEL)
 pays_off = gzip.pays_off
+WORTHWHILE_RATIO = gzip.WORTHWHILE_RATIO
 #: Each at its default level, in the order of the help.
 ALL = (AUTO, NONE, *(Compression(codec.NAME, codec.DEFAULT_LEVEL) for codec in _CODECS))
 PACKAGES = tuple(codec.PACKAGE for codec in _CODECS if codec.PACKAGE is not None)
@@ -165,12 +169,11 @@ def decode(payload: Payload, filters: FilterPipeline, target: np.ndarray, thread
 
 
 def is_decodable(filters: FilterPipeline, itemsize: int) -> bool:
-    """Tell whether `decode` can undo filters: none, or a codec's, perhaps behind SHUFFLE."""
+    """Tell whether `decode` can undo filters."""
     if not filters:
         return True
-    *before, (number, _) = filters
-    codec = BY_FILTER.get(number)
-    return codec is not None and codec.is_installed() and before in ([], [(SHUFFLE, (itemsize,))])
+    codec = BY_FILTER.get(filters[-1][0])
+    return codec is not None and codec.is_installed() and codec.can_decode(filters, itemsize)
 
 
 def needs_index_checksum(filters: FilterPipeline) -> bool:

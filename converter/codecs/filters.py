@@ -35,6 +35,11 @@ def after_shuffle(number: int, values: tuple[int, ...], itemsize: int) -> Filter
     return filters if itemsize == 1 else ((SHUFFLE, (itemsize,)), *filters)
 
 
+def is_alone_or_shuffled(filters: FilterPipeline, itemsize: int) -> bool:
+    """Tell whether the last filter stands alone, or behind the shuffle filter of such items."""
+    return filters[:-1] in ((), ((SHUFFLE, (itemsize,)),))
+
+
 def shuffled(array: np.ndarray) -> bytes:
     """Return the bytes of an array, item bytes regrouped by place (HDF5's shuffle filter)."""
     if array.dtype.itemsize == 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.codecs.filters import FilterPipeline, Payload, after_shuffle
+from converter.codecs.filters import FilterPipeline, Payload, after_shuffle, is_alone_or_shuffled
 
 NAME = "zstd"
 FILTER = 32015  # registered with the HDF Group
@@ -36,6 +36,11 @@ def is_installed() -> bool:
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
     """Return the filters of a dataset."""
     return after_shuffle(FILTER, (level,), dtype.itemsize)
+
+
+def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
+    """Tell whether filters that end with this one are as here: alone or behind a shuffle."""
+    return is_alone_or_shuffled(filters, itemsize)
 
 
 def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:

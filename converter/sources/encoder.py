@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,9 @@ from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 from converter.images.formats import decode_noted, extension_of
-from converter.images.picture import Allocate, Image
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed
-from converter.sources import images, opencv, user_functions
+from converter.sources import images, user_functions
+from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
@@ -55,7 +54,7 @@ class Settings:
     root: str
     store: str = "array"
     compression: Compression = AUTO
-    reader: str = "imageio"
+    reader: str = DEFAULT_READER
     check_decoding: bool = True
     max_pixels: int | None = None
     path_functions: Path | None = None
@@ -83,9 +82,7 @@ class Encoder:
             self._my_read = found.read
         if settings.functions_text is not None:
             self._my_read = user_functions.load_read(settings.functions_text)
-        self._read: Callable[[str, Allocate], Image] = images.read_noted
-        if settings.reader == "opencv":
-            self._read = lambda path, _: opencv.read_noted(path)
+        self._read = READERS[settings.reader].read_noted
         images.limit_pixels(settings.max_pixels)
         self._scratch = Buffer()
         self._layouts: dict[Any, tuple[Layout, int]] = {}
