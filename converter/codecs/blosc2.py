@@ -38,7 +38,6 @@ CHUNK_HEAD = struct.Struct("<4xiii")  # of a chunk: bytes decoded, in a block, s
 CHUNK_HEAD_NBYTES = 32
 
 
-@functools.cache
 def is_installed() -> bool:
     """Tell whether the package blosc2 is there."""
     return importlib.util.find_spec("blosc2") is not None

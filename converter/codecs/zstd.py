@@ -27,7 +27,6 @@ PAYLOAD_VERSION = 2  # frames of version 1 had a checksum of their content
 _of_thread = threading.local()
 
 
-@functools.cache
 def is_installed() -> bool:
     """Tell whether the package zstandard is there."""
     return importlib.util.find_spec("zstandard") is not None
