@@ -7,11 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers.loader_files import assert_same, make_h5, smooth
 
 from converter import H5Folder
 from converter.cli import main
 from converter.codecs import zstd
+from helpers.arrays import make_h5, smooth
+from helpers.check import assert_same
+from helpers.run import read_with
 
 pytest.importorskip("hdf5plugin")
 zstandard = pytest.importorskip("zstandard")
@@ -66,8 +68,9 @@ def test_an_old_file_is_read_and_good(tmp_path, capsys):
 
 def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, capsys):
     path = make_old(tmp_path, ARRAYS)
-    flags = [f"--path_functions={tmp_path / 'functions.py'}", "--workers=1", "--quiet"]
-    update = ["--update", f"--path_images={tmp_path / 'source'}", f"--path_output={path}", *flags]
+    function = read_with("load_npy.py")[1]
+    flags = [f"--path_images={tmp_path / 'source'}", f"--path_output={path}", "--workers=1"]
+    update = ["--update", *flags, function]
     assert main(update) == 0
     assert (
         f"of {path} nothing can be kept, for format was data2h5 1 and is data2h5 2"
@@ -77,8 +80,8 @@ def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, c
     assert not has_checksum(path, "a.npy")
     assert main(update) == 0
     assert "nothing changed" in capsys.readouterr().out
-    fresh = ["--custom_read_func", "--compression=zstd", "--ext=npy,txt", "--overwrite"]
-    assert main([*update[1:], *fresh]) == 0
+    fresh = ["--compression=zstd", "--ext=npy,txt", "--overwrite", *read_with("load_npy.py")]
+    assert main([*flags, *fresh]) == 0
     assert path.read_bytes() == updated
 
 

@@ -12,12 +12,13 @@ import typing
 
 import h5py
 import pytest
-from helpers.world import ROOT, save_jpegs
 
 from converter import ConverterError, convert
 from converter.arguments import parse
 from converter.commands.request import Options, Request, recorded_options
 from converter.writer import provenance
+from helpers.images import save_jpegs
+from helpers.run import ROOT
 
 LONG_AGO_NS = 1_500_000_000_123_456_789
 
@@ -71,8 +72,8 @@ def test_a_file_records_what_request_says(images, output):
     with h5py.File(output) as file:
         assert file.attrs["options"] == (
             '{"compression": "gzip:3", "ext": ["jpg", "png"], "follow_links": false, '
-            '"max_pixels": 1000000, "my_prune_sha256": null, "my_read_sha256": null, '
-            '"skip_decode_check": false}'
+            '"hidden_folders": false, "max_pixels": 1000000, "my_prune_sha256": null, '
+            '"my_read_sha256": null, "skip_decode_check": false}'
         )
         assert {*file.attrs} == {*provenance.ATTRIBUTES}
         recorded = json.loads(file.attrs["options"])
@@ -84,8 +85,8 @@ def test_a_file_records_what_request_says(images, output):
 #: Deflate differs between machines, and so does what packages there are: these are of files
 #: without compression, and without versions.
 SHA256 = {
-    "--compression=none": "c38ea8f7baffb0f882709b91ee32547da8cba3855c2cad53b66bd7d46dae43cd",
-    "--store=encoded": "666b21333c6aad1ac773f020b9bfdbcec1cec3d5b93fe4506326f8182a7e8e7b",
+    "--compression=none": "8a99e462df9c401c95a8c75c4569f8dd71dbb81d09b29ecc320ff1b987329078",
+    "--store=encoded": "4eeb097856ae872795f14cb66c186b59a2fe664420f932dadcaf9621b739f2fb",
 }
 
 
