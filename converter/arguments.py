@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from converter.codecs.compression import AUTO, Compression, parse_compression
-from converter.commands.request import READERS, STORES, parse_shard
+from converter.codecs.compression import (
+    ALL,
+    CODECS,
+    OF_AUTO,
+    WORTHWHILE_RATIO,
+    Compression,
+    parse_compression,
+)
+from converter.commands.request import FIELDS, default_of, parse_shard
 from converter.errors import ConverterError
 from converter.files import local_path
-from converter.threads import usable_cores
+from converter.sources.readers import DEFAULT_READER, READERS
 
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
@@ -71,17 +78,23 @@ class _Flags:
         self._defaults: dict[str, Any] = {}
 
     def group(self, title: str, *modes: str) -> Callable[..., None]:
-        """Return a function that adds a flag to a new group of the help."""
+        """Return a function that adds a flag to a new group of the help.
+
+        Its default and its choices are those of the field of `Request` of its name, if any.
+        """
         group = self._parser.add_argument_group(title)
 
         def add(
             name: str,
             *,
-            default: Any = None,
             required: bool = False,
             also: tuple[str, ...] = (),
             **options: Any,
         ) -> None:
+            default = None
+            if name in FIELDS:
+                default = default_of(name)
+                options |= {k: v for k, v in FIELDS[name].metadata.items() if k == "choices"}
             action = group.add_argument("--" + name, **options)
             if action.const is True:
                 default = False
@@ -111,7 +124,7 @@ class _Flags:
 
 def _of_another_mode(name: str, mode: str, modes: tuple[str, ...]) -> str:
     if mode == CONVERT:
-        return f"--{name} is for --{MODE_FLAGS[modes[0]]}, which is not there"
+        return f"--{name} needs --{MODE_FLAGS[modes[0]]}"
     return f"--{name} changes nothing with --{MODE_FLAGS[mode]}: drop one of them"
 
 
@@ -146,8 +159,7 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "ext",
-        default="jpg",
-        help="extension to keep, several with commas (jpg,jpeg,png); case does not matter, a "
+        help="extensions to take, separated by commas (jpg,jpeg,png); case does not matter, a "
         "leading dot may be given (default: jpg)",
     )
     add(
@@ -170,9 +182,8 @@ def _add_convert(flags: _Flags) -> None:
     add = flags.group("convert: how to read them", CONVERT, UPDATE)
     add(
         "reader",
-        choices=READERS,
-        help="imageio: RGB, full depth, all frames (docs/formats.md); opencv: exactly "
-        "cv2.imread(path), that is BGR, 8 bits, EXIF orientation applied (default: imageio)",
+        help="; ".join(f"{name}: {reader.HELP}" for name, reader in READERS.items())
+        + f" (default: {DEFAULT_READER})",
     )
     add(
         "custom_read_func",
@@ -185,7 +196,7 @@ def _add_convert(flags: _Flags) -> None:
         type=_path,
         metavar="FILE.py",
         help="take my_read and my_prune from this file (default: my_functions.py in the current "
-        "folder, else the one beside converter/)",
+        "folder, else the one that comes with the converter)",
     )
     add(
         "max_pixels",
@@ -195,39 +206,31 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "on_error",
-        choices=("skip", "stop"),
-        default="skip",
         help="skip: leave out a file that cannot be read, report it, go on; stop: end at the "
         "first, no output (default: skip)",
     )
     add = flags.group("convert: how to store them", CONVERT, UPDATE)
     add(
         "store",
-        choices=STORES,
-        default="array",
         help="array: what the file decodes to; encoded: the file as it is, hardly more bytes than "
         "in the folder, decoded by H5Folder on reading (default: array)",
     )
     add(
         "compression",
         type=_compression,
-        default=AUTO,
-        metavar="{auto,none,gzip,zstd,blosc2}",
-        help="auto: gzip for each array that becomes at least 3 times smaller, none for the "
-        "others; none; gzip, zstd, blosc2: for each array that becomes smaller, with a level as "
-        "in gzip:6, zstd:9 (h5py reads zstd and blosc2 after import hdf5plugin) (default: auto)",
+        metavar="{" + ",".join(one.name for one in ALL) + "}",
+        help=_help_of_compression(),
     )
     add(
         "skip_decode_check",
         action="store_true",
         help="with --store=encoded: do not decode each file once to see that it is whole",
     )
-    add = flags.group("convert: how to go about it", CONVERT, UPDATE)
+    add = flags.group("convert: how to run", CONVERT, UPDATE)
     add(
         "workers",
         also=(VERIFY,),
         type=_positive,
-        default=usable_cores(),
         metavar="N",
         help="worker processes; 1 reads in this process, without a pool (default: the cores this "
         "process may use)",
@@ -237,7 +240,7 @@ def _add_convert(flags: _Flags) -> None:
         also=(VERIFY,),
         type=_seconds,
         metavar="SECONDS",
-        help="give up a file whose reading takes longer: it is a failure (default: wait)",
+        help="count a file as failed if reading it takes longer (default: wait)",
     )
     add(
         "shard",
@@ -255,14 +258,24 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "restart",
         action="store_true",
-        help="begin anew, and not from where a run that was broken off had come to",
+        help="start over: ignore what an interrupted run left",
     )
-    add = flags.group("convert: beforehand", CONVERT)
+    add = flags.group("convert: try first", CONVERT)
     add(
         "dry_run",
         action="store_true",
         help="read a sample of the files in memory, and print how large OUT.h5 would be with each "
         "store and compression; write nothing",
+    )
+
+
+def _help_of_compression() -> str:
+    plugins = " and ".join(one.name for one in ALL if one.needs_plugin)
+    return (
+        f"auto: {OF_AUTO.name} where an array becomes at least "
+        f"{WORTHWHILE_RATIO:.0f} times smaller; "
+        f"{', '.join(CODECS)}: where it becomes smaller; a level may follow, as in "
+        f"{OF_AUTO.name}:6 (h5py reads {plugins} after import hdf5plugin) (default: auto)"
     )
 
 
@@ -282,7 +295,7 @@ def _add_verify(flags: _Flags) -> None:
         "verify",
         action="store_true",
         help="check OUT.h5: its structure, its index, the checksum of each payload, and that h5py "
-        "and H5Folder read the same; with --path_images also that each source file gives just "
+        "and H5Folder read the same; with --path_images also that each source file still gives "
         "what is stored, and that none is missing",
     )
     add(
@@ -305,7 +318,7 @@ def _add_merge(flags: _Flags) -> None:
 
 
 def _add_extract(flags: _Flags) -> None:
-    add = flags.group("extract: the way back", EXTRACT)
+    add = flags.group("extract: back to files", EXTRACT)
     add(
         "extract",
         type=_path,
@@ -338,7 +351,7 @@ def _path(text: str) -> Path:
 
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return int(text)
 
 
@@ -348,7 +361,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
     return seconds
 
 
@@ -362,5 +375,5 @@ def _shard(text: str) -> tuple[int, int]:
 def _compression(text: str) -> Compression:
     try:
         return parse_compression(text)
-    except ValueError as error:
+    except ConverterError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

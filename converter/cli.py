@@ -119,7 +119,7 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
         typed = {name: values[name] for name in names if name in parsed.typed}
         request = update_request(typed, {}, purpose="--verify with --path_images", notice=_notice)
     elif "path_functions" in parsed.typed:
-        raise ConverterError("--path_functions is of no use alone: add --path_images")
+        raise ConverterError("--path_functions needs --path_images")
     with ProgressBar(quiet=values["quiet"]) as bar:
         caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
         if values["rebuild_index"]:

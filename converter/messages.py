@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from converter.codecs.compression import AUTO, PLUGIN_FILTERS
+from converter.codecs.compression import AUTO, OF_AUTO
 from converter.commands.dry_run import Advice
 from converter.commands.report import Report
 from converter.commands.request import Request
@@ -116,8 +116,8 @@ def advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:
         if outcome.choice == Choice("array", AUTO):
             read = advice.sampled - advice.failed
             yield (
-                f"auto compresses {outcome.compressed} of the {read} arrays by gzip, and stores "
-                f"{read - outcome.compressed} as they are"
+                f"auto compresses {outcome.compressed} of the {read} arrays by {OF_AUTO.name}, and "
+                f"stores {read - outcome.compressed} as they are"
             )
     yield f"smallest: {_flags(advice.smallest.choice)}"
     if advice.smallest_for_h5py is not None:
@@ -127,7 +127,7 @@ def advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:
 
 def _needed(choice: Choice) -> str:
     packages = ["h5py"]
-    if choice.compression.name in PLUGIN_FILTERS:
+    if choice.compression.needs_plugin:
         packages.append("hdf5plugin")
     if choice.store == "encoded":
         packages.append("pillow to decode")

@@ -1,19 +1,34 @@
-"""Make and undo Blosc2 frames, the payloads of HDF5's filter 32026, without HDF5."""
+"""Blosc2 frames, the payloads of HDF5's filter 32026, made and undone without HDF5."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import struct
 from types import ModuleType
-from typing import Any
 
 import numpy as np
+
+from converter.codecs.chunks import LARGEST_CHUNK_NBYTES
+from converter.codecs.filters import FilterPipeline, Payload
+
+NAME = "blosc2"
+FILTER = 32026  # registered with the HDF Group
+LEVELS = range(1, 10)
+DEFAULT_LEVEL = 1  # 5 takes 7 times as long, for 2 % on photos
+PACKAGE: str | None = "blosc2"
+NEEDS_PLUGIN = True
+NEEDS_INDEX_CHECKSUM = True  # a frame has none
+INFLATION = 1 << 15  # measured with chunks of 4 MiB of zeros
+LARGEST_ITEM_NBYTES: int | None = LARGEST_CHUNK_NBYTES  # zeros of a larger one inflate beyond that
+PAYLOAD_VERSION = 1
 
 BLOCK_NBYTES = 96 << 10  # fixed: Blosc2's own choice depends on the machine's caches
 BLOCKS_A_THREAD = 2  # at least: a thread takes 50 us to start
 LARGEST_TYPESIZE = 127
+VALUES = 7  # in `pipeline`
 REVISION, ZSTD_CODEC, BYTE_SHUFFLE = 1, 5, 1  # of the plugin's filter values
 MAGIC = b"\x9e\xa8b2frame\x00"
 #: Of a frame (README_CFRAME_FORMAT of C-Blosc2): sizes of the header and of the frame, bytes
@@ -23,7 +38,6 @@ CHUNK_HEAD = struct.Struct("<4xiii")  # of a chunk: bytes decoded, in a block, s
 CHUNK_HEAD_NBYTES = 32
 
 
-@functools.cache
 def is_installed() -> bool:
     """Tell whether the package blosc2 is there."""
     return importlib.util.find_spec("blosc2") is not None
@@ -50,17 +64,24 @@ def typesize_of(shape: tuple[int, ...], itemsize: int) -> int:
     return size if size <= LARGEST_TYPESIZE else 1
 
 
-def filter_values(chunks: tuple[int, ...], itemsize: int, level: int) -> tuple[int, ...]:
-    """Return the values of the filter in the pipeline of a dataset."""
-    typesize = typesize_of(chunks, itemsize)
-    nbytes = itemsize
-    for length in chunks:
-        nbytes *= length
-    return (REVISION, 0, typesize, nbytes, level, BYTE_SHUFFLE, ZSTD_CODEC)
+def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
+    """Return the filters of a dataset."""
+    typesize = typesize_of(chunks, dtype.itemsize)
+    nbytes = dtype.itemsize * math.prod(chunks)
+    return ((FILTER, (REVISION, 0, typesize, nbytes, level, BYTE_SHUFFLE, ZSTD_CODEC)),)
 
 
-def shrink(chunk: np.ndarray, values: tuple[int, ...]) -> bytes:
-    """Return the frame of a C-contiguous chunk that is not empty."""
+def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
+    """Tell whether filters that end with this one are as here: alone, with chunks in one row.
+
+    HDF5's plugin cuts chunks of several dimensions, which it records behind these values, into
+    blocks in another order.
+    """
+    return len(filters) == 1 and len(filters[0][1]) <= VALUES
+
+
+def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
+    """Return the frame of the bytes of a chunk, which is not empty."""
     blosc2 = _module()
     _forget_environment()
     typesize, level = values[2], values[4]
@@ -77,17 +98,17 @@ def shrink(chunk: np.ndarray, values: tuple[int, ...]) -> bytes:
         filters_meta=[0] * 6,
     )
     frame = blosc2.SChunk(
-        chunksize=chunk.nbytes,
+        chunksize=len(data),
         cparams=settings,
         dparams=blosc2.DParams(nthreads=1),
         contiguous=True,
     )
-    frame.append_data(chunk.reshape(-1).view(np.uint8))
+    frame.append_data(data)
     return frame.to_cframe()  # type: ignore[no-any-return]
 
 
-def expand(payload: Any, target: np.ndarray, threads: int = 1) -> None:
-    """Fill ``target``, C-contiguous, from the frame of a chunk of its size.
+def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
+    """Fill ``target``, 1-D uint8, from the frame of a chunk of its size.
 
     ``threads`` at most share the work. Raises ValueError for anything else.
     """

@@ -28,7 +28,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 
 def encode_chunks(
-    array: np.ndarray, chunks: tuple[int, ...], shrink: Callable[[np.ndarray], bytes]
+    array: np.ndarray, chunks: tuple[int, ...], encode: Callable[[np.ndarray], bytes]
 ) -> Iterator[bytes]:
     """Yield each chunk's payload in C order of the chunk grid; edge chunks padded with zeros."""
     for start in chunk_starts(array.shape, chunks):
@@ -37,7 +37,7 @@ def encode_chunks(
             padded = np.zeros(chunks, array.dtype)
             padded[tuple(slice(0, n) for n in part.shape)] = part
             part = padded
-        yield shrink(part)
+        yield encode(part)
 
 
 def chunk_starts(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -1,31 +1,66 @@
-"""Name the compressions that can be asked for, and make the payloads of chunks with them."""
+"""The table of codecs: each is a module of this folder, and all about it is asked for here."""
 
 from __future__ import annotations
 
-import importlib.util
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from converter.codecs import blosc2
+from converter.codecs import blosc2, gzip, zstd
 from converter.codecs.filters import (
-    BLOSC2,
-    DEFLATE,
     SHUFFLE,
-    ZSTD,
     FilterPipeline,
+    Payload,
+    as_bytes,
+    shuffled,
+    unshuffle,
 )
 from converter.errors import ConverterError
 
-#: Levels each compression knows, and the one taken where none is given.
-LEVELS = {"gzip": range(1, 10), "zstd": range(1, 23), "blosc2": range(1, 10)}
-#: gzip 1 (of zlib-ng) is 2.5 times larger on masks. zstd 3 is at times larger than gzip on
-#: depth maps. blosc2 5 takes 7 times as long as 1, for 2 % on photos.
-DEFAULT_LEVELS = {"gzip": 2, "zstd": 6, "blosc2": 1}
-#: The package that makes the payloads, where it is none that is always installed.
-PACKAGES = {"zstd": "zstandard", "blosc2": "blosc2"}
-#: What HDF5 alone cannot undo.
-PLUGIN_FILTERS = ("zstd", "blosc2")
+
+class Codec(Protocol):
+    """What each module of a codec has."""
+
+    #: After ``--compression=``, and of its filter in HDF5.
+    NAME: str
+    FILTER: int
+    LEVELS: range
+    DEFAULT_LEVEL: int
+    #: The package whose version decides the bytes; `is_installed` tells whether one is missing.
+    PACKAGE: str | None
+    #: Whether h5py reads it only after ``import hdf5plugin``.
+    NEEDS_PLUGIN: bool
+    #: Whether damage would pass its decoder unnoticed.
+    NEEDS_INDEX_CHECKSUM: bool
+    #: The bytes that one byte decodes to at most.
+    INFLATION: int
+    #: The largest items that it takes, if there is a limit.
+    LARGEST_ITEM_NBYTES: int | None
+    #: A part of the root attribute ``format``: counts up when the same array gives other bytes.
+    PAYLOAD_VERSION: int
+
+    def is_installed(self) -> bool:
+        """Tell whether chunks can be encoded and decoded without HDF5."""
+
+    def pipeline(self, level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
+        """Return the filters of a dataset: its own, perhaps behind SHUFFLE."""
+
+    def can_decode(self, filters: FilterPipeline, itemsize: int) -> bool:
+        """Tell whether filters of a file, of which the last is its own, are as it makes them."""
+
+    def encode(self, data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
+        """Return the payload of a chunk's bytes; ``values`` are those of its filter."""
+
+    def decode(self, payload: Payload, target: np.ndarray, threads: int = 1) -> None:
+        """Fill ``target``, 1-D uint8, or raise ValueError."""
+
+
+_CODECS: tuple[Codec, ...] = (gzip, zstd, blosc2)
+CODECS = {codec.NAME: codec for codec in _CODECS}
+BY_FILTER = {codec.FILTER: codec for codec in _CODECS}
+#: Of filters that are not known here.
+MOST_INFLATION = 1 << 15
 
 
 class Compression(NamedTuple):
@@ -37,52 +72,120 @@ class Compression(NamedTuple):
     def __str__(self) -> str:
         return self.name if self.level is None else f"{self.name}:{self.level}"
 
+    @property
+    def needs_plugin(self) -> bool:
+        """Tell whether h5py reads it only after ``import hdf5plugin``."""
+        return self.name in CODECS and CODECS[self.name].NEEDS_PLUGIN
+
+    @property
+    def payload_version(self) -> int:
+        """Return the version of its payloads, for the root attribute ``format``."""
+        return CODECS[self.name].PAYLOAD_VERSION if self.name in CODECS else 1
+
+    @property
+    def missing_package(self) -> str | None:
+        """Return the package to install first; None where nothing is missing."""
+        codec = CODECS.get(self.name)
+        return None if codec is None or codec.is_installed() else codec.PACKAGE
+
 
 AUTO, NONE = Compression("auto"), Compression("none")
-GZIP = Compression("gzip", DEFAULT_LEVELS["gzip"])
+#: What "auto" compresses with: HDF5 needs no plugin for it.
+OF_AUTO = Compression(gzip.NAME, gzip.DEFAULT_LEVEL)
+pays_off = gzip.pays_off
+WORTHWHILE_RATIO = gzip.WORTHWHILE_RATIO
+#: Each at its default level, in the order of the help.
+ALL = (AUTO, NONE, *(Compression(codec.NAME, codec.DEFAULT_LEVEL) for codec in _CODECS))
+PACKAGES = tuple(codec.PACKAGE for codec in _CODECS if codec.PACKAGE is not None)
 
 
 def parse_compression(text: str) -> Compression:
     """Return the compression a text such as ``zstd`` or ``zstd:3`` names.
 
-    Raises ValueError, saying what there is.
+    Raises ConverterError, saying what there is.
     """
     name, colon, level = text.partition(":")
-    if name in ("auto", "none") and not colon:
-        return Compression(name)
-    if name in LEVELS:
-        if not colon:
-            return Compression(name, DEFAULT_LEVELS[name])
-        if level.isascii() and level.isdigit() and int(level) in LEVELS[name]:
-            return Compression(name, int(level))
-        levels = LEVELS[name]
-        raise ValueError(f"{name} has levels {levels[0]} to {levels[-1]}, not {level!r}")
-    names = ", ".join(("auto", "none", *LEVELS))
-    raise ValueError(f"{text!r} is none of {names} (the last three with a level, as gzip:6)")
-
-
-def missing_package(compression: Compression) -> str | None:
-    """Return the package to install first; None where nothing is missing."""
-    package = PACKAGES.get(compression.name)
-    return package if package and importlib.util.find_spec(package) is None else None
+    found = next((one for one in ALL if one.name == name), None)
+    if found is None or (colon and name not in CODECS):
+        names = ", ".join(one.name for one in ALL)
+        raise ConverterError(
+            f"{text!r} is none of {names} (a level may follow the last {len(CODECS)}, as in "
+            f"{OF_AUTO.name}:6)"
+        )
+    if not colon:
+        return found
+    levels = CODECS[name].LEVELS
+    if level.isascii() and level.isdigit() and int(level) in levels:
+        return Compression(name, int(level))
+    raise ConverterError(f"{name} has levels {levels[0]} to {levels[-1]}, not {level!r}")
 
 
 def check_installed(compression: Compression) -> None:
     """Raise ConverterError where a package is missing."""
-    package = missing_package(compression)
-    if package:
+    package = compression.missing_package
+    if package is not None:
         raise ConverterError(
-            f"--compression={compression.name} needs a package more: pip install {package}"
+            f"--compression={compression.name} needs another package: pip install {package}"
         )
 
 
-def pipeline(compression: Compression, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset in the order in which they are applied."""
-    level = compression.level
+def pipeline(
+    compression: Compression, dtype: np.dtype, chunks: tuple[int, ...]
+) -> FilterPipeline | None:
+    """Return the filters of a dataset; None where its items are too large for the codec."""
+    codec, level = CODECS[compression.name], compression.level
     assert level is not None
-    if compression.name == "blosc2":
-        return ((BLOSC2, blosc2.filter_values(chunks, dtype.itemsize, level)),)
-    last = (DEFLATE if compression.name == "gzip" else ZSTD, (level,))
-    if dtype.itemsize == 1:
-        return (last,)
-    return ((SHUFFLE, (dtype.itemsize,)), last)
+    if codec.LARGEST_ITEM_NBYTES is not None and dtype.itemsize > codec.LARGEST_ITEM_NBYTES:
+        return None
+    return codec.pipeline(level, dtype, chunks)
+
+
+def encode(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
+    """Apply filters to a chunk."""
+    number, values = filters[-1]
+    data = as_bytes(chunk) if len(filters) == 1 else shuffled(chunk)
+    return BY_FILTER[number].encode(data, values)
+
+
+def decode(payload: Payload, filters: FilterPipeline, target: np.ndarray, threads: int = 1) -> None:
+    """Fill ``target``, C-contiguous and as large as one chunk, from a payload.
+
+    ``threads`` at most share the work. Raises ValueError when the payload does not come to
+    exactly that.
+    """
+    raw = as_bytes(target)
+    if not filters:
+        if len(payload) != raw.nbytes:
+            raise ValueError("has a chunk of another size")
+        raw[:] = np.frombuffer(payload, np.uint8)
+        return
+    codec = BY_FILTER[filters[-1][0]]
+    if len(filters) == 1:
+        codec.decode(payload, raw, threads)
+        return
+    planes = np.empty(raw.nbytes, np.uint8)
+    codec.decode(payload, planes, threads)
+    unshuffle(planes.reshape(target.dtype.itemsize, -1), raw)
+
+
+def is_decodable(filters: FilterPipeline, itemsize: int) -> bool:
+    """Tell whether `decode` can undo filters."""
+    if not filters:
+        return True
+    codec = BY_FILTER.get(filters[-1][0])
+    return codec is not None and codec.is_installed() and codec.can_decode(filters, itemsize)
+
+
+def needs_index_checksum(filters: FilterPipeline) -> bool:
+    """Tell whether damage of a payload would pass its filters unnoticed."""
+    found = (BY_FILTER.get(number) for number, _ in filters)
+    return any(codec is not None and codec.NEEDS_INDEX_CHECKSUM for codec in found)
+
+
+def inflation(filters: Sequence[int]) -> int:
+    """Return how many bytes filters, by their numbers, can make of one at most.
+
+    It is never less than deflate's, for HDF5 need not store chunks that nothing was written to.
+    """
+    known = {SHUFFLE: 1, **{codec.FILTER: codec.INFLATION for codec in _CODECS}}
+    return max(gzip.INFLATION, *(known.get(number, MOST_INFLATION) for number in filters), 0)

@@ -9,25 +9,28 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converter.callbacks import Callbacks, Progress
-from converter.codecs.compression import PLUGIN_FILTERS, parse_compression
+from converter.codecs import compression
 from converter.commands.report import FailureList, Report
 from converter.commands.request import (
+    MY_READ,
+    Options,
     Request,
     check_request,
     encoding_settings,
     load_functions,
     nearest_folder,
-    parse_shard,
     plan_of,
+    recorded_options,
+    request_of,
 )
 from converter.errors import ConverterError, StoppedError
-from converter.files import local_path
 from converter.samples import Batch, Encoded, Failure, Plan, Run
-from converter.sources import user_functions
+from converter.sources import readers, user_functions
 from converter.sources.encoder import Choice
-from converter.threads import usable_cores
+from converter.sources.readers import READERS
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
@@ -36,7 +39,10 @@ from converter.writer.begin import Begun, begin
 from converter.writer.paths import Paths
 from converter.writer.writer import Writer
 
-FIRST_FILES = 1000  # when so many all fail, the rest will too
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
+
+FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -63,7 +69,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 "--file_timeout"
             )
     found = load_functions(request, caller)
-    if request.compression.name in PLUGIN_FILTERS:
+    if request.compression.needs_plugin:
         caller.notice(
             f"h5py reads {request.compression.name} only after `import hdf5plugin`; H5Folder does "
             "without (pip install hdf5plugin)"
@@ -167,7 +173,7 @@ def _convert_all(
 
     for failure in plan.failures:
         fail(failure)
-    most_failed = FIRST_FILES + len(plan.failures)
+    most_failed = FILES_BEFORE_GIVING_UP + len(plan.failures)
     for batch in batches:
         with caller.without_signals():
             writer.write(batch)
@@ -176,7 +182,7 @@ def _convert_all(
                 fail(result)
                 is_whole = request.shard is None
                 if is_whole and not report.stored and report.failed == most_failed:
-                    who = f"the first {FIRST_FILES} files all"
+                    who = f"the first {FILES_BEFORE_GIVING_UP} files all"
                     raise _nothing_stored(request, who, failures, report)
             elif isinstance(result, Encoded):
                 report.add(result)
@@ -232,17 +238,23 @@ def _nothing_stored(
 
 
 def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]:
+    options = recorded_options(request)
+    options["my_read_sha256"] = found.sha256 if request.custom_read_func else None
+    options["my_prune_sha256"] = found.sha256 if request.custom_prune_func else None
+    reader, revision, plugins = MY_READ, 0, {}
+    if not request.custom_read_func:
+        reader = request.reader_name
+        revision = READERS[reader].REVISION
+        if not request.custom_prune_func:  # else there may be any extension
+            plugins = READERS[reader].plugins_of(request.extensions)
     return provenance.describe(
-        ext=request.ext if request.custom_prune_func else request.extensions,
-        read_sha256=found.sha256 if request.custom_read_func else None,
-        prune_sha256=found.sha256 if request.custom_prune_func else None,
-        reader=request.reader or "imageio",
         store=request.store,
-        skip_decode_check=request.skip_decode_check,
-        compression=str(request.compression),
-        max_pixels=request.max_pixels,
-        follow_links=request.follow_links,
-        hidden_folders=request.hidden_folders,
+        reader=reader,
+        revision=revision,
+        options=options,
+        plugins=plugins,
+        packages=(*readers.PACKAGES, *compression.PACKAGES),
+        payload_version=request.compression.payload_version,
     )
 
 
@@ -275,25 +287,9 @@ def convert(
     path_output: str | os.PathLike[str],
     *,
     executor: Executor | None = None,
-    ext: str = "jpg",
-    custom_read_func: bool = False,
-    custom_prune_func: bool = False,
-    path_functions: str | os.PathLike[str] | None = None,
-    reader: str | None = None,
-    store: str = "array",
-    skip_decode_check: bool = False,
-    compression: str = "auto",
-    workers: int | None = None,
-    on_error: str = "skip",
-    max_pixels: int | None = None,
-    follow_links: bool = False,
-    hidden_folders: bool = False,
-    overwrite: bool = False,
-    restart: bool = False,
-    file_timeout: float | None = None,
-    shard: str | None = None,
     notice: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
+    **options: Unpack[Options],
 ) -> Report:
     """Convert a folder to one HDF5 file, as the command line does with the flags of these names.
 
@@ -305,10 +301,10 @@ def convert(
         Reads and encodes elsewhere, such as ``distributed.Client(...).get_executor()``; its
         workers must see the folder under the same path, and have this package in the same
         version. This process alone writes.
-    workers
-        Without an executor: processes of this machine; None for as many as it has cores.
     notice, progress
         Called with sentences the user should know, and with how far it is.
+    **options
+        `Options`: what is not given, or None, is as on the command line.
 
     Returns
     -------
@@ -322,31 +318,7 @@ def convert(
     StoppedError
         It began and could not be finished; the same call goes on from there.
     """
-    if executor is not None and workers is not None:
+    if executor is not None and options.get("workers") is not None:
         raise ConverterError("workers are those of the executor: give one or the other")
-    try:
-        parsed = parse_compression(compression)
-    except ValueError as error:
-        raise ConverterError(str(error)) from None
-    request = Request(
-        path_images=local_path(path_images),
-        path_output=local_path(path_output),
-        ext=ext,
-        custom_read_func=custom_read_func,
-        custom_prune_func=custom_prune_func,
-        path_functions=local_path(path_functions) if path_functions is not None else None,
-        reader=reader,
-        store=store,
-        skip_decode_check=skip_decode_check,
-        compression=parsed,
-        workers=usable_cores() if workers is None else workers,
-        on_error=on_error,
-        max_pixels=max_pixels,
-        follow_links=follow_links,
-        hidden_folders=hidden_folders,
-        overwrite=overwrite,
-        restart=restart,
-        file_timeout=file_timeout,
-        shard=parse_shard(shard) if shard is not None else None,
-    )
+    request = request_of(path_images, path_output, options)
     return run_request(request, Callbacks(notice, progress), executor)

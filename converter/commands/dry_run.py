@@ -11,14 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converter.callbacks import Callbacks
-from converter.codecs.compression import (
-    AUTO,
-    DEFAULT_LEVELS,
-    NONE,
-    PLUGIN_FILTERS,
-    Compression,
-    missing_package,
-)
+from converter.codecs.compression import ALL, AUTO
 from converter.commands.convert import encoding
 from converter.commands.estimate import SAMPLED_FILES, entries_nbytes, free_nbytes, spread
 from converter.commands.request import (
@@ -68,18 +61,16 @@ class Advice:
         plain = [
             outcome
             for outcome in self.outcomes
-            if outcome.choice.store == "array"
-            and outcome.choice.compression.name not in PLUGIN_FILTERS
+            if outcome.choice.store == "array" and not outcome.choice.compression.needs_plugin
         ]
         return min(plain, key=lambda outcome: outcome.output_nbytes, default=None)
 
 
 def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
     """Return what to compare, the request's own choice among it, and what cannot be tried."""
-    compressions = [AUTO, NONE, *(Compression(*item) for item in DEFAULT_LEVELS.items())]
-    missing = {c.name: package for c in compressions if (package := missing_package(c))}
+    missing = {c.name: package for c in ALL if (package := c.missing_package)}
     own = Choice(request.store, request.compression)
-    choices = [Choice("array", c) for c in compressions if c.name not in missing]
+    choices = [Choice("array", c) for c in ALL if c.name not in missing]
     if request.skip_decode_check:  # of files that may decode to nothing
         choices, missing = [], {}
     if not request.custom_read_func and request.reader is None:

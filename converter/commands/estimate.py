@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from converter.callbacks import Callbacks
+from converter.codecs.compression import AUTO, NONE, OF_AUTO
 from converter.commands.request import Request, nearest_folder
 from converter.errors import ConverterError
 from converter.files import free_space
@@ -115,8 +116,8 @@ def _cure(request: Request) -> str:
         return "free space"
     if request.store == "array" and not (request.custom_read_func or request.reader):
         cures.append("--store=encoded, which keeps the files as they are")
-    if request.compression.name in ("auto", "none"):
-        cures.append("--compression=gzip")
+    if request.compression in (AUTO, NONE):
+        cures.append(f"--compression={OF_AUTO.name}")
     if request.store == "array":
         cures.append("smaller arrays from --custom_read_func")
     return f"try {', or '.join(cures)} (--dry_run compares)" if cures else "convert a part of it"

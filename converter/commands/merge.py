@@ -83,7 +83,7 @@ def merge(
                 report.payload_nbytes += len(batch.payload)
                 caller.progress(report.progress)
             with caller.without_signals():
-                attributes = {name: parts[0].attributes[name] for name in provenance.NAMES}
+                attributes = {name: parts[0].attributes[name] for name in provenance.ATTRIBUTES}
                 report.output_nbytes = writer.finish(attributes)
         except BaseException:
             writer.discard()  # joining anew costs no decoding
@@ -119,7 +119,7 @@ def _open(path: Path) -> _Part:
         shard = json.loads(attributes["shard"]) if "shard" in attributes else None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConverterError(f"{path} cannot be read ({error}): convert it again") from error
-    if not {*provenance.NAMES} <= attributes.keys():
+    if not {*provenance.ATTRIBUTES} <= attributes.keys():
         raise ConverterError(f"{path} does not say how it was made: convert it again")
     return _Part(path, samples, attributes, shard)
 
@@ -133,8 +133,8 @@ def _check_alike(parts: Sequence[_Part]) -> None:
             one, other = first.attributes.get(name), part.attributes.get(name)
             if one != other:
                 raise ConverterError(
-                    f"{part.path} and {first.path} were made otherwise, {name} being {other} and "
-                    f"{one}: convert one of them again"
+                    f"{part.path} and {first.path} were made with different options: {name} is "
+                    f"{other} and {one}: convert one of them again"
                 )
 
 

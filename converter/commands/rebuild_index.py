@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -52,7 +53,7 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that names h5py gives to values are not kept
                     layout, places = _describe(handle, file, name, end, is_encoded=is_encoded)
-                    described = layout_json(*layout)
+                    described = layout_json(layout)
             except _IndescribableError as error:
                 raise ConverterError(
                     f"{path} cannot have an index, for {name!r} {error}: read it through h5py"
@@ -111,7 +112,7 @@ def _describe(
     _check_type(dataset)
     layout = _layout(dataset, is_encoded=is_encoded)
     if not dataset.size:
-        return layout._replace(chunks=None, filters=()), []
+        return replace(layout, chunks=None, filters=()), []
     return layout, _extents(handle, dataset, end)
 
 
@@ -132,7 +133,7 @@ def _layout(dataset: h5py.Dataset, *, is_encoded: bool) -> Layout:
         raise _IndescribableError("has chunks larger than itself")
     layout = Layout(dataset.dtype, dataset.shape, chunks, filters, content)
     try:
-        known = parse_layout(layout_json(*layout))
+        known = parse_layout(layout_json(layout))
     except ValueError as error:
         raise _IndescribableError(f"has {error}") from None
     if known.dtype != dataset.dtype:

@@ -5,47 +5,78 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any, TypedDict
 
 from converter.callbacks import Callbacks
-from converter.codecs.compression import AUTO, Compression, check_installed
+from converter.codecs.compression import (
+    AUTO,
+    Compression,
+    check_installed,
+    parse_compression,
+)
 from converter.errors import ConverterError
-from converter.images.formats import refuse_unread
+from converter.files import local_path
 from converter.samples import Plan
-from converter.sources import opencv, user_functions
+from converter.sources import user_functions
 from converter.sources.encoder import Choice, Settings
+from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.walk import keep_extensions, make_plan
+from converter.threads import usable_cores
 from converter.writer.paths import Paths, path_of_failures, paths_of_failures
 
 STORES = ("array", "encoded")
-READERS = ("imageio", "opencv")
+ON_ERROR = ("skip", "stop")
+MY_READ = "my_read"  # recorded as the reader where the user's function reads
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return number and count of ``K/N``. Raises ConverterError."""
+    number, _, count = text.partition("/")
+    if number.isascii() and number.isdigit() and count.isascii() and count.isdigit():
+        k, n = int(number), int(count)
+        if 1 <= k <= n:
+            return k, n
+    raise ConverterError(f"--shard must be K/N with 1 <= K <= N, such as 2/4, not {text}")
+
+
+def _joined(value: str | Iterable[str]) -> str:
+    return value if isinstance(value, str) else ",".join(value)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to convert, and how: the command line's flags under their names."""
+    """What to convert, and how: the command line's flags under their names.
+
+    Metadata of a field: whether the root attribute ``options`` records it ("recorded"), the
+    value that a file has which was made before it was recorded ("unrecorded"), what it may be
+    ("choices"), and what makes its value from that given to `convert` ("parse").
+    """
 
     path_images: Path
     path_output: Path
-    ext: str = "jpg"
-    custom_read_func: bool = False
+    ext: str = field(default="jpg", metadata={"recorded": True, "parse": _joined})
+    custom_read_func: bool = False  # these two are recorded by the hash of their file
     custom_prune_func: bool = False
-    path_functions: Path | None = None
-    reader: str | None = None  # "imageio" where neither this nor my_read is asked for
-    store: str = "array"
-    skip_decode_check: bool = False
-    compression: Compression = AUTO
-    workers: int = 1
-    on_error: str = "skip"
-    max_pixels: int | None = None
-    follow_links: bool = False
-    hidden_folders: bool = False
+    path_functions: Path | None = field(default=None, metadata={"parse": local_path})
+    reader: str | None = field(default=None, metadata={"choices": READERS})
+    store: str = field(default="array", metadata={"choices": STORES})
+    skip_decode_check: bool = field(default=False, metadata={"recorded": True})
+    compression: Compression = field(
+        default=AUTO, metadata={"recorded": True, "parse": parse_compression}
+    )
+    workers: int = field(default_factory=usable_cores)
+    on_error: str = field(default="skip", metadata={"choices": ON_ERROR})
+    max_pixels: int | None = field(default=None, metadata={"recorded": True})
+    follow_links: bool = field(default=False, metadata={"recorded": True})
+    # before there was such a record, hidden folders were entered as all others
+    hidden_folders: bool = field(default=False, metadata={"recorded": True, "unrecorded": True})
     overwrite: bool = False
     restart: bool = False
-    shard: tuple[int, int] | None = None  # number and count
+    shard: tuple[int, int] | None = field(default=None, metadata={"parse": parse_shard})
     update: bool = False
     file_timeout: float | None = None  # seconds
 
@@ -53,6 +84,85 @@ class Request:
     def extensions(self) -> tuple[str, ...]:
         """Return the extensions of ``ext``: lower case, without leading dots, sorted."""
         return extensions_of(self.ext)
+
+    @property
+    def reader_name(self) -> str:
+        """Return the reader, where my_read is not asked for."""
+        return self.reader or DEFAULT_READER
+
+
+class Options(TypedDict, total=False):
+    """What `convert` takes beside the two paths: see `Request`, and the flags of these names."""
+
+    ext: str
+    custom_read_func: bool
+    custom_prune_func: bool
+    path_functions: str | os.PathLike[str] | None
+    reader: str | None
+    store: str
+    skip_decode_check: bool
+    compression: str
+    workers: int | None
+    on_error: str
+    max_pixels: int | None
+    follow_links: bool
+    hidden_folders: bool
+    overwrite: bool
+    restart: bool
+    shard: str | None
+    file_timeout: float | None
+
+
+FIELDS = {one.name: one for one in fields(Request)}
+#: Options that the root attribute "options" holds under their names.
+RECORDED = tuple(name for name, one in FIELDS.items() if one.metadata.get("recorded"))
+
+
+def request_of(
+    path_images: str | os.PathLike[str], path_output: str | os.PathLike[str], options: Options
+) -> Request:
+    """Return the request with `Options` as `convert` is given them; None stands for a default.
+
+    Raises TypeError for a name that is no option.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in Options.__annotations__:
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"convert() has no option {name!r}: it has {known}")
+    parsed = {name: parsed_value(name, value) for name, value in given.items()}
+    return Request(local_path(path_images), local_path(path_output), **parsed)
+
+
+def parsed_value(name: str, value: Any) -> Any:
+    """Return the value of a field from what was given to `convert`, or recorded."""
+    parse = FIELDS[name].metadata.get("parse")
+    return value if parse is None else parse(value)
+
+
+def recorded_value(name: str, options: Mapping[str, Any]) -> Any:
+    """Return the value of a field from the root attribute ``options``. Raises KeyError."""
+    metadata = FIELDS[name].metadata
+    if name not in options and "unrecorded" in metadata:
+        return metadata["unrecorded"]
+    return parsed_value(name, options[name])
+
+
+def default_of(name: str) -> Any:
+    """Return the default of a field; None for one without."""
+    one = FIELDS[name]
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return None if one.default is MISSING else one.default
+
+
+def recorded_options(request: Request) -> dict[str, Any]:
+    """Return the options that the file records, as JSON holds them."""
+    options: dict[str, Any] = {name: getattr(request, name) for name in RECORDED}
+    options["compression"] = str(request.compression)
+    if not request.custom_prune_func:  # which gets it as it is typed
+        options["ext"] = request.extensions
+    return options
 
 
 def extensions_of(text: str) -> tuple[str, ...]:
@@ -110,7 +220,11 @@ def _check_paths(request: Request) -> None:
 
 
 def _check_options(request: Request) -> None:
-    """Refuse flags that would change nothing beside others."""
+    """Refuse values that are none, and flags that would change nothing beside others."""
+    for name, one in FIELDS.items():
+        choices, value = one.metadata.get("choices"), getattr(request, name)
+        if choices and value is not None and value not in choices:
+            raise ConverterError(f"--{name} must be {' or '.join(choices)}, not {value!r}")
     if request.store == "encoded":
         if request.custom_read_func:
             raise ConverterError(
@@ -141,15 +255,12 @@ def _check_options(request: Request) -> None:
     if request.path_functions is not None and not (
         request.custom_read_func or request.custom_prune_func
     ):
-        raise ConverterError(
-            "--path_functions is of no use alone: add --custom_read_func or --custom_prune_func"
-        )
-    if request.reader == "opencv":
-        opencv.import_opencv()
-    is_any_file = request.custom_prune_func or request.skip_decode_check
-    if not (request.custom_read_func or is_any_file):
-        reader = request.reader or "imageio"
-        refuse_unread(request.extensions, reader=reader, store=request.store)
+        raise ConverterError("--path_functions needs --custom_read_func or --custom_prune_func")
+    if not request.custom_read_func:
+        reader = READERS[request.reader_name]
+        reader.check_installed()
+        if not (request.custom_prune_func or request.skip_decode_check):  # else of any extension
+            reader.refuse_unread(request.extensions, store=request.store)
     check_installed(request.compression)
 
 
@@ -159,16 +270,6 @@ def nearest_folder(folder: Path) -> Path:
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Return number and count of ``K/N``. Raises ConverterError."""
-    number, _, count = text.partition("/")
-    if number.isascii() and number.isdigit() and count.isascii() and count.isdigit():
-        k, n = int(number), int(count)
-        if 1 <= k <= n:
-            return k, n
-    raise ConverterError(f"{text} is no part of a whole: give K/N with 1 <= K <= N, as 2/4")
 
 
 def load_functions(request: Request, caller: Callbacks) -> user_functions.Hooks:
@@ -190,7 +291,7 @@ def encoding_settings(
         root=str(request.path_images.resolve()),
         store=request.store,
         compression=request.compression,
-        reader=request.reader or "imageio",
+        reader=request.reader_name,
         check_decoding=not request.skip_decode_check,
         max_pixels=request.max_pixels,
         path_functions=found.path if request.custom_read_func else None,

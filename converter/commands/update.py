@@ -8,11 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.codecs.compression import parse_compression
-from converter.commands.request import Request, extensions_of
+from converter.commands.request import (
+    MY_READ,
+    RECORDED,
+    Request,
+    extensions_of,
+    recorded_value,
+)
 from converter.errors import ConverterError
 from converter.files import open_handle, open_hdf5
 from converter.sources import user_functions
+from converter.sources.readers import DEFAULT_READER
 
 
 def update_request(
@@ -60,11 +66,11 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
         raise ConverterError(f"{output} is no HDF5 file that can be read, {unknown}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConverterError(f"{output} does not say how it was made, {unknown}") from error
+    if "shard" in attributes and purpose == "--update":
+        raise ConverterError(
+            f"{output} is a part of a whole, which changes as a whole: convert it anew"
+        )
     try:
-        if "shard" in attributes and purpose == "--update":
-            raise ConverterError(
-                f"{output} is a part of a whole, which changes as a whole: convert it anew"
-            )
         options = json.loads(attributes["options"])
         reader = attributes["reader"]
         if "hidden_folders" not in options:
@@ -73,22 +79,16 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
                 "again (to leave them out convert anew with --overwrite)"
             )
         return {
-            "ext": options["ext"] if isinstance(options["ext"], str) else ",".join(options["ext"]),
+            **{name: recorded_value(name, options) for name in RECORDED},
             "custom_read_func": options["my_read_sha256"] is not None,
             "custom_prune_func": options["my_prune_sha256"] is not None,
-            "reader": None if reader in ("imageio", "my_read") else reader,
+            "reader": None if reader in (DEFAULT_READER, MY_READ) else reader,
             "store": attributes["store"],
-            "skip_decode_check": options["skip_decode_check"],
-            "compression": parse_compression(options["compression"]),
-            "max_pixels": options["max_pixels"],
-            "follow_links": options["follow_links"],
-            # Before there was such a record, hidden folders were entered as all others.
-            "hidden_folders": options.get("hidden_folders", True),
             "shard": _shard(attributes.get("shard")),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (ConverterError, KeyError, TypeError, ValueError) as error:
         raise ConverterError(
-            f"{output} says in a way unknown here how it was made, {unknown}"
+            f"{output} records its options in a format this version does not know, {unknown}"
         ) from error
 
 
@@ -117,7 +117,7 @@ def _alike(name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
     """Tell whether a flag asks for what was recorded."""
     before = recorded[name]
     if name == "reader":
-        return (value or "imageio") == (before or "imageio")
+        return (value or DEFAULT_READER) == (before or DEFAULT_READER)
     if name == "ext" and not recorded["custom_prune_func"]:  # which gets it as it is typed
         return extensions_of(value) == extensions_of(before)
     return bool(value == before)

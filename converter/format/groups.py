@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import h5py
 
+from converter.format.chunk_tree import NODE_HEAD
 from converter.format.headers import (
     CONSTANT,
     attribute_messages,
@@ -28,7 +29,6 @@ LINK_INFO, GROUP_INFO, LINK, SYMBOL_TABLE = 0x02, 0x0A, 0x06, 0x11
 MOST_LINKS_IN_HEADER = 32  # they are searched one by one
 NODE_ENTRIES = 8  # twice HDF5's default K of symbol table nodes
 NODE_CHILDREN = 32  # twice its default K of B-tree nodes
-NODE_HEAD = struct.Struct("<4sBBHQQ")
 ENTRY = struct.Struct("<QQII16x")
 SMALLEST_HEAP_NBYTES = 4096
 

@@ -21,6 +21,7 @@ from converter.format.index import (
     FOOTER,
     MAGIC,
     ROW,
+    ROW_STRUCT,
     SECTIONS,
     SOURCE,
     SOURCES_END,
@@ -30,11 +31,10 @@ from converter.format.index import (
     Footer,
     order_of,
 )
-from converter.format.layout import ArrayLayout, parse_layout
+from converter.format.layout import Layout, parse_layout
 from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
-ROW_STRUCT = struct.Struct("<QQQII")
 ROWS_AT_ONCE = 1 << 18
 MOST_LAYOUTS_KEPT = 4096
 KEYS_PROBED = 64
@@ -81,7 +81,7 @@ class Index:
         #: For single samples: a number each, in a third of the time numpy takes.
         self.offsets, self.nbytes = _ints(self.rows["offset"]), _ints(self.rows["nbytes"])
         self.layout_numbers = _ints(self.rows["layout"])
-        self._layouts: dict[int, ArrayLayout] = {}
+        self._layouts: dict[int, Layout] = {}
 
     @property
     def is_in_order(self) -> bool:
@@ -187,7 +187,7 @@ class Index:
             ROW_STRUCT.unpack_from(self._content, self._rows_begin + ROW.itemsize * position)
         )
 
-    def layout(self, number: int) -> ArrayLayout:
+    def layout(self, number: int) -> Layout:
         """Return a checked layout."""
         layout = self._layouts.get(number)
         if layout is None:
@@ -196,13 +196,13 @@ class Index:
             layout = self._layouts[number] = self._parse_layout(number)
         return layout
 
-    def layout_at(self, position: int) -> ArrayLayout:
+    def layout_at(self, position: int) -> Layout:
         """Return the checked layout of a sample; what it claims to hold is not checked yet."""
         row = self.row(position)
         layout = self.layout(row.layout)
-        if layout.is_sized:
+        if layout.has_shape:
             return layout
-        return dataclasses.replace(layout, shape=(row.nbytes,), nbytes=row.nbytes)
+        return dataclasses.replace(layout, shape=(row.nbytes,))
 
     def extents(self, position: int) -> list[Extent]:
         """Return the checked places of a sample's payloads, one for each chunk.
@@ -211,7 +211,7 @@ class Index:
         """
         row = self.row(position)
         layout = self.layout(row.layout)
-        if not layout.is_sized:
+        if not layout.has_shape:
             layout = self.layout_at(position)
         count = layout.count_extents(row.nbytes)
         if count == 1:
@@ -239,7 +239,7 @@ class Index:
         rows = self._array("chunks", CHUNK)[first : first + count]
         return [Extent(offset, nbytes, crc) for offset, nbytes, crc, _ in rows.tolist()]
 
-    def _parse_layout(self, number: int) -> ArrayLayout:
+    def _parse_layout(self, number: int) -> Layout:
         ends = self._array("layout_ends", "<u8")
         if number >= len(ends):
             raise self.damage(f"has no layout {number}")

@@ -7,20 +7,21 @@ import json
 import math
 import operator
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from converter.codecs import blosc2, zstd
-from converter.codecs.filters import BLOSC2, DEFLATE, SHUFFLE, ZSTD, FilterPipeline, inflation
+from converter.codecs import compression
+from converter.codecs.filters import FilterPipeline
 
 HEADER_NBYTES = 64
-HARMLESS_NBYTES = 1 << 30  # memory is taken when it is written to
+#: An array that claims to be larger must have the stored bytes for it: memory is taken when it
+#: is written to.
+HARMLESS_NBYTES = 1 << 30
 LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
-MOST_DIMENSIONS = 32
+MOST_DIMENSIONS = 32  # H5S_MAX_RANK
 #: Numbers, fixed-length bytes and opaque items; never "O", a pointer of the file's choice.
 SCALAR_DTYPE = re.compile(
     r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SV][1-9][0-9]{0,8})"
@@ -28,18 +29,24 @@ SCALAR_DTYPE = re.compile(
 
 
 @dataclass(frozen=True)
-class ArrayLayout:
-    """A checked layout: no size in it can be negative, overflow or contradict another.
+class Layout:
+    """How an array lies in the file: in one piece without filters, in chunks with them.
 
-    What follows from it is computed once: one layout serves all samples that have it.
+    What follows from it is computed once: one layout serves all samples that have it. Of one
+    that was read, `parse_layout` has checked that no size is negative, overflows or contradicts
+    another.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    chunks: tuple[int, ...] | None
-    filters: FilterPipeline
-    nbytes: int
+    chunks: tuple[int, ...] | None = None
+    filters: FilterPipeline = ()
     content: str = "array"
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Return the bytes of the array."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
     @cached_property
     def is_encoded(self) -> bool:
@@ -47,7 +54,7 @@ class ArrayLayout:
         return self.content == "encoded"
 
     @cached_property
-    def is_sized(self) -> bool:
+    def has_shape(self) -> bool:
         """Tell whether the shape is known; else it is that of the payload, in bytes."""
         return self.content != "encoded" or self.chunks is not None
 
@@ -59,7 +66,7 @@ class ArrayLayout:
     @cached_property
     def is_in_parts(self) -> bool:
         """Tell whether it lies in several chunks."""
-        return self.is_sized and self._chunk_count > 1
+        return self.has_shape and self._chunk_count > 1
 
     @cached_property
     def chunk_nbytes(self) -> int:
@@ -82,25 +89,12 @@ class ArrayLayout:
     @cached_property
     def is_decodable(self) -> bool:
         """Tell whether its filters can be undone without HDF5."""
-        itemsize = self.dtype.itemsize
-        known = [[], [DEFLATE], [SHUFFLE, DEFLATE]]
-        if zstd.is_installed():
-            known += [[ZSTD], [SHUFFLE, ZSTD]]
-        if blosc2.is_installed():
-            known += [[BLOSC2]]
-        return [number for number, _ in self.filters] in known and all(
-            values == (itemsize,) for number, values in self.filters if number == SHUFFLE
-        )
+        return compression.is_decodable(self.filters, self.dtype.itemsize)
 
     @cached_property
-    def has_no_checksum(self) -> bool:
-        """Tell whether its payloads can be damaged without the filter's noticing."""
-        return any(number == BLOSC2 for number, _ in self.filters)
-
-    @cached_property
-    def is_zstd(self) -> bool:
-        """Tell whether its payloads are zstd frames."""
-        return bool(self.filters) and self.filters[-1][0] == ZSTD
+    def needs_index_checksum(self) -> bool:
+        """Tell whether damage of its payloads would pass its filters unnoticed."""
+        return compression.needs_index_checksum(self.filters)
 
     @cached_property
     def _chunk_count(self) -> int:
@@ -108,11 +102,11 @@ class ArrayLayout:
 
     @cached_property
     def _inflation(self) -> int:
-        return inflation([number for number, _ in self.filters])
+        return compression.inflation([number for number, _ in self.filters])
 
     def count_extents(self, stored_nbytes: int) -> int:
         """Return the number of payloads of a sample of so many stored bytes."""
-        if not self.is_sized:
+        if not self.has_shape:
             return 1 if stored_nbytes else 0
         return self._chunk_count if self.nbytes else 0
 
@@ -127,8 +121,23 @@ class ArrayLayout:
         return stored_nbytes > 0 and whole <= most
 
 
-def parse_layout(described: bytes) -> ArrayLayout:
-    """Return the layout that `index.layout_json` described.
+def layout_json(layout: Layout) -> bytes:
+    """Describe how an array lies in the file; the dtype as in an .npy file's header.
+
+    The length of an encoded file is that of its payload, so that all share a description.
+    """
+    described = {
+        "dtype": np.lib.format.dtype_to_descr(layout.dtype),
+        "shape": layout.shape if layout.has_shape else (None,),
+        "chunks": layout.chunks,
+        "filters": layout.filters,
+        "content": layout.content,
+    }
+    return json.dumps(described, separators=(",", ":")).encode()
+
+
+def parse_layout(described: bytes) -> Layout:
+    """Return the layout that `layout_json` described.
 
     Raises ValueError, saying what is impossible, for anything it would never describe.
     """
@@ -147,20 +156,20 @@ def parse_layout(described: bytes) -> ArrayLayout:
     if content == "encoded" and fields.get("shape") == [None]:
         if dtype != np.uint8 or fields.get("chunks") is not None or fields.get("filters") != []:
             raise ValueError("encoded files that are no plain bytes")
-        return ArrayLayout(dtype, (0,), None, (), 0, content)
+        return Layout(dtype, (0,), content=content)
     shape = _lengths(fields.get("shape"), "shape", least=0)
-    nbytes = _nbytes(shape, dtype)
+    _check_nbytes(shape, dtype)
     chunks, filters = None, _filters(fields.get("filters"))
     if fields.get("chunks") is not None:
         chunks = _lengths(fields["chunks"], "chunks", least=1)
         if len(chunks) != len(shape) or any(c > n for c, n in zip(chunks, shape, strict=True)):
             raise ValueError(f"chunks {chunks} of shape {shape}")
-        _nbytes(chunks, dtype)
+        _check_nbytes(chunks, dtype)
     elif filters:
         raise ValueError("filters without chunks")
     if content == "encoded" and (dtype != np.uint8 or len(shape) != 1 or chunks is None):
         raise ValueError(f"encoded files of shape {shape}, {dtype}")
-    return ArrayLayout(dtype, shape, chunks, filters, nbytes, content)
+    return Layout(dtype, shape, chunks, filters, content)
 
 
 def _dtype(described: Any) -> np.dtype[Any]:
@@ -201,11 +210,10 @@ def _lengths(values: Any, what: str, *, least: int) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+def _check_nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     # numpy refuses what would overflow without its zeros, so that is refused here too
     if math.prod(n for n in shape if n) * dtype.itemsize >= 2**63:
         raise ValueError(f"shape {shape} of {dtype}")
-    return math.prod(shape) * dtype.itemsize
 
 
 def _filters(described: Any) -> FilterPipeline:
@@ -217,34 +225,3 @@ def _filters(described: Any) -> FilterPipeline:
             raise ValueError(f"filters {str(described)[:80]}")
         filters.append((one[0], _lengths(one[1], "filter values", least=0)))
     return tuple(filters)
-
-
-class Layout(NamedTuple):
-    """How an array lies in the file: contiguous without filters, in chunks with them."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...] | None = None
-    filters: FilterPipeline = ()
-    content: str = "array"
-
-
-def layout_json(
-    dtype: np.dtype,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...] | None,
-    filters: Sequence[tuple[int, tuple[int, ...]]],
-    content: str,
-) -> bytes:
-    """Describe how an array lies in the file; the dtype as in an .npy file's header.
-
-    The length of an encoded file is that of its payload, so that all share a description.
-    """
-    described = {
-        "dtype": np.lib.format.dtype_to_descr(dtype),
-        "shape": (None,) if content == "encoded" and chunks is None else shape,
-        "chunks": chunks,
-        "filters": filters,
-        "content": content,
-    }
-    return json.dumps(described, separators=(",", ":")).encode()

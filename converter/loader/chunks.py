@@ -7,16 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from converter.codecs import zstd
-from converter.codecs.filters import Payload, as_bytes, crc32, expand
+from converter.codecs.compression import decode
+from converter.codecs.filters import Payload, as_bytes, crc32
 from converter.format.index import Extent
-from converter.format.layout import ArrayLayout
+from converter.format.layout import Layout
 from converter.loader.page_cache import PageCache
 from converter.loader.selection import Box
-
-#: Zstd's own checksum is of what comes out, and takes longer to compare than masks take to expand.
-#: The index has one of what is stored: much sooner compared where that is so much smaller.
-SMALL_BY = 16
 
 
 def read_plain(pages: PageCache, place: Extent, target: np.ndarray, *, verify: bool) -> None:
@@ -27,7 +23,7 @@ def read_plain(pages: PageCache, place: Extent, target: np.ndarray, *, verify: b
         check(place, data)
 
 
-def read_plain_box(pages: PageCache, place: Extent, layout: ArrayLayout, box: Box) -> np.ndarray:
+def read_plain_box(pages: PageCache, place: Extent, layout: Layout, box: Box) -> np.ndarray:
     """Return a box of an array that lies in one piece, reading little more than its bytes."""
     if not layout.shape:
         array = np.empty((), layout.dtype)
@@ -50,7 +46,7 @@ def read_plain_box(pages: PageCache, place: Extent, layout: ArrayLayout, box: Bo
 def read_chunks(
     pages: PageCache,
     places: Sequence[Extent],
-    layout: ArrayLayout,
+    layout: Layout,
     target: np.ndarray,
     *,
     box: Box | None = None,
@@ -63,8 +59,8 @@ def read_chunks(
     """
     chunks = layout.chunks or layout.shape
     if chunks == target.shape == layout.shape:
-        payload = _stored(pages, places[0], layout, target, verify=verify)
-        expand(payload, layout.filters, target, threads)
+        payload = _stored(pages, places[0], layout, verify=verify)
+        decode(payload, layout.filters, target, threads)
         return
     start = box.start if box else (0,) * len(layout.shape)
     stop = box.stop if box else layout.shape
@@ -75,8 +71,8 @@ def read_chunks(
     for corner in itertools.product(*spans):
         place = places[sum(n * stride for n, stride in zip(corner, strides, strict=True))]
         chunk = np.empty(chunks, layout.dtype)
-        payload = _stored(pages, place, layout, chunk, verify=verify)
-        expand(payload, layout.filters, chunk, threads)
+        payload = _stored(pages, place, layout, verify=verify)
+        decode(payload, layout.filters, chunk, threads)
         inner, outer = [], []
         for n, length, a, b in zip(corner, chunks, start, stop, strict=True):
             first, last = max(a, n * length), min(b, (n + 1) * length)
@@ -85,15 +81,12 @@ def read_chunks(
         target[tuple(outer)] = chunk[tuple(inner)]
 
 
-def _stored(
-    pages: PageCache, place: Extent, layout: ArrayLayout, target: np.ndarray, *, verify: bool
-) -> Payload:
-    """Return what is to be expanded: the bytes of a chunk as they are in the file, or nearly."""
+def _stored(pages: PageCache, place: Extent, layout: Layout, *, verify: bool) -> Payload:
+    """Return the bytes of a chunk as they are in the file, once they are checked."""
     payload = pages.read(place.nbytes, place.offset)
-    is_small = layout.is_zstd and place.nbytes * SMALL_BY <= target.nbytes
-    if verify or layout.has_no_checksum or is_small:
+    if verify or layout.needs_index_checksum:
         check(place, payload)
-    return zstd.without_checksum(payload) if is_small else payload
+    return payload
 
 
 def check(place: Extent, payload: Payload | np.ndarray) -> None:

@@ -16,16 +16,14 @@ import h5py
 import numpy as np
 from h5py import h5d, h5l, h5o, h5z
 
-from converter.codecs.filters import inflation
+from converter.codecs.compression import inflation
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import IndexBuilder
 from converter.format.index_reader import Index
+from converter.format.layout import HARMLESS_NBYTES
 from converter.format.superblock import check_closed
 from converter.loader.selection import Box, box_of
-
-#: An array that claims to be larger must have the stored bytes for it.
-HARMLESS_NBYTES = 1 << 30
 
 
 class Datasets:

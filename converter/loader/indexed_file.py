@@ -13,7 +13,7 @@ from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import Extent
 from converter.format.index_reader import Index
-from converter.format.layout import ArrayLayout
+from converter.format.layout import Layout
 from converter.loader.chunks import check, read_chunks, read_plain, read_plain_box
 from converter.loader.h5py_file import Datasets
 from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache
@@ -79,7 +79,7 @@ class IndexedFile:
     def payload(self, position: int) -> Bytes | np.ndarray:
         """Return the bytes of an encoded file, perhaps as a part of the mapping; or an array."""
         keys = self.keys
-        if not keys.layout(keys.layout_numbers[position]).is_sized and not self._verify:
+        if not keys.layout(keys.layout_numbers[position]).has_shape and not self._verify:
             offset, nbytes = keys.offsets[position], keys.nbytes[position]
             if nbytes and offset + nbytes <= self._pages.nbytes:  # all there is to be checked
                 return self._pages.read(nbytes, offset)
@@ -142,7 +142,7 @@ class IndexedFile:
         self._threads.map(fill, range(len(places)))
         return batch
 
-    def _read_equal(self, positions: np.ndarray, layout: ArrayLayout) -> np.ndarray:
+    def _read_equal(self, positions: np.ndarray, layout: Layout) -> np.ndarray:
         rows = self.keys.rows
         offsets, nbytes = rows["offset"][positions], rows["nbytes"][positions]
         last = self._pages.nbytes - layout.nbytes
@@ -172,7 +172,7 @@ class IndexedFile:
             self._make_window(number, layout)
         return array
 
-    def _make_window(self, number: int, layout: ArrayLayout) -> None:
+    def _make_window(self, number: int, layout: Layout) -> None:
         if layout.is_plain and layout.nbytes and layout.shape and not self._verify:
             items = self._pages.window(layout)
             if items is not None:
@@ -182,7 +182,7 @@ class IndexedFile:
         self,
         position: int,
         places: Sequence[Extent],
-        layout: ArrayLayout,
+        layout: Layout,
         target: np.ndarray,
         *,
         threads: int = 1,
@@ -197,35 +197,33 @@ class IndexedFile:
             elif layout.is_decodable:
                 read_chunks(pages, places, layout, target, verify=verify, threads=threads)
             else:
-                self._check_payloads(places)
+                self._check_payloads(places, layout)
                 target[...] = self._through_hdf5(position, layout)
         except ValueError as error:
             raise self._damage(position, error) from None
 
-    def _box(self, position: int, layout: ArrayLayout, box: Box) -> np.ndarray:
+    def _box(self, position: int, layout: Layout, box: Box) -> np.ndarray:
         places = self.keys.extents(position)
         if 0 in box.shape or not layout.nbytes:
             return np.empty(box.shape, layout.dtype)
         if layout.is_plain:
-            self._check_payloads(places)
+            self._check_payloads(places, layout)
             return read_plain_box(self._pages, places[0], layout, box)
         if not layout.is_decodable:
-            self._check_payloads(places)
+            self._check_payloads(places, layout)
             return self._through_hdf5(position, layout, box)
         array = np.empty(box.shape, layout.dtype)
         read_chunks(self._pages, places, layout, array, box=box, verify=self._verify)
         return array
 
-    def _through_hdf5(
-        self, position: int, layout: ArrayLayout, box: Box | None = None
-    ) -> np.ndarray:
+    def _through_hdf5(self, position: int, layout: Layout, box: Box | None = None) -> np.ndarray:
         array = self._datasets.read(self.keys.key(position), box)
         if array.dtype != layout.dtype or array.shape != (box.shape if box else layout.shape):
             raise self.keys.damage(f"describes {self.keys.key(position)!r} unlike HDF5 does")
         return array
 
-    def _check_payloads(self, places: Sequence[Extent]) -> None:
-        if self._verify:
+    def _check_payloads(self, places: Sequence[Extent], layout: Layout) -> None:
+        if self._verify or layout.needs_index_checksum:
             for place in places:
                 check(place, self._pages.read(place.nbytes, place.offset))
 

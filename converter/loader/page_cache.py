@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.errors import LoadError
 from converter.files import Handle, is_refusal
-from converter.format.layout import ArrayLayout
+from converter.format.layout import Layout
 from converter.threads import Threads
 
 #: A mapping is twice as fast as preadv from the page cache, but on a cold disk it takes one
@@ -81,7 +81,7 @@ class PageCache:
         if not self._seem_cached(spans):
             self._advise(spans)
 
-    def window(self, layout: ArrayLayout) -> np.ndarray | None:
+    def window(self, layout: Layout) -> np.ndarray | None:
         """Return the bytes as overlapping arrays: ``window[offset]`` is the one there.
 
         None where there are too many for numpy to address, or the disk cannot map.

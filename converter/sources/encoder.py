@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter.codecs.chunks import LARGEST_CHUNK_NBYTES, chunk_shape, encode_chunks
-from converter.codecs.compression import AUTO, GZIP, Compression, pipeline
-from converter.codecs.filters import crc32, pays_off, shrink
+from converter.codecs.chunks import chunk_shape, encode_chunks
+from converter.codecs.compression import (
+    AUTO,
+    NONE,
+    OF_AUTO,
+    Compression,
+    encode,
+    pays_off,
+    pipeline,
+)
+from converter.codecs.filters import FilterPipeline, as_bytes, crc32
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 from converter.images.formats import decode_noted, extension_of
-from converter.images.picture import Allocate, Image
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed
-from converter.sources import images, opencv, user_functions
+from converter.sources import images, user_functions
+from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
@@ -46,7 +54,7 @@ class Settings:
     root: str
     store: str = "array"
     compression: Compression = AUTO
-    reader: str = "imageio"
+    reader: str = DEFAULT_READER
     check_decoding: bool = True
     max_pixels: int | None = None
     path_functions: Path | None = None
@@ -74,9 +82,7 @@ class Encoder:
             self._my_read = found.read
         if settings.functions_text is not None:
             self._my_read = user_functions.load_read(settings.functions_text)
-        self._read: Callable[[str, Allocate], Image] = images.read_noted
-        if settings.reader == "opencv":
-            self._read = lambda path, _: opencv.read_noted(path)
+        self._read = READERS[settings.reader].read_noted
         images.limit_pixels(settings.max_pixels)
         self._scratch = Buffer()
         self._layouts: dict[Any, tuple[Layout, int]] = {}
@@ -168,19 +174,18 @@ class Encoder:
         self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
     ) -> tuple[Layout, tuple[Part, ...]]:
         """Put a sample's payload into the buffer, and leave space for HDF5's structures."""
-        if array.ndim and array.size and compression.name != "none":
-            if compression.name != "auto":
-                stored = self._compress(array, content, compression, buffer)
-            else:
-                stored = self._compress(array, content, GZIP, buffer) if pays_off(array) else None
+        if compression == AUTO:
+            compression = OF_AUTO if pays_off(array) else NONE
+        if array.ndim and array.size and compression != NONE:
+            stored = self._compress(array, content, compression, buffer)
             if stored is not None:
                 return stored
         payload = buffer.view(array.nbytes)
         target = np.frombuffer(payload, np.uint8)
         if array.nbytes and not np.may_share_memory(target, array):
-            target[:] = array.reshape(-1).view(np.uint8)
+            target[:] = as_bytes(array)
         buffer.keep(array.nbytes)
-        layout = self._keep_structure(array, content, None, buffer)
+        layout = self._keep_structure(array, content, None, (), buffer)
         return layout, (Part(array.nbytes, crc32(payload)),) if array.nbytes else ()
 
     def _compress(
@@ -189,10 +194,10 @@ class Encoder:
         """Put filtered chunks into the buffer; None, and nothing put, where they are no smaller."""
         payloads, stored_nbytes = [], 0
         chunks = chunk_shape(array.shape, array.dtype.itemsize)
-        if compression.name == "blosc2" and array.dtype.itemsize > LARGEST_CHUNK_NBYTES:
-            return None  # zeros would shrink beyond `layouts.MOST_INFLATION`
         filters = pipeline(compression, array.dtype, chunks)
-        for payload in encode_chunks(array, chunks, lambda chunk: shrink(chunk, filters)):
+        if filters is None:
+            return None
+        for payload in encode_chunks(array, chunks, partial(encode, filters=filters)):
             payloads.append(payload)
             stored_nbytes += len(payload)
             if stored_nbytes >= array.nbytes:
@@ -200,26 +205,27 @@ class Encoder:
         for payload in payloads:
             buffer.view(len(payload))[:] = payload
             buffer.keep(len(payload))
-        layout = self._keep_structure(array, content, compression, buffer)
+        layout = self._keep_structure(array, content, chunks, filters, buffer)
         return layout, tuple(Part(len(payload), crc32(payload)) for payload in payloads)
 
     def _keep_structure(
-        self, array: np.ndarray, content: str, compression: Compression | None, buffer: Buffer
+        self,
+        array: np.ndarray,
+        content: str,
+        chunks: tuple[int, ...] | None,
+        filters: FilterPipeline,
+        buffer: Buffer,
     ) -> Layout:
         """Leave space for what the writer puts behind the payload; return the layout.
 
         It is the same object for the same layout: pickled once a task.
         """
-        alike = (array.dtype, array.shape, content, compression)
+        alike = (array.dtype, array.shape, content, chunks, filters)
         known = self._layouts.get(alike)
         if known is None:
             if len(self._layouts) >= 1000:
                 self._layouts.clear()
-            layout = Layout(array.dtype, array.shape, content=content)
-            if compression is not None:
-                chunks = chunk_shape(array.shape, array.dtype.itemsize)
-                filters = pipeline(compression, array.dtype, chunks)
-                layout = layout._replace(chunks=chunks, filters=filters)
+            layout = Layout(array.dtype, array.shape, chunks, filters, content)
             known = self._layouts[alike] = layout, structure_nbytes(layout)
         layout, nbytes = known
         buffer.view(nbytes)

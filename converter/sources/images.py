@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -12,8 +13,26 @@ import PIL.Image
 from converter.errors import UnreadableError
 from converter.files import local_path
 from converter.images import formats, jpeg, tiff
-from converter.images.formats import decode_noted, extension_of
+from converter.images.formats import REVISION as REVISION
+from converter.images.formats import decode_noted, extension_of, plugin_of
 from converter.images.picture import Allocate, Image
+
+HELP = "RGB, full depth, all frames (docs/formats.md)"
+PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs")
+
+
+def check_installed() -> None:
+    """Do nothing: what the default reader needs is always installed."""
+
+
+def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
+    """Return imageio's plugin for each extension."""
+    return {extension: plugin_of(extension) for extension in extensions}
+
+
+def refuse_unread(extensions: Sequence[str], *, store: str) -> None:
+    """Raise ConverterError for an extension of which no file can be read."""
+    formats.refuse_unread(extensions, reader="imageio", store=store)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

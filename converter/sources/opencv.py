@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +11,35 @@ import numpy as np
 import PIL.Image
 
 from converter.errors import ConverterError, UnreadableError
-from converter.images import jpeg, png
+from converter.images import formats, jpeg, png
 from converter.images.formats import magic_of
-from converter.images.picture import Image, pixels_error, refuse_too_large
+from converter.images.picture import Allocate, Image, pixels_error, refuse_too_large
 from converter.samples import Note
 from converter.sources.images import read_bytes
+
+HELP = "exactly cv2.imread(path), that is BGR, 8 bits, EXIF orientation applied"
+PACKAGES: tuple[str, ...] = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+REVISION = 0
+
+
+def check_installed() -> None:
+    """Raise ConverterError where OpenCV is not installed."""
+    import_opencv()
+
+
+def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
+    """Return nothing: OpenCV looks at what a file holds."""
+    return {}
+
+
+def refuse_unread(extensions: Sequence[str], *, store: str) -> None:
+    """Raise ConverterError for an extension of which no file can be read."""
+    formats.refuse_unread(extensions, reader="opencv", store=store)
 
 
 def import_opencv() -> ModuleType:
@@ -34,7 +59,7 @@ def import_opencv() -> ModuleType:
     return cv2
 
 
-def read_noted(path: str) -> Image:
+def read_noted(path: str, allocate: Allocate | None = None) -> Image:
     """Read a file as OpenCV does by default.
 
     Returns

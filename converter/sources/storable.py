@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from converter.errors import UnstorableError
+from converter.format.layout import MOST_DIMENSIONS
 
-MOST_DIMENSIONS = 32  # H5S_MAX_RANK
 PACK = "return a packed copy: numpy.lib.recfunctions.repack_fields(array, recurse=True)"
 _UINT8 = np.dtype(np.uint8)
 

@@ -15,7 +15,7 @@ from converter.errors import ConverterError, StoppedError, describe
 SECONDS_TO_CONNECT = 10
 SECONDS_WITHOUT_WORKERS = 60
 #: A function of this package could be asked only where the package is.
-ASKED = "__import__('converter').__version__"
+VERSION_EXPRESSION = "__import__('converter').__version__"
 
 
 @contextmanager
@@ -61,7 +61,7 @@ class Cluster:
                 f"worker {self._address}`"
             )
         found = {"the Dask scheduler": self._ask_scheduler()}
-        answers = self._client.run(eval, ASKED, on_error="return")
+        answers = self._client.run(eval, VERSION_EXPRESSION, on_error="return")
         found |= {f"the Dask worker {name}": answer for name, answer in answers.items()}
         for place, version in found.items():
             if version != __version__:
@@ -90,7 +90,7 @@ class Cluster:
 
     def _ask_scheduler(self) -> str | Exception:
         try:
-            return str(self._client.run_on_scheduler(eval, ASKED))
+            return str(self._client.run_on_scheduler(eval, VERSION_EXPRESSION))
         except Exception as error:
             return error
 

@@ -44,7 +44,7 @@ def begin(
         output=request.path_output.name,
         mark="",
         root=str(request.path_images.resolve()),
-        manner=provenance.manner(attributes),
+        manner=provenance.encoding_options(attributes),
     )
     if request.restart:
         writer.discard()
@@ -106,7 +106,9 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     finished = open_finished(request.path_output)
     with open_hdf5(request.path_output) as file:
         before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
-    difference = provenance.difference(provenance.manner(before), provenance.manner(attributes))
+    difference = provenance.difference(
+        provenance.encoding_options(before), provenance.encoding_options(attributes)
+    )
     if difference is not None:
         caller.notice(
             f"of {request.path_output} nothing can be kept, for {difference}: everything is read "

@@ -3,91 +3,58 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 import h5py
 
-from converter.images.formats import REVISION, plugin_of
-
-FORMAT = "data2h5 1"
 REVISION_NAME = "reader_revision"  # of the table of formats; files without it have revision 0
-PACKAGES = ("h5py", "numpy", "imageio", "pillow", "tifffile")
-#: Their presence decides which files can be read, or how payloads are compressed.
-OPTIONAL_PACKAGES = (
-    "simplejpeg",
-    "zlib-ng",
-    "zstandard",
-    "blosc2",
-    "imagecodecs",
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-)
+#: The root attributes in the order in which they are written.
+ATTRIBUTES = ("format", "store", "reader", REVISION_NAME, "options", "plugins", "versions")
+#: Options that decide which files go in, and not what becomes of them.
+SELECTION_OPTIONS = ("ext", "follow_links", "hidden_folders", "my_prune_sha256")
+PACKAGES = ("h5py", "numpy")
 
 
 def describe(
     *,
-    ext: str | tuple[str, ...],
-    read_sha256: str | None,
-    prune_sha256: str | None,
-    reader: str,
     store: str,
-    skip_decode_check: bool,
-    compression: str,
-    max_pixels: int | None,
-    follow_links: bool,
-    hidden_folders: bool,
+    reader: str,
+    revision: int,
+    options: Mapping[str, object],
+    plugins: Mapping[str, str | None],
+    packages: Iterable[str],
+    payload_version: int,
 ) -> dict[str, str]:
     """Return the root attributes; each is short text or JSON.
 
-    ``ext`` is a text as my_prune got it, else the extensions.
+    ``revision`` is that of the reader, which counts up when it gives other arrays;
+    ``packages`` are those whose versions decide what is stored, beside h5py and numpy.
     """
-    options = {
-        "compression": compression,
-        "ext": ext,
-        "follow_links": follow_links,
-        "hidden_folders": hidden_folders,
-        "max_pixels": max_pixels,
-        "my_prune_sha256": prune_sha256,
-        "my_read_sha256": read_sha256,
-        "skip_decode_check": skip_decode_check,
-    }
-    if read_sha256 is not None:
-        reader = "my_read"
-    plugins = {}
-    if reader == "imageio" and not isinstance(ext, str):
-        plugins = {extension: plugin_of(extension) for extension in ext}
     return {
-        "format": FORMAT,
+        "format": f"data2h5 {payload_version}",
         "store": store,
         "reader": reader,
-        REVISION_NAME: str(REVISION if reader == "imageio" else 0),
+        REVISION_NAME: str(revision),
         "options": _json(options),
         "plugins": _json(plugins),
-        "versions": _json(_versions()),
+        "versions": _json(_versions(packages)),
     }
 
 
-#: The root attributes in the order in which they are written.
-NAMES = ("format", "store", "reader", REVISION_NAME, "options", "plugins", "versions")
-#: Options that decide which files go in, and not what becomes of them.
-OF_SELECTION = ("ext", "follow_links", "hidden_folders", "my_prune_sha256")
-
-
-def manner(attributes: dict[str, str]) -> dict[str, str]:
+def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
     """Return what of the root attributes decides how a file becomes a payload."""
     options = {
         name: _json(value)
         for name, value in json.loads(attributes["options"]).items()
-        if name not in OF_SELECTION
+        if name not in SELECTION_OPTIONS
     }
     rest = {name: attributes[name] for name in ("format", "store", "reader", "versions")}
     return {**rest, REVISION_NAME: attributes.get(REVISION_NAME, "0"), **options}
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
-    """Say how one `manner` differs from another; None where it does not."""
+    """Say how some `encoding_options` differ from others; None where they do not."""
     for name in sorted({*before, *now}):
         one, other = before.get(name), now.get(name)
         if one == other:
@@ -108,12 +75,12 @@ def _difference_of_versions(before: dict[str, str], now: dict[str, str]) -> str:
         one, other = before.get(name), now.get(name)
         if one != other:
             return f"it was made with {name} {one or 'missing'}, and this is {other or 'missing'}"
-    return "the versions of packages are written otherwise"
+    return "the package versions are recorded in another format"
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Iterable[str]) -> dict[str, str]:
     versions = {"hdf5": h5py.version.hdf5_version}
-    for name in PACKAGES + OPTIONAL_PACKAGES:
+    for name in (*PACKAGES, *packages):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

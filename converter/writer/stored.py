@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE, SOURCES_END, Extent, IndexBuilder
 from converter.format.index_reader import Index, open_index, read_sources, sources_begin
-from converter.format.layout import ArrayLayout, Layout
+from converter.format.layout import Layout
 from converter.samples import Batch, Encoded, Part, Result
 
 
@@ -27,7 +28,7 @@ class StoredSamples:
         self.keys = tail
         self.sources = sources
         self._handle = handle
-        self._layouts: dict[int, tuple[ArrayLayout, Layout, int]] = {}
+        self._layouts: dict[int, tuple[Layout, int]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,7 +61,7 @@ class StoredSamples:
     def record_nbytes(self, position: int) -> int:
         """Return the bytes of a sample: its payload, and HDF5's structures behind it."""
         row = self.keys.row(position)
-        return row.nbytes + self._layout(row.layout)[2]
+        return row.nbytes + self._layout(row.layout)[1]
 
     def is_whole(self, position: int) -> bool:
         """Tell whether a sample's payload has its checksum still."""
@@ -120,21 +121,20 @@ class StoredSamples:
 
     def _encoded(self, position: int, places: Sequence[Extent]) -> Encoded:
         row = self.keys.row(position)
-        known, layout, _ = self._layout(row.layout)
-        if not known.is_sized:
-            layout = layout._replace(shape=(row.nbytes,))
+        layout, _ = self._layout(row.layout)
+        if not layout.has_shape:
+            layout = replace(layout, shape=(row.nbytes,))
         parts = tuple(Part(place.nbytes, place.crc32) for place in places)
         nbytes, mtime_ns = self.sources[position].tolist()
         return Encoded(self.keys.key(position), layout, parts, nbytes, mtime_ns)
 
-    def _layout(self, number: int) -> tuple[ArrayLayout, Layout, int]:
+    def _layout(self, number: int) -> tuple[Layout, int]:
         known = self._layouts.get(number)
         if known is None:
-            found = self.keys.layout(number)
-            layout = Layout(found.dtype, found.shape, found.chunks, found.filters, found.content)
+            layout = self.keys.layout(number)
             if len(self._layouts) >= 4096:
                 self._layouts.clear()
-            known = self._layouts[number] = found, layout, structure_nbytes(layout)
+            known = self._layouts[number] = layout, structure_nbytes(layout)
         return known
 
 

@@ -283,7 +283,7 @@ class Writer:
             layout = sample.layout
             found = known.get(id(layout))
             if found is None:
-                found = kind_of(layout), structure_nbytes(layout), layout_json(*layout)
+                found = kind_of(layout), structure_nbytes(layout), layout_json(layout)
                 known[id(layout)] = found
             rows_of.setdefault(found[0], []).append(row)
             structures.append(found[1])

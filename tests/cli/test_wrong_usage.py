@@ -190,14 +190,14 @@ def test_an_extension_without_letters_is_refused(extension, images, output, refu
 
 
 BAD_FLAGS = {
-    "--workers=0": "'0' is no whole number above 0",
-    "--workers=-1": "'-1' is no whole number above 0",
-    "--workers=two": "'two' is no whole number above 0",
-    "--workers=1.5": "'1.5' is no whole number above 0",
-    "--workers=": "is no whole number above 0",
-    "--workers=²": "is no whole number above 0",
-    "--max_pixels=0": "'0' is no whole number above 0",
-    "--max_pixels=1e6": "'1e6' is no whole number above 0",
+    "--workers=0": "must be a whole number above 0, not '0'",
+    "--workers=-1": "must be a whole number above 0, not '-1'",
+    "--workers=two": "must be a whole number above 0, not 'two'",
+    "--workers=1.5": "must be a whole number above 0, not '1.5'",
+    "--workers=": "must be a whole number above 0",
+    "--workers=²": "must be a whole number above 0",
+    "--max_pixels=0": "must be a whole number above 0, not '0'",
+    "--max_pixels=1e6": "must be a whole number above 0, not '1e6'",
     "--compression=GZIP": "'GZIP' is none of auto, none, gzip, zstd, blosc2",
     "--compression=lz4:3": "'lz4:3' is none of auto, none, gzip, zstd, blosc2",
     "--compression=": "'' is none of auto, none, gzip, zstd, blosc2",
@@ -241,7 +241,7 @@ def test_values_that_are_refused_are_listed_with_those_allowed(images, output, r
     assert_refused(
         refuse(images, output, "--compression=lzf"),
         "--compression",
-        "auto, none, gzip, zstd, blosc2 (the last three with a level, as gzip:6)",
+        "auto, none, gzip, zstd, blosc2 (a level may follow the last 3, as in gzip:6)",
     )
     assert_refused(refuse(images, output, "--on_error=go"), "skip", "stop")
     assert_refused(refuse(images, output, "--reader=cv2"), "imageio", "opencv")

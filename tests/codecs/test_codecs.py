@@ -18,8 +18,10 @@ import pytest
 
 import converter.codecs.chunks
 from converter import H5Folder
+from converter.callbacks import Callbacks
 from converter.codecs import blosc2 as blosc
 from converter.codecs import zstd
+from converter.commands.rebuild_index import rebuild_index
 from converter.files import Handle
 from converter.format.index_reader import open_index
 from helpers.arrays import make_h5, smooth, stacked
@@ -275,13 +277,17 @@ def test_an_array_that_becomes_no_smaller_lies_in_one_piece(compression, tmp_pat
         assert_same(H5Folder(path)[key], array)
 
 
+@pytest.mark.parametrize("has_index", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("compression", ["zstd", "blosc2"])
-def test_h5py_s_own_plugins_write_what_is_read_here(compression, tmp_path):
-    """A file of another program, without an index."""
+def test_h5py_s_own_plugins_write_what_is_read_here(compression, shuffle, has_index, tmp_path):
+    """A file of another program: its Blosc2 cuts chunks into blocks of several dimensions."""
     options = hdf5plugin.Zstd(3) if compression == "zstd" else hdf5plugin.Blosc2(cname="zstd")
     array = smooth((70, 80, 3), "<f4")
     with h5py.File(tmp_path / "other.h5", "w") as file:
-        file.create_dataset("a", data=array, chunks=(32, 80, 3), shuffle=True, **options)
+        file.create_dataset("a", data=array, chunks=(32, 80, 3), shuffle=shuffle, **options)
+    if has_index:
+        rebuild_index(tmp_path / "other.h5", Callbacks())
     folder = H5Folder(tmp_path / "other.h5")
     assert_same(folder["a"], array)
     assert_same(folder.read("a", np.s_[30:40, ::7]), array[30:40, ::7])
@@ -335,8 +341,8 @@ def test_without_zstandard_and_blosc2_h5folder_reads_through_hdf5plugin(
     def refuse(*_):
         raise AssertionError("the package is used, which is not there")
 
-    monkeypatch.setattr(zstd, "expand", refuse)
-    monkeypatch.setattr(blosc, "expand", refuse)
+    monkeypatch.setattr(zstd, "decode", refuse)
+    monkeypatch.setattr(blosc, "decode", refuse)
     for kind in DTYPES:
         read_in_every_way(files(compression), kind, verify=True)
 
@@ -361,6 +367,7 @@ def with_missing(names: list[str], program: str) -> subprocess.CompletedProcess:
 
 READ_ALL = """
 from converter import H5Folder
+from converter.commands.rebuild_index import rebuild_index
 from converter.errors import LoadError
 folder = H5Folder(path)
 for read in (

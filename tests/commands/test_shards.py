@@ -229,7 +229,7 @@ def test_a_shard_of_nothing_but_failures_is_an_empty_file(
 def test_a_shard_that_begins_with_many_failures_is_made_all_the_same(
     folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, join: Joined
 ) -> None:
-    monkeypatch.setattr("converter.commands.convert.FIRST_FILES", 2)
+    monkeypatch.setattr("converter.commands.convert.FILES_BEFORE_GIVING_UP", 2)
     save_jpegs(folder, FLAT)
     for name in FLAT[3:6]:
         (folder / name).write_bytes(b"no image")

@@ -734,7 +734,7 @@ def test_functions_of_no_use_are_refused(album, output, tmp_path, convert, updat
     convert(album, output)
     functions = write_functions(tmp_path / "one_functions.py", PRUNER)
     ended = update(album, output, f"--path_functions={functions}")
-    assert_refused(ended, "--path_functions is of no use alone")
+    assert_refused(ended, "--path_functions needs --custom_read_func")
 
 
 # The packages it was made with
@@ -747,9 +747,9 @@ def test_a_file_made_with_other_packages_is_read_anew(
     write_arrays(folder, {f"{name}.npy": numbers(n) for n, name in enumerate("abc")})
     settle(folder)
     flags, log = reading(tmp_path), tmp_path / "read.log"
-    versions = provenance._versions()
+    versions = provenance._versions
     with monkeypatch.context() as patch:
-        patch.setattr(provenance, "_versions", lambda: {**versions, "numpy": "1.0"})
+        patch.setattr(provenance, "_versions", lambda names: {**versions(names), "numpy": "1.0"})
         assert convert(folder, output, *flags).status == 0
     log.unlink()
     ended = update(folder, output, flags[1])

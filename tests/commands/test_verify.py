@@ -599,7 +599,7 @@ def test_flags_of_other_modes_are_refused(flag, made, album, verify, tmp_path):
 def test_without_verify_an_index_is_not_rebuilt(made, album, convert, tmp_path):
     before = everything_below(tmp_path)
     ended = convert(album, made, "--rebuild_index")
-    assert_refused(ended, "--rebuild_index is for --verify")
+    assert_refused(ended, "--rebuild_index needs --verify")
     assert everything_below(tmp_path) == before
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from converter.codecs.chunks import encode_chunks
-from converter.codecs.compression import GZIP, pipeline
-from converter.codecs.filters import FilterPipeline, crc32, shrink
+from converter.codecs.compression import OF_AUTO, encode, pipeline
+from converter.codecs.filters import FilterPipeline, crc32
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import kind_of, structure_nbytes, template
@@ -64,7 +64,7 @@ def batch_of(samples: Sequence[Sample]) -> Batch:
     results, room = [], bytearray()
     for sample in samples:
         array = sample.array
-        filters = pipeline(GZIP, array.dtype, sample.chunks) if sample.chunks else ()
+        filters = pipeline(OF_AUTO, array.dtype, sample.chunks) if sample.chunks else ()
         layout = Layout(array.dtype, array.shape, sample.chunks, filters, sample.content)
         parts = []
         for payload in payloads_of(sample, filters):
@@ -79,7 +79,7 @@ def batch_of(samples: Sequence[Sample]) -> Batch:
 def payloads_of(sample: Sample, filters: FilterPipeline) -> Iterable[bytes]:
     if sample.chunks is None:
         return [sample.array.tobytes()]
-    return encode_chunks(sample.array, sample.chunks, lambda chunk: shrink(chunk, filters))
+    return encode_chunks(sample.array, sample.chunks, lambda chunk: encode(chunk, filters))
 
 
 def numbers(count: int, folder: str = "") -> Iterator[Sample]:

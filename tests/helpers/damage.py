@@ -118,9 +118,7 @@ def replace_tail(path: Path, rows: Iterable[tuple[str, str]]) -> None:
         position = tail.find(key)
         assert position is not None
         layout = tail.layout(tail.row(position).layout)
-        described = layout_json(
-            layout.dtype, layout.shape, layout.chunks, layout.filters, layout.content
-        )
+        described = layout_json(layout)
         builder.add(name.encode(), described, tail.extents(position), (0, 0))
     groups, written = parts["groups"], io.BytesIO()
     builder.write(

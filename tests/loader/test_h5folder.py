@@ -261,7 +261,7 @@ def test_other_filters_are_undone_by_hdf5(tmp_path, monkeypatch):
 
     array = smooth((40, 500, 300), "<u4")
     path = make_h5(tmp_path, {"a.npy": array}, compression="gzip")
-    monkeypatch.setattr(converter.format.layout.ArrayLayout, "is_decodable", False)
+    monkeypatch.setattr(converter.format.layout.Layout, "is_decodable", False)
     folder = H5Folder(path, verify=True)
     assert_same(folder["a.npy"], array)
     assert_same(folder.read("a.npy", np.s_[3:5, ::-1]), array[3:5, ::-1].copy())

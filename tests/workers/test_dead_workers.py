@@ -552,7 +552,7 @@ def test_a_time_that_is_none_is_refused(seconds, folder, output, convert):
     save_jpegs(folder, ["a.jpg"])
     ended = convert(folder, output, f"--file_timeout={seconds}")
     assert ended.status == 2
-    assert f"{seconds!r} is no number of seconds above 0" in ended.err
+    assert f"must be a number of seconds above 0, not {seconds!r}" in ended.err
 
 
 def limit_memory(nbytes: int):

@@ -464,7 +464,7 @@ def test_the_same_folder_by_another_name_is_the_same_folder(halfway, convert):
 
 
 def test_other_versions_of_the_packages_make_what_was_kept_useless(halfway, monkeypatch):
-    monkeypatch.setattr("converter.writer.provenance._versions", lambda: {"numpy": "99"})
+    monkeypatch.setattr("converter.writer.provenance._versions", lambda _: {"numpy": "99"})
     ended = halfway.run()
     assert ended.status == 0
     assert "is of no use, for it was made with " in ended.err

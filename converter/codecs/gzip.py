@@ -1,0 +1,101 @@
+"""Deflate, HDF5's own filter 1, by zlib or zlib-ng; tell for which arrays it is worth while."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.codecs.filters import (
+    FilterPipeline,
+    Payload,
+    after_shuffle,
+    is_alone_or_shuffled,
+    shuffled,
+)
+from converter.codecs.filters import deflate_library as zlib
+
+NAME = "gzip"
+FILTER = 1
+LEVELS = range(1, 10)
+DEFAULT_LEVEL = 2  # 1 (of zlib-ng) is 2.5 times larger on masks
+PACKAGE: str | None = "zlib-ng"  # optional: Python has zlib
+NEEDS_PLUGIN = False
+NEEDS_INDEX_CHECKSUM = False  # a zlib stream ends with one
+INFLATION = 1032  # of one byte at most (zlib's technical details)
+LARGEST_ITEM_NBYTES: int | None = None
+PAYLOAD_VERSION = 1
+
+#: Below this a dataset's own 400 bytes in the file outweigh what compression could save.
+SMALLEST_COMPRESSED_NBYTES = 4096
+SAMPLE_PIECES = 8
+SAMPLE_PIECE_NBYTES = 512
+#: How much smaller an array must become for its inflating to be worth the time.
+WORTHWHILE_RATIO = 3.0
+#: What inflates to at most this much even if it lies is inflated in one go, which is quicker.
+INFLATED_AT_ONCE_NBYTES = 16 << 20
+
+
+def is_installed() -> bool:
+    """Tell whether chunks can be encoded and decoded without HDF5: always."""
+    return True
+
+
+def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
+    """Return the filters of a dataset."""
+    return after_shuffle(FILTER, (level,), dtype.itemsize)
+
+
+def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
+    """Tell whether filters that end with this one are as here: alone or behind a shuffle."""
+    return is_alone_or_shuffled(filters, itemsize)
+
+
+def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
+    """Return the zlib stream of bytes."""
+    # a fresh compressor for each chunk: zlib-ng issue 2100
+    stream: bytes = zlib.compress(data, values[0])
+    return stream
+
+
+def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
+    """Fill ``target``, 1-D uint8, from a zlib stream of its size.
+
+    Raises ValueError for anything else.
+    """
+    target[:] = np.frombuffer(inflate(payload, target.nbytes), np.uint8)
+
+
+def inflate(payload: Payload, nbytes: int) -> bytes:
+    """Inflate a zlib stream that must come to exactly ``nbytes``, taking no more memory."""
+    try:
+        if len(payload) * INFLATION <= INFLATED_AT_ONCE_NBYTES:
+            data: bytes = zlib.decompress(payload, bufsize=nbytes)
+            whole = len(data) == nbytes
+        else:
+            stream = zlib.decompressobj()
+            data = stream.decompress(payload, nbytes + 1)
+            whole = len(data) == nbytes and stream.eof
+    except zlib.error as error:
+        raise ValueError(f"has a chunk that does not inflate ({error})") from None
+    if not whole:
+        raise ValueError("has a chunk that inflates to another size")
+    return data
+
+
+def pays_off(array: np.ndarray) -> bool:
+    """Tell from 4 KiB of a C-contiguous array whether deflate makes it much smaller.
+
+    Deflates eight pieces spread evenly over it. Deterministic: the same bytes, the same
+    answer.
+    """
+    if array.nbytes < SMALLEST_COMPRESSED_NBYTES:
+        return False
+    itemsize = array.dtype.itemsize
+    items = array.reshape(-1)
+    if array.nbytes <= SAMPLE_PIECES * SAMPLE_PIECE_NBYTES:
+        sample = shuffled(items)
+    else:
+        length = max(1, SAMPLE_PIECE_NBYTES // itemsize)
+        step = max(0, len(items) - length) // (SAMPLE_PIECES - 1)
+        starts = [n * step for n in range(SAMPLE_PIECES)]
+        sample = b"".join(shuffled(items[start : start + length]) for start in starts)
+    return len(zlib.compress(sample, 1)) * WORTHWHILE_RATIO <= len(sample)
