@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             most = 0 if found[0].get_closest_marker("mostly_slow") else CELLS
         else:
             most = everyday.args[0] if everyday.args else count
-        kept = {(2 * n + 1) * count // (2 * most) for n in range(most)}
+        kept = {int((n + 0.5) * count / most - 0.5) for n in range(most)}
         for number, item in enumerate(found):
             if number not in kept and count > most:
                 item.add_marker(pytest.mark.slow)
