@@ -33,6 +33,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"the slow half: {SLOW_HALF}")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import files that are slow as a whole: that of PyTorch takes seconds."""
+    if config.getoption("markexpr") == EVERYDAY and collection_path.suffix == ".py":
+        is_slow = "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8")
+        return is_slow or None
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is not of the everyday half as slow.

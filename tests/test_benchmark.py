@@ -20,7 +20,7 @@ from helpers.arrays import equal_samples, make_h5
 from helpers.check import assert_same
 from helpers.run import read_with
 
-pytestmark = pytest.mark.mostly_slow
+pytestmark = pytest.mark.slow
 
 HOME = Path(benchmark.__file__).parent
 BOTH = pytest.mark.parametrize("images", [benchmark.H5pyImages, benchmark.H5FolderImages])
@@ -113,7 +113,6 @@ def test_nothing_is_said_at_the_interpreter_s_end(path, images):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.everyday(1)
 @BOTH
 def test_both_are_there_without_torch(path, images):
     program = f"""
@@ -252,7 +251,6 @@ def test_other_files_are_measured_with_the_users_own_reader(tmp_path):
     assert "| loose, my_read | loop |" in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "said"),
     [("--num_workers=x", "give numbers with commas"), ("--epochs=0", "at least 1"),

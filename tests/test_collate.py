@@ -14,6 +14,7 @@ from helpers.arrays import make_h5
 torch = pytest.importorskip("torch")
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler  # noqa: E402
 
+pytestmark = pytest.mark.slow
 BOTH = pytest.mark.parametrize("images", [benchmark.H5pyImages, benchmark.H5FolderImages])
 Pair = namedtuple("Pair", "image label")
 TRANSFORMS = {

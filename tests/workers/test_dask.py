@@ -25,10 +25,9 @@ from helpers.images import save_jpegs
 from helpers.run import ROOT, command, finish, read_with, run, start, wait_until, write_functions
 
 distributed = pytest.importorskip("distributed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="kills process groups"),
-]
+pytestmark = pytest.mark.slow
+if sys.platform != "linux":
+    pytest.skip("kills process groups", allow_module_level=True)
 SECONDS_TO_START = 120
 
 

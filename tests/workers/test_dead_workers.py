@@ -138,6 +138,7 @@ def test_when_every_file_kills_its_worker_the_run_ends_without_output(
     assert not processes_left(process.pid)
 
 
+@pytest.mark.everyday
 def test_a_file_that_kills_only_once_is_stored(folder, output, tmp_path):
     write_numbered(folder, 10)
     functions = write_functions(
