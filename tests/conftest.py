@@ -33,6 +33,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"the slow half: {SLOW_HALF}")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import files that are slow as a whole: that of PyTorch takes seconds."""
+    if config.getoption("markexpr") == EVERYDAY and collection_path.suffix == ".py":
+        is_slow = "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8")
+        return is_slow or None
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is not of the everyday half as slow.
@@ -51,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             most = 0 if found[0].get_closest_marker("mostly_slow") else CELLS
         else:
             most = everyday.args[0] if everyday.args else count
-        kept = {(2 * n + 1) * count // (2 * most) for n in range(most)}
+        kept = {int((n + 0.5) * count / most - 0.5) for n in range(most)}
         for number, item in enumerate(found):
             if number not in kept and count > most:
                 item.add_marker(pytest.mark.slow)

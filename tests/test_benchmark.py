@@ -18,8 +18,9 @@ from PIL import Image
 import benchmark
 from helpers.arrays import equal_samples, make_h5
 from helpers.check import assert_same
+from helpers.run import read_with
 
-pytestmark = pytest.mark.mostly_slow
+pytestmark = pytest.mark.slow
 
 HOME = Path(benchmark.__file__).parent
 BOTH = pytest.mark.parametrize("images", [benchmark.H5pyImages, benchmark.H5FolderImages])
@@ -112,7 +113,6 @@ def test_nothing_is_said_at_the_interpreter_s_end(path, images):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.everyday(1)
 @BOTH
 def test_both_are_there_without_torch(path, images):
     program = f"""
@@ -243,7 +243,7 @@ def test_other_files_are_measured_with_the_users_own_reader(tmp_path):
         (tmp_path / "texts" / f"{n}.txt").write_text("words " * n)
     done = run(
         f"--path_images={tmp_path / 'texts'}", f"--path_output={tmp_path / 'out.h5'}",
-        "--ext=txt", "--custom_read_func", f"--path_functions={functions}", "--epochs=1",
+        "--ext=txt", *read_with(functions), "--epochs=1",
         "--num_workers=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -251,7 +251,6 @@ def test_other_files_are_measured_with_the_users_own_reader(tmp_path):
     assert "| loose, my_read | loop |" in done.stdout
 
 
-@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("option", "said"),
     [("--num_workers=x", "give numbers with commas"), ("--epochs=0", "at least 1"),

@@ -6,14 +6,15 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from helpers.loader_files import make_h5
 from PIL import Image
 
 import benchmark
+from helpers.arrays import make_h5
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler  # noqa: E402
 
+pytestmark = pytest.mark.slow
 BOTH = pytest.mark.parametrize("images", [benchmark.H5pyImages, benchmark.H5FolderImages])
 Pair = namedtuple("Pair", "image label")
 TRANSFORMS = {

@@ -26,7 +26,7 @@ import tifffile
 from conftest import corpus_lines
 from converter.images.formats import BY_EXTENSION
 from helpers.check import assert_same, failures
-from helpers.run import ROOT, command, finish, start, write_functions
+from helpers.run import ROOT, command, finish, read_with, start, write_functions
 
 SAMPLES = Path(__file__).resolve().parent / "images"
 SECONDS_AT_MOST = 3600
@@ -248,7 +248,7 @@ def test_every_file_is_stored_as_my_read_reads_it_or_fails_there_too(
     else:
         functions = write_functions(tmp_path / "wav_functions.py", WAV_READER)
         read = with_wave
-    flags = ("--custom_read_func", f"--path_functions={functions}")
+    flags = read_with(functions)
     counts = check(corpus, keys, tmp_path / "OUT.h5", read, flags)
     note(pytestconfig, corpus, f"my_read of .{extension}", counts)
 

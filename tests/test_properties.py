@@ -27,7 +27,7 @@ from converter.callbacks import Callbacks
 from converter.cli import main
 from converter.commands.verify import verify
 from helpers.check import assert_same
-from helpers.run import write_functions
+from helpers.run import read_with, write_functions
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -192,7 +192,7 @@ def test_folders_may_lie_200_deep_and_names_have_255_bytes(depth, tmp_path):
     for number, name in enumerate(names):
         (source / deep / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(source / deep / name, np.arange(number))
-    flags = ["--custom_read_func", f"--path_functions={functions}", "--ext=npy", "--workers=1"]
+    flags = [*read_with(functions), "--ext=npy", "--workers=1"]
     status, said = run(f"--path_images={source}", f"--path_output={output}", *flags)
     assert status == 0, said
     read = H5Folder(output, verify=True)
@@ -213,7 +213,7 @@ def test_twins_in_case_and_in_unicode_forms_stay_apart(tmp_path):
         np.save(source / name, np.array(number))
     if len(os.listdir(source)) < len(names):
         pytest.skip("a file system that takes some of these for the same")
-    flags = ["--custom_read_func", f"--path_functions={functions}", "--ext=npy", "--workers=1"]
+    flags = [*read_with(functions), "--ext=npy", "--workers=1"]
     assert run(f"--path_images={source}", f"--path_output={output}", *flags)[0] == 0
     assert [int(H5Folder(output)[name]) for name in names] == list(range(len(names)))
 
@@ -289,7 +289,7 @@ def test_any_arrays_are_stored_as_they_are(some, compression):
                 array = np.zeros_like(array)  # bytes other than 0 and 1 are no bool
             np.save(source / f"{number}.npy", array)
             wanted[f"{number}.npy"] = np.load(source / f"{number}.npy")
-        flags = ["--custom_read_func", f"--path_functions={functions}", "--ext=npy"]
+        flags = [*read_with(functions), "--ext=npy"]
         place = [f"--path_images={source}", f"--path_output={output}", "--workers=1"]
         status, said = run(*place, *flags, f"--compression={compression}")
         assert status == 0, (said, failures_of(output))
@@ -368,7 +368,7 @@ def test_after_any_changes_an_update_gives_what_a_fresh_conversion_gives(rounds,
     with fresh_folder() as folder:
         functions = write_functions(folder / "np_functions.py", READER)
         source, output, fresh = folder / "source", folder / "OUT.h5", folder / "f" / "OUT.h5"
-        flags = ["--custom_read_func", f"--path_functions={functions}", "--ext=npy"]
+        flags = [*read_with(functions), "--ext=npy"]
         flags += [f"--compression={compression}", "--workers=1"]
         for number in range(0, 10, 2):
             change(source, output, ("write", number, number), 1000)

@@ -382,6 +382,7 @@ def test_the_palette_example_keeps_class_ids_and_leaves_the_rest_alone(tmp_path:
         np.testing.assert_array_equal(array, iio.imread(IMAGES / name))
 
 
+@pytest.mark.slow
 def test_the_resizing_example_makes_the_shorter_side_256(tmp_path: Path) -> None:
     arrays = read_through(block_with("256"), tmp_path, ext="jpg")
     for name, array in arrays.items():

@@ -13,7 +13,16 @@ import pytest
 
 from helpers.check import everything_below, names_kept, stored
 from helpers.images import save_jpegs
-from helpers.run import ROOT, command, finish, processes_left, start, wait_until, write_functions
+from helpers.run import (
+    ROOT,
+    command,
+    finish,
+    processes_left,
+    read_with,
+    start,
+    wait_until,
+    write_functions,
+)
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -34,9 +43,7 @@ def my_read(path_sample):
 def start_slowly(folder: Path, output: Path, tmp_path: Path, *flags: str):
     save_jpegs(folder, [f"{number:03}.jpg" for number in range(60)])
     functions = write_functions(tmp_path / "slow_functions.py", SLOW)
-    return start(
-        command(folder, output, "--custom_read_func", f"--path_functions={functions}", *flags)
-    )
+    return start(command(folder, output, *read_with(functions), *flags))
 
 
 def send(process, number: int, to_whole_group: bool) -> None:
@@ -149,7 +156,7 @@ def test_ctrl_c_ends_the_workers_of_every_start_method(method, seconds, folder, 
             sys.exit(main())
         """,
     )
-    flags = ("--custom_read_func", f"--path_functions={functions}", "--workers=2")
+    flags = (*read_with(functions), "--workers=2")
     process = start([sys.executable, str(driver), *command(folder, output, *flags)[2:]])
     wait_until(output.with_name("OUT.h5.partial").exists)
     time.sleep(seconds)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.check import assert_refused, everything_below
+from helpers.check import assert_refused, case, everything_below
 from helpers.images import save_jpegs
 from helpers.run import Finished, command, run, without_root_rights, write_functions
 
@@ -97,6 +97,7 @@ def test_an_output_below_a_file_is_refused(images, tmp_path, refuse):
     assert_refused(ended, str(tmp_path / "file"), "is a file")
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
 @pytest.mark.parametrize("below", ["OUT.h5", "new/folders/OUT.h5"])
 def test_a_folder_without_write_permission_is_refused(below, images, output):
@@ -120,6 +121,7 @@ def test_a_folder_without_read_permission_is_refused(images, output):
     assert not os.listdir(output.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
 def test_a_folder_below_one_without_permission_is_refused(images, output):
     images.chmod(0)
@@ -143,6 +145,7 @@ def test_an_output_below_a_folder_without_permission_is_refused(images, output):
     assert_refused(ended, str(output.parent))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
 def test_a_partial_file_of_someone_else_is_refused(images, output):
     partial = output.with_name("OUT.h5.partial")
@@ -231,10 +234,11 @@ BAD_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("flag", BAD_FLAGS)
-def test_unknown_flags_values_and_abbreviations_are_refused(flag, images, output, refuse):
-    ended = refuse(images, output, flag)
-    assert_refused(ended, BAD_FLAGS[flag])
+def test_unknown_flags_values_and_abbreviations_are_refused(images, output, refuse):
+    for flag, said in BAD_FLAGS.items():
+        with case(flag):
+            ended = refuse(images, output, flag)
+            assert_refused(ended, said)
 
 
 def test_values_that_are_refused_are_listed_with_those_allowed(images, output, refuse):
@@ -277,6 +281,7 @@ def test_other_compressions_need_no_package_more(flag, images, output, convert, 
     assert ended.err == ""
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("missing", ["--path_images", "--path_output"])
 def test_a_missing_path_is_refused(missing, images, output):
     ended = run([a for a in command(images, output) if not a.startswith(missing)])

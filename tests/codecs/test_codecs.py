@@ -507,7 +507,7 @@ def test_an_array_of_more_than_4_gib_is_read_in_part(
         """,
     )
     (folder / "a.num").write_bytes(b"x")
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     assert convert(folder, output, f"--compression={compression}", *flags).status == 0
     end = np.array([0, 0, 1, 2, 3, 4, 5], np.uint8)
     assert_same(H5Folder(output).read("a.num", np.s_[-7:]), end)
@@ -692,6 +692,7 @@ def test_a_cut_file_is_smaller_than_twice_its_payload(arrays):
         assert sizes == {f"{name}.npy": array.nbytes for name, array in ARRAYS.items()}
 
 
+@pytest.mark.slow
 def test_results_of_a_failing_file_among_compressed_ones_do_not_shift(folder, output, tmp_path):
     """A payload that was begun and given up leaves nothing between its neighbours."""
     for number in range(30):
@@ -712,7 +713,7 @@ def test_results_of_a_failing_file_among_compressed_ones_do_not_shift(folder, ou
             return np.full(number, number)
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     run(command(folder, output, "--workers=2", "--compression=gzip", *flags))
     assert len(failures(output)) == 6
     for key, array in stored(output).items():

@@ -17,9 +17,9 @@ import PIL.Image
 import pytest
 
 import converter.progress
-from helpers.check import assert_same, everything_below, failures, stored
+from helpers.check import assert_same, case, everything_below, failures, stored
 from helpers.images import as_pillow_reads, colours, save, save_jpegs
-from helpers.run import ROOT, command, run, write_functions
+from helpers.run import ROOT, command, read_with, run, write_functions
 
 
 @pytest.fixture(params=["--workers=1", "--workers=2"])
@@ -92,20 +92,21 @@ MATCHES = [
 ]
 
 
-@pytest.mark.parametrize(("extension", "name", "matches"), MATCHES)
-def test_a_name_matches_when_it_ends_in_the_extension_with_something_before_it(
-    extension, name, matches, folder, output, convert, tmp_path
-):
-    (folder / name).write_bytes(b"x")
+def test_a_name_matches_when_it_ends_in_the_extension_with_something_before_it(convert, tmp_path):
     functions = write_functions(tmp_path / "one_functions.py", "def my_read(path): return 1")
-    flags = (f"--ext={extension}", "--custom_read_func", f"--path_functions={functions}")
-    ended = convert(folder, output, *flags)
-    if matches:
-        assert ended.status == 0, ended.err
-        assert list(stored(output)) == [name]
-    else:
-        assert ended.status == 2
-        assert not output.exists()
+    for number, (extension, name, matches) in enumerate(MATCHES):
+        with case(extension, name):
+            folder, output = tmp_path / f"{number}", tmp_path / f"{number}.h5"
+            folder.mkdir()
+            (folder / name).write_bytes(b"x")
+            flags = (f"--ext={extension}", *read_with(functions))
+            ended = convert(folder, output, *flags)
+            if matches:
+                assert ended.status == 0, ended.err
+                assert list(stored(output)) == [name]
+            else:
+                assert ended.status == 2
+                assert not output.exists()
 
 
 def test_what_was_left_out_is_counted_by_extension(folder, output, convert, workers):
@@ -199,7 +200,7 @@ def test_overwrite_keeps_the_older_output_until_the_new_one_is_complete(
             return open({str(output)!r}, "rb").read()
         """,
     )
-    flags = ("--overwrite", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--overwrite", *read_with(functions))
     assert convert(folder, output, *flags).status == 0
     assert {array.tobytes() for array in stored(output).values()} == {b"an older one"}
 
@@ -252,7 +253,7 @@ def test_the_folder_of_the_output_is_made(folder, tmp_path, convert):
     assert list(stored(output)) == ["a.jpg"]
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 def test_an_output_inside_the_folder_is_never_taken_as_input(folder, tmp_path, workers):
     save_jpegs(folder, ["a.jpg"])
     (folder / "other.h5").write_bytes(b"x")
@@ -268,7 +269,7 @@ def test_an_output_inside_the_folder_is_never_taken_as_input(folder, tmp_path, w
             return data
         """,
     )
-    flags = ("--ext=h5,csv,partial", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=h5,csv,partial", *read_with(functions))
     for extra in ([], ["--overwrite"], ["--overwrite"]):
         ended = run(command(folder, output, workers, *flags, *extra))
         assert ended.status == 1, ended.err
@@ -345,7 +346,7 @@ def test_it_starts_by_the_path_of_main(started, tmp_path):
     started([str(ROOT / "converter" / "__main__.py")], tmp_path)
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["queue.py", "report.py", "plan.py", "index.py", "cli.py"])
 def test_it_starts_where_files_of_the_same_names_lie(name, started, tmp_path):
     (tmp_path / "here").mkdir()
@@ -353,6 +354,7 @@ def test_it_starts_where_files_of_the_same_names_lie(name, started, tmp_path):
     started([str(ROOT / "converter")], tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_paths_may_be_relative_and_contain_spaces(tmp_path):
     save_jpegs(tmp_path / "my images", ["a.jpg"])
     ended = run(command(Path("my images"), Path("my out.h5")), cwd=tmp_path)
@@ -419,7 +421,7 @@ def test_one_worker_means_no_other_process(folder, output, convert, tmp_path):
     functions = write_functions(
         tmp_path / "process_functions.py", "import os\ndef my_read(path): return os.getpid()\n"
     )
-    flags = ("--custom_read_func", f"--path_functions={functions}")
+    flags = read_with(functions)
     convert(folder, output, "--workers=1", *flags)
     assert {int(array) for array in stored(output).values()} == {os.getpid()}
     convert(folder, output, "--workers=3", "--overwrite", *flags)
@@ -472,7 +474,7 @@ def test_a_slow_file_and_one_larger_than_any_slot_keep_their_places(folder, outp
             return np.random.default_rng(number).integers(0, 256, 1_500_000, dtype=np.uint8)
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=2")
+    flags = ("--ext=num", *read_with(functions), "--workers=2")
     ended = run(command(folder, output, *flags))
     assert ended.status == 0, ended.err
     with h5py.File(output) as file:
@@ -555,7 +557,7 @@ def test_on_a_terminal_a_bar_shows_files_rates_time_left_and_failures(folder, ou
             return 1
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=2")
+    flags = ("--ext=num", *read_with(functions), "--workers=2")
     status, shown = run_in_terminal(command(folder, output, *flags))
     assert status == 1
     assert re.search(r"\d+/40", shown)
@@ -602,7 +604,7 @@ def test_a_file_that_prints_in_my_read_does_not_disturb_the_workers(folder, outp
             return 1
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=2")
+    flags = ("--ext=num", *read_with(functions), "--workers=2")
     ended = run(command(folder, output, *flags), stdin=subprocess.DEVNULL)
     assert ended.status == 0, ended.err
     assert len(stored(output)) == 10

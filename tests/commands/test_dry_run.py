@@ -14,7 +14,7 @@ import converter.commands.dry_run
 import converter.commands.estimate
 from helpers.check import everything_below
 from helpers.images import colours, save
-from helpers.run import Finished, write_functions
+from helpers.run import Finished, read_with, write_functions
 
 #: What the size may be wrong by; beside it, that it is printed in hundredths of a megabyte.
 SHARE, ROUNDING = 0.15, 0.005
@@ -141,7 +141,7 @@ def real_megabytes(folder, output, convert, choice: tuple[str, str], *flags: str
     return output.stat().st_size / 1e6
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_each_size_is_that_of_the_real_conversion(kind, folder, output, convert):
     FOLDERS[kind](folder)
@@ -301,7 +301,7 @@ def test_arrays_of_my_read_are_compared_and_the_files_themselves_are_not(
             return (np.arange(20_000) // 9 + number).astype("<u4")
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     ended = convert(folder, output, "--dry_run", workers, *flags)
     assert ended.status == 0
     assert ended.err == f"converter: my_read from {functions}\n"
@@ -313,6 +313,7 @@ def test_arrays_of_my_read_are_compared_and_the_files_themselves_are_not(
         assert is_close(row, real), (choice, row.megabytes, real)
 
 
+@pytest.mark.slow
 def test_arrays_of_opencv_are_compared_and_the_files_themselves_are_not(folder, output, convert):
     pytest.importorskip("cv2")
     save_masks(folder)
@@ -371,7 +372,7 @@ def test_empty_files_that_my_read_makes_arrays_of_have_no_ratio(folder, output, 
         tmp_path / "my_functions.py",
         "import numpy as np\ndef my_read(path): return np.arange(20_000)",
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     ended = convert(folder, output, "--dry_run", *flags)
     assert ended.status == 0
     rows = table(ended)

@@ -20,7 +20,7 @@ from converter import H5Folder
 from converter.cli import main
 from converter.format.index import ROW
 from helpers.arrays import make_h5
-from helpers.check import assert_refused, everything_below, files_of
+from helpers.check import assert_refused, case, everything_below, files_of
 from helpers.damage import TailEditor, cut_tail_off
 from helpers.images import colours, save
 from helpers.run import (
@@ -746,11 +746,12 @@ OF_CONVERSION = [
 ]
 
 
-@pytest.mark.parametrize("flag", OF_CONVERSION)
-def test_a_flag_of_converting_is_refused_beside_extract(flag, nested, back, extract, tmp_path):
-    before = everything_below(tmp_path)
-    assert_refused(extract(nested, back, flag), flag.partition("=")[0], "--extract")
-    assert everything_below(tmp_path) == before
+def test_a_flag_of_converting_is_refused_beside_extract(nested, back, extract, tmp_path):
+    for flag in OF_CONVERSION:
+        with case(flag):
+            before = everything_below(tmp_path)
+            assert_refused(extract(nested, back, flag), flag.partition("=")[0], "--extract")
+            assert everything_below(tmp_path) == before
 
 
 def test_the_flags_of_the_help_are_those_tested_here(capsys):
@@ -920,6 +921,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_that_a_part_is_there(tmp_path, back):
     files = {f"{n:03}.txt": bytes([n]) * 100_000 for n in range(200)}
     path = encode(tmp_path / "source", files)

@@ -29,6 +29,7 @@ from helpers.run import (
     Finished,
     command,
     finish,
+    read_with,
     run,
     start,
     wait_until,
@@ -380,7 +381,7 @@ def test_a_shard_that_was_killed_is_gone_on_with(
     )
     for n in range(60):
         (folder / f"{n:02}.num").write_text(str(n))
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=1",
+    flags = ["--ext=num", *read_with(functions), "--workers=1",
              "--compression=none", "--quiet"]  # fmt: skip
     parts = [output.with_name(f"part{n}.h5") for n in (1, 2)]
     assert run(command(folder, parts[0], *flags, "--shard=1/2")).status == 0
@@ -516,6 +517,7 @@ def test_a_file_without_an_index_is_named(
     assert_refused_and_untouched(join(parts, output), output, str(bad))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="drops rights with Linux's prctl")
 def test_a_file_that_may_not_be_read_is_named(folder: Path, output: Path) -> None:
     save_jpegs(folder, FLAT)
@@ -618,7 +620,7 @@ def kill_conversion(folder: Path, output: Path, functions: Path) -> None:
     )
     for n in range(40):
         (folder / f"{n:02}.num").write_text(str(n))
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=1",
+    flags = ["--ext=num", *read_with(functions), "--workers=1",
              "--compression=none", "--quiet"]  # fmt: skip
     assert run(command(folder, output, *flags)).status == -signal.SIGKILL
 
@@ -683,6 +685,7 @@ main(sys.argv[1:])
     assert left(output) == ["OUT.h5", "whole.h5"]
 
 
+@pytest.mark.slow
 def test_a_conversion_that_is_running_is_not_disturbed(
     folder: Path, output: Path, tmp_path: Path, join: Joined
 ) -> None:
@@ -701,7 +704,7 @@ def test_a_conversion_that_is_running_is_not_disturbed(
     images = tmp_path / "images2"
     images.mkdir()
     parts = make_shards(save_jpegs(images, FLAT), tmp_path / "x", 2)
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=1"]
+    flags = ["--ext=num", *read_with(functions), "--workers=1"]
     process = start(command(folder, output, *flags))
     wait_until(lambda: output.with_name("OUT.h5.partial").exists())
     ended = join(parts, output)

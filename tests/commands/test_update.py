@@ -21,7 +21,7 @@ from converter.writer.reuse import BATCH_FILES
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.damage import cut_in_half, flip, parts_of, payload_of, without_sources
 from helpers.images import colours, save, save_jpegs
-from helpers.run import Finished, command, run, write_functions
+from helpers.run import Finished, command, read_with, run, write_functions
 
 LONG_AGO_NS = 1_500_000_000_123_456_789
 NEW_FILES = BATCH_FILES + 50  # of which the first go into the journal
@@ -118,7 +118,7 @@ def numbers(seed: int, shape: tuple[int, ...] = (5, 6), dtype: str = "u1") -> np
 def reading(path: Path, text: str = READER) -> tuple[str, ...]:
     """Write functions; return the flags that have .npy files read by them."""
     functions = write_functions(path / "np_functions.py", text)
-    return ("--custom_read_func", f"--path_functions={functions}", "--ext=npy")
+    return (*read_with(functions), "--ext=npy")
 
 
 # What an update does

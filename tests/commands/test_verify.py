@@ -35,7 +35,15 @@ from helpers.damage import (
     tail_of,
 )
 from helpers.images import colours, save, save_jpegs
-from helpers.run import Finished, program, run, start, without_root_rights, write_functions
+from helpers.run import (
+    Finished,
+    program,
+    read_with,
+    run,
+    start,
+    without_root_rights,
+    write_functions,
+)
 
 NAMES = ["a.jpg", "b.jpg", "sub/c.jpg", "sub/deep/d.jpg", "z/e.jpg"]
 WORKERS = pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
@@ -161,7 +169,7 @@ def arrays(folder, output, tmp_path, convert) -> Path:
     (folder / "text.txt").write_text("text")
     (folder / "empty.txt").write_text("")
     functions = write_functions(tmp_path / "np_functions.py", READER)
-    flags = ("--custom_read_func", f"--path_functions={functions}", "--ext=npy,txt")
+    flags = (*read_with(functions), "--ext=npy,txt")
     assert convert(folder, output, *flags).status == 0
     return output
 

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.damage import parts_of
 from helpers.images import colours, save
-from helpers.run import ROOT, run, write_functions
+from helpers.run import ROOT, read_with, run, write_functions
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each flip in a process of its own")
 FLIPS = 200
@@ -169,7 +169,7 @@ def made(request, folder, output, tmp_path, convert) -> Path:
         pytest.importorskip("hdf5plugin")
     if make is make_arrays:
         functions = write_functions(tmp_path / "np_functions.py", READER)
-        flags = (*flags, "--custom_read_func", f"--path_functions={functions}", "--ext=npy,txt")
+        flags = (*flags, *read_with(functions), "--ext=npy,txt")
     make(folder)
     assert convert(folder, output, *flags).status == 0
     return output

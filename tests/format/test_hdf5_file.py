@@ -17,7 +17,7 @@ import pytest
 
 from helpers.check import assert_same, stored
 from helpers.images import colours, save, save_jpegs
-from helpers.run import command, run, write_functions
+from helpers.run import command, read_with, run, write_functions
 
 MAGIC = b"\x89D2H5IX\n"
 SUPERBLOCK_OF_HDF5_1_10 = 3
@@ -179,7 +179,7 @@ def made(tmp_path_factory) -> tuple[Path, Path]:
     save_jpegs(folder, [f"deep/er/{number:03}.jpg" for number in range(50)])
     save_jpegs(folder, ["top.jpg", "größe/図.jpg", "z/a.jpg", "z/A.jpg"])
     functions = write_functions(place / "value_functions.py", READER)
-    flags = ("--ext=val,jpg", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=val,jpg", *read_with(functions))
     ended = run(command(folder, output, "--workers=2", *flags))
     assert ended.status == 0, ended.err
     return folder, output
@@ -454,7 +454,7 @@ def test_a_file_costs_at_most_350_bytes_and_a_folder_450(
             return VALUE
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     assert convert(folder, output, *flags).status == 0
     tail = parse_tail(output)
     assert len(tail.rows) == count
@@ -479,7 +479,7 @@ def test_compressed_files_cost_no_more(folder, output, tmp_path, convert):
             return VALUE
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     assert convert(folder, output, *flags).status == 0
     tail = parse_tail(output)
     payload = sum(nbytes for row in tail.rows for _, nbytes, _ in row.pieces)
@@ -495,7 +495,7 @@ def test_ten_thousand_files_in_a_folder_are_all_found(folder, output, tmp_path, 
         tmp_path / "name_functions.py",
         "import os\ndef my_read(path): return int(os.path.basename(path)[:-4])\n",
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     assert convert(folder, output, *flags).status == 0
     with h5py.File(output) as file:
         assert len(file) == 10_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,16 @@ def assert_refused(ended: Finished, *words: str, status: int = 2) -> None:
     assert lines[0].startswith("converter: ")
     for word in words:
         assert word in lines[0]
+
+
+@contextmanager
+def case(*what: Any) -> Iterator[None]:
+    """Name the case that a loop is at when it fails."""
+    try:
+        yield
+    except BaseException:
+        print("failed for", *map(repr, what))  # pytest shows what is printed
+        raise
 
 
 def is_note(line: str) -> bool:

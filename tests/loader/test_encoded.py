@@ -29,6 +29,7 @@ from converter.format.index import ROW
 from helpers.check import (
     assert_refused,
     assert_same,
+    case,
     everything_below,
     failures,
     files_of,
@@ -263,24 +264,30 @@ def test_my_prune_chooses_the_files_to_keep_as_they_are(folder, output, tmp_path
 # Reading
 
 
-@pytest.mark.parametrize("key", KINDS)
-def test_every_kind_of_image_decodes_to_what_the_array_store_holds(
-    key, kinds, with_or_without_tail
-):
-    expected = H5Folder(kinds.array)[key]
-    folder = H5Folder(with_or_without_tail(kinds))
-    position = list(folder).index(key)
-    assert folder.is_encoded
-    assert_same(folder[key], expected)
-    assert_same(folder[position], expected)
-    assert_same(folder[position - len(folder)], expected)
-    for selection in (np.s_[3:9], np.s_[-1], np.s_[..., ::-2], np.s_[0, ...], np.s_[2:2], ...):
-        part = folder.read(key, selection)
-        assert_same(part, np.array(expected[selection]))
-        part[...] = 0  # its own memory
-    assert_same(folder.read_batch([key, position]), np.stack([expected] * 2))
-    assert folder.read_bytes(key) == folder.read_bytes(position)
-    assert folder.read_bytes(key) == (kinds.folder / key).read_bytes()
+def test_every_kind_of_image_decodes_to_what_the_array_store_holds(kinds, with_or_without_tail):
+    for key in KINDS:
+        with case(key):
+            expected = H5Folder(kinds.array)[key]
+            folder = H5Folder(with_or_without_tail(kinds))
+            position = list(folder).index(key)
+            assert folder.is_encoded
+            assert_same(folder[key], expected)
+            assert_same(folder[position], expected)
+            assert_same(folder[position - len(folder)], expected)
+            for selection in (
+                np.s_[3:9],
+                np.s_[-1],
+                np.s_[..., ::-2],
+                np.s_[0, ...],
+                np.s_[2:2],
+                ...,
+            ):
+                part = folder.read(key, selection)
+                assert_same(part, np.array(expected[selection]))
+                part[...] = 0  # its own memory
+            assert_same(folder.read_batch([key, position]), np.stack([expected] * 2))
+            assert folder.read_bytes(key) == folder.read_bytes(position)
+            assert folder.read_bytes(key) == (kinds.folder / key).read_bytes()
 
 
 def test_files_without_a_known_extension_decode_to_what_the_array_store_holds(
@@ -441,6 +448,7 @@ def test_threads_of_the_caller_may_read_batches_at_once(photos):
         assert_same(batch, expected)
 
 
+@pytest.mark.slow
 def test_several_threads_leave_the_filters_of_warnings_as_they_were(tmp_path):
     folder = tmp_path / "images"
     for number in range(24):
@@ -939,15 +947,16 @@ def ways_to_read(path: Path) -> Iterator[Callable[[int], Any]]:
         yield lambda position, folder=folder: folder.read_batch([position, position])
 
 
-@pytest.mark.parametrize("lie", HOSTILE_LAYOUTS)
-def test_a_layout_that_lies_is_refused(lie, honest, tmp_path):
-    path = tmp_path / "lying.h5"
-    shutil.copy(honest, path)
-    layout = json.dumps({**PLAIN, **HOSTILE_LAYOUTS[lie]}).encode()
-    TailEditor(path).replace_layouts(layout).save()
-    for read in ways_to_read(path):
-        with pytest.raises(LoadError, match=rf"{path}"):
-            read(1)
+def test_a_layout_that_lies_is_refused(honest, tmp_path):
+    for lie, claim in HOSTILE_LAYOUTS.items():
+        with case(lie):
+            path = tmp_path / "lying.h5"
+            shutil.copy(honest, path)
+            layout = json.dumps({**PLAIN, **claim}).encode()
+            TailEditor(path).replace_layouts(layout).save()
+            for read in ways_to_read(path):
+                with pytest.raises(LoadError, match=rf"{path}"):
+                    read(1)
 
 
 def test_the_layout_that_was_written_is_the_one_above(honest, tmp_path):
@@ -1066,6 +1075,7 @@ def test_a_file_of_another_tool_with_the_same_attribute_is_decoded(photos, tmp_p
 # A run in processes of its own
 
 
+@pytest.mark.slow
 def test_worker_processes_store_and_report_the_same(broken, folder, output, tmp_path, convert):
     ended = run(command(folder, output, ENCODED, BROKEN_EXTENSIONS, "--workers=2"))
     assert ended.status == 1

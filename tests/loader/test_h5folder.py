@@ -256,6 +256,7 @@ def test_without_h5py_s_file_nothing_goes_through_hdf5(path, monkeypatch):
     assert H5Folder(path).read_batch(range(40)).shape == (40, 4, 5, 3)
 
 
+@pytest.mark.slow
 def test_other_filters_are_undone_by_hdf5(tmp_path, monkeypatch):
     import converter.format.layout
 

@@ -19,6 +19,7 @@ from helpers.images import as_pillow_reads, colours, save, save_jpegs
 from helpers.run import (
     command,
     finish,
+    read_with,
     run,
     start,
     wait_until,
@@ -109,7 +110,7 @@ def test_what_is_no_regular_file_is_named_and_never_waited_for(folder, tmp_path,
     assert set(stored(output)) == {"a.jpg", "z.jpg"}
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @posix_only
 def test_a_fifo_is_not_waited_for_by_my_read_either(folder, output, tmp_path, workers):
     (folder / "a.json").write_text("[1, 2]")
@@ -168,7 +169,7 @@ def test_files_that_vanish_between_the_look_and_the_reading_are_named(
             return int(open(path_sample).read())
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     ended = run(command(folder, output, workers, *flags))
     assert ended.status == 1
     assert set(failures(output)) == {"b.num"}
@@ -328,6 +329,7 @@ def test_names_that_the_terminal_cannot_show_end_no_run(encoding, tmp_path):
     assert set(stored(output)) == {"図.jpg", "a.jpg"}
 
 
+@pytest.mark.slow
 @posix_only
 def test_an_output_whose_name_is_not_utf_8_is_made(folder, tmp_path):
     save_jpegs(folder, ["a.jpg"])
@@ -452,6 +454,7 @@ def test_on_error_stop_stores_everything_when_nothing_fails(folder, output, conv
     assert set(stored(output)) == {"a.jpg", "b.jpg"}
 
 
+@pytest.mark.everyday(1)
 def test_when_the_first_thousand_files_fail_the_run_stops_with_a_hint(
     folder, output, convert, workers
 ):
@@ -526,7 +529,7 @@ def test_a_second_run_on_the_same_output_is_refused(folder, output, tmp_path):
             return 1
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     first = start(command(folder, output, "--workers=1", *flags))
     wait_until(output.with_name("OUT.h5.partial").exists)
     second = run(command(folder, output, "--workers=1", *flags))

@@ -21,7 +21,7 @@ import pytest
 from converter import read_image
 from converter.images import jpeg
 from converter.images.jpeg import decoders_agree
-from helpers.check import assert_same, failures, stored
+from helpers.check import assert_same, case, failures, stored
 from helpers.images import as_pillow_reads, colours, save, save_frames, save_jpegs, save_tiff
 from helpers.run import ROOT, Finished, command, run, write_functions
 
@@ -149,16 +149,17 @@ def read_or_error(function: Any, path: Path) -> np.ndarray | Exception:
             return error
 
 
-@pytest.mark.parametrize("kind", JPEG_KINDS)
-def test_every_kind_of_jpeg_has_imageios_pixels_or_fails_there_too(kind, tmp_path):
-    path = tmp_path / "x.jpg"
-    path.write_bytes(JPEG_KINDS[kind])
-    expected = read_or_error(as_pillow_reads, path)
-    found = read_or_error(read_image, path)
-    if isinstance(expected, Exception):
-        assert isinstance(found, Exception)
-    else:
-        assert_same(found, expected)
+def test_every_kind_of_jpeg_has_imageios_pixels_or_fails_there_too(tmp_path):
+    for kind, content in JPEG_KINDS.items():
+        with case(kind):
+            path = tmp_path / "x.jpg"
+            path.write_bytes(content)
+            expected = read_or_error(as_pillow_reads, path)
+            found = read_or_error(read_image, path)
+            if isinstance(expected, Exception):
+                assert isinstance(found, Exception)
+            else:
+                assert_same(found, expected)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,7 @@ def assert_as_imageio_reads(folder: Path, output: Path) -> None:
             assert_same(found[name], expected)
 
 
+@pytest.mark.slow
 def test_every_kind_of_jpeg_is_stored_with_imageios_pixels(all_jpegs, output):
     ended = run(command(all_jpegs, output, "--workers=2"))
     assert ended.status == 1
@@ -217,7 +219,7 @@ def test_without_the_faster_packages_the_arrays_are_the_same_and_it_says_so_once
     assert_as_imageio_reads(all_jpegs, output)
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "package"), [("simplejpeg", "simplejpeg"), ("zlib_ng", "zlib-ng")]
 )
@@ -232,6 +234,7 @@ def test_the_one_faster_package_that_is_missing_is_named(module, package, folder
         assert file["mask.jpg"].compression == "gzip"
 
 
+@pytest.mark.slow
 def test_with_the_faster_packages_nothing_is_said_of_them(folder, output):
     save_jpegs(folder, ["a.jpg"])
     ended = run(command(folder, output))
@@ -397,11 +400,12 @@ def all_images(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_every_kind_of_image_is_read_as_imageio_reads_it(name, all_images):
-    plugin = "tifffile" if ".tif" in name else "pillow"
-    expected = iio.imread(all_images / name, plugin=plugin)
-    assert_same(read_image(all_images / name), expected)
+def test_every_kind_of_image_is_read_as_imageio_reads_it(all_images):
+    for name in IMAGES:
+        with case(name):
+            plugin = "tifffile" if ".tif" in name else "pillow"
+            expected = iio.imread(all_images / name, plugin=plugin)
+            assert_same(read_image(all_images / name), expected)
 
 
 def test_every_kind_of_image_is_stored_as_imageio_reads_it(all_images, output):
@@ -431,7 +435,7 @@ def test_an_extension_in_upper_case_is_read_the_same(tmp_path):
         assert_same(read_image(path), iio.imread(path, plugin=plugin))
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_too_many_pixels_are_refused_with_their_number_and_the_flag(workers, folder, output):
     for name in ("large.jpg", "large.png", "large.tif", "large.gif", "large.webp"):
@@ -453,7 +457,7 @@ def test_too_many_pixels_are_refused_with_their_number_and_the_flag(workers, fol
     assert ended.status == 0, ended.err
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_small_limit_on_pixels_refuses_no_smaller_jpeg(workers, folder, output):
     """In a process of its own: each tries the decoders, on images of its own, once."""
@@ -488,6 +492,7 @@ def test_too_many_pixels_in_a_later_page_are_refused(folder, output):
         assert array.size <= 1000
 
 
+@pytest.mark.slow
 def test_by_default_pillows_limit_holds(folder, output):
     huge = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 0, 0, 0, 0)
     head = b"IHDR" + huge
@@ -509,6 +514,7 @@ def test_by_default_pillows_limit_holds(folder, output):
     assert "178956970" in reason
 
 
+@pytest.mark.slow
 def test_between_pillows_warning_and_its_limit_no_warning_is_shown(folder, output):
     save(folder / "a.png", colours(0, (40, 50, 3)))
     ended = run(command(folder, output, "--ext=png", "--max_pixels=2500"))
@@ -516,6 +522,7 @@ def test_between_pillows_warning_and_its_limit_no_warning_is_shown(folder, outpu
     assert "Warning" not in ended.err
 
 
+@pytest.mark.slow
 def test_damaged_tiffs_say_nothing_but_their_failures(folder, output):
     path = save(folder / "a.tif", noisy((50, 60, 3)))
     (folder / "cut.tif").write_bytes(path.read_bytes()[:500])

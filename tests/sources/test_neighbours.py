@@ -11,7 +11,7 @@ import pytest
 
 from converter.sources.user_functions import load_hooks
 from helpers.check import stored
-from helpers.run import Finished, command, run, write_functions
+from helpers.run import Finished, command, read_with, run, write_functions
 
 CHECK = """
 def check(package):
@@ -47,7 +47,7 @@ def test_a_neighbour_goes_before_any_other_module_of_its_name(
             return VALUE
         """,
     )
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}"]
+    flags = ["--ext=num", *read_with(functions)]
     ended = run(command(numbers, output, *flags, "--compression=zstd", f"--workers={workers}"))
     assert ended.status == 0, ended.err
     assert set(np.ravel(list(stored(output).values()))) == {11}
@@ -108,6 +108,6 @@ def test_a_module_that_is_nowhere_is_named_as_it_was_written(
     numbers: Path, output: Path, tmp_path: Path, convert: Callable[..., Finished]
 ) -> None:
     functions = write_functions(tmp_path / "my_functions.py", "import nowhere_at_all.x")
-    ended = convert(numbers, output, "--custom_read_func", f"--path_functions={functions}")
+    ended = convert(numbers, output, *read_with(functions))
     assert ended.status == 2
     assert "No module named 'nowhere_at_all'" in ended.err

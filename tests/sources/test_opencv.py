@@ -19,7 +19,7 @@ import tifffile
 from converter import H5Folder
 from helpers.check import assert_same, everything_below, failures, stored
 from helpers.images import colours, save, save_frames
-from helpers.run import ROOT, command, run, write_functions
+from helpers.run import ROOT, command, read_with, run, write_functions
 
 cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is what is compared with")
 
@@ -172,7 +172,7 @@ def test_of_several_frames_or_pages_the_first_is_stored_and_they_are_counted(tmp
 def test_the_file_says_which_reader_made_it(folder, tmp_path, convert):
     save(folder / "a.png")
     functions = write_functions(tmp_path / "my_functions.py", "def my_read(path): return 1")
-    mine = ("--custom_read_func", f"--path_functions={functions}")
+    mine = read_with(functions)
     for number, (flags, reader) in enumerate(
         {
             (OPENCV,): "opencv",
@@ -366,7 +366,7 @@ def test_my_read_and_the_reader_exclude_each_other(folder, output, tmp_path, con
     save(folder / "a.jpg")
     functions = write_functions(tmp_path / "my_functions.py", "def my_read(path): return 1")
     before = everything_below(tmp_path)
-    flags = ("--custom_read_func", f"--path_functions={functions}")
+    flags = read_with(functions)
     for reader in ("opencv", "imageio"):
         ended = convert(folder, output, f"--reader={reader}", *flags)
         assert ended.status == 2
@@ -398,6 +398,7 @@ def test_my_prune_goes_with_the_reader(folder, output, tmp_path, convert):
     assert_same(stored(output)["b.png"], colours()[:, :, ::-1])
 
 
+@pytest.mark.slow
 def test_opencv_is_not_imported_unless_asked_for(folder, output):
     save(folder / "a.jpg")
     program = f"""

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from helpers.check import assert_same, failures, stored
-from helpers.run import Finished, command, run, write_functions
+from helpers.check import assert_same, case, failures, stored
+from helpers.run import Finished, command, read_with, run, write_functions
 
 PADDED = "np.dtype([('a', 'u1'), ('b', '<f8'), ('c', '>i2', (3,))], align=True)"
 NESTED = "np.dtype([('x', np.dtype([('a', 'u1'), ('b', '<i8')], align=True)), ('y', 'i1')])"
@@ -206,7 +206,7 @@ def convert_cases(cases: dict[str, str], folder: Path, *flags: str) -> tuple[Fin
     for name in cases:
         (source / f"{name}.case").write_bytes(b"x")
     functions = write_functions(folder / "case_functions.py", functions_of(cases))
-    flags = ("--ext=case", "--custom_read_func", f"--path_functions={functions}", *flags)
+    flags = ("--ext=case", *read_with(functions), *flags)
     return run(command(source, output, *flags)), output
 
 
@@ -240,22 +240,25 @@ def reasons(request, tmp_path_factory) -> dict[str, str]:
     return failures(output)
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_what_my_read_returns_comes_back_bit_for_bit(name, values):
-    expected = value_of(VALUES[name])
-    with h5py.File(values) as file:
-        dataset = file[f"{name}.case"]
-        assert dataset.dtype == expected.dtype
-        assert dataset.shape == expected.shape
-        found = dataset[()]
-        assert "content" not in dataset.attrs
-    if expected.dtype.names is None:
-        assert_same(found, expected)
-    else:
-        np.testing.assert_array_equal(found, expected)
-        assert np.asarray(found).dtype == expected.dtype
+@pytest.mark.everyday(1)
+def test_what_my_read_returns_comes_back_bit_for_bit(values):
+    for name, value in VALUES.items():
+        with case(name):
+            expected = value_of(value)
+            with h5py.File(values) as file:
+                dataset = file[f"{name}.case"]
+                assert dataset.dtype == expected.dtype
+                assert dataset.shape == expected.shape
+                found = dataset[()]
+                assert "content" not in dataset.attrs
+            if expected.dtype.names is None:
+                assert_same(found, expected)
+            else:
+                np.testing.assert_array_equal(found, expected)
+                assert np.asarray(found).dtype == expected.dtype
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", TEXTS)
 def test_text_and_bytes_come_back_as_marked_uint8(name, values):
     expression, content = TEXTS[name]
@@ -272,19 +275,23 @@ def test_text_and_bytes_come_back_as_marked_uint8(name, values):
     assert (data.decode() if content == "text" else data) == value
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_stored_is_a_failure_that_says_what_to_return(name, reasons):
-    reason = reasons[f"{name}.case"]
-    assert REFUSED[name][1] in reason
-    assert "\n" not in reason
+@pytest.mark.everyday(1)
+def test_what_cannot_be_stored_is_a_failure_that_says_what_to_return(reasons):
+    for name, (_, said) in REFUSED.items():
+        with case(name):
+            reason = reasons[f"{name}.case"]
+            assert said in reason
+            assert "\n" not in reason
 
 
-@pytest.mark.parametrize("name", RAISED)
-def test_whatever_my_read_raises_is_a_failure_with_its_words(name, reasons):
-    reason = reasons[f"{name}.case"]
-    assert RAISED[name][1] in reason
-    assert "\n" not in reason
-    assert len(reason) < 600
+@pytest.mark.everyday(1)
+def test_whatever_my_read_raises_is_a_failure_with_its_words(reasons):
+    for name, (_, said) in RAISED.items():
+        with case(name):
+            reason = reasons[f"{name}.case"]
+            assert said in reason
+            assert "\n" not in reason
+            assert len(reason) < 600
 
 
 UNUSUAL_DTYPES = {
@@ -294,6 +301,7 @@ UNUSUAL_DTYPES = {
 }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", UNUSUAL_DTYPES)
 def test_an_unusual_dtype_is_stored_or_refused_alone(name, tmp_path):
     expression = f"np.ones(3, np.dtype({UNUSUAL_DTYPES[name]}))"
@@ -318,6 +326,7 @@ NO_EXCEPTIONS = {
 }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", NO_EXCEPTIONS)
 def test_even_what_is_no_exception_fails_that_file_alone(name, workers, tmp_path):
@@ -330,6 +339,7 @@ def test_even_what_is_no_exception_fails_that_file_alone(name, workers, tmp_path
     assert words in failures(output)["bad.case"]
 
 
+@pytest.mark.slow
 def test_an_enumeration_and_plain_integers_do_not_take_each_others_type(tmp_path):
     cases = {
         "a_plain": "return np.array([0, 1], np.int64)",

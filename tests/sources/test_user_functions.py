@@ -15,7 +15,7 @@ import pytest
 
 from helpers.check import assert_refused, assert_same, failures, stored
 from helpers.images import as_pillow_reads, save, save_jpegs
-from helpers.run import ROOT, command, run, write_functions
+from helpers.run import ROOT, command, read_with, run, write_functions
 
 BOTH = ("--custom_read_func", "--custom_prune_func")
 
@@ -29,19 +29,19 @@ def numbers(folder) -> Path:
 
 def test_a_missing_file_of_functions_is_named(numbers, output, convert, tmp_path):
     missing = tmp_path / "nowhere.py"
-    ended = convert(numbers, output, "--custom_read_func", f"--path_functions={missing}")
+    ended = convert(numbers, output, *read_with(missing))
     assert_refused(ended, str(missing))
     assert not os.listdir(output.parent)
 
 
 def test_a_folder_of_functions_is_named(numbers, output, convert, tmp_path):
-    ended = convert(numbers, output, "--custom_read_func", f"--path_functions={tmp_path}")
+    ended = convert(numbers, output, *read_with(tmp_path))
     assert_refused(ended, str(tmp_path))
 
 
 def test_a_file_that_is_no_python_is_named(numbers, output, convert, tmp_path):
     functions = write_functions(tmp_path / "functions.txt", "def my_read(path): return 1")
-    ended = convert(numbers, output, "--custom_read_func", f"--path_functions={functions}")
+    ended = convert(numbers, output, *read_with(functions))
     assert_refused(ended, str(functions), ".py")
 
 
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_reason(
 ):
     source, words = BROKEN[name]
     functions = write_functions(tmp_path / "broken_functions.py", source)
-    flags = ("--custom_read_func", f"--path_functions={functions}", f"--workers={workers}")
+    flags = (*read_with(functions), f"--workers={workers}")
     ended = convert(numbers, output, *flags, "--ext=num")
     assert_refused(ended, str(functions), words)
     assert not os.listdir(output.parent)
@@ -84,9 +84,7 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_reason(
 def test_a_file_in_another_encoding_is_named(numbers, output, convert, tmp_path):
     functions = tmp_path / "latin_functions.py"
     functions.write_bytes(b"name = '\xe9'\ndef my_read(path): return 1\n")
-    ended = convert(
-        numbers, output, "--ext=num", "--custom_read_func", f"--path_functions={functions}"
-    )
+    ended = convert(numbers, output, "--ext=num", *read_with(functions))
     assert_refused(ended, str(functions))
 
 
@@ -100,6 +98,7 @@ def test_the_current_folder_comes_before_the_shipped_file(numbers, output, tmp_p
     assert set(np.ravel(list(stored(output).values()))) == {42}
 
 
+@pytest.mark.slow
 def test_without_one_in_the_current_folder_the_shipped_file_is_taken(folder, output, tmp_path):
     (folder / "a.json").write_text("[1, 2]")
     ended = run(command(folder, output, "--ext=json", "--custom_read_func"), cwd=tmp_path)
@@ -111,13 +110,14 @@ def test_a_named_file_comes_before_the_current_folder(numbers, output, tmp_path)
     write_functions(tmp_path / "my_functions.py", "def my_read(path): return 42")
     (tmp_path / "other").mkdir()
     named = write_functions(tmp_path / "other" / "named.py", "def my_read(path): return 43")
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={named}")
+    flags = ("--ext=num", *read_with(named))
     ended = run(command(numbers, output, *flags), cwd=tmp_path)
     assert ended.status == 0
     assert str(named) in ended.err
     assert set(np.ravel(list(stored(output).values()))) == {43}
 
 
+@pytest.mark.slow
 def test_a_relative_name_is_taken_from_the_current_folder(numbers, output, tmp_path):
     write_functions(tmp_path / "named.py", "def my_read(path): return 43")
     flags = ("--ext=num", "--custom_read_func", "--path_functions=named.py", "--workers=2")
@@ -125,6 +125,7 @@ def test_a_relative_name_is_taken_from_the_current_folder(numbers, output, tmp_p
     assert set(np.ravel(list(stored(output).values()))) == {43}
 
 
+@pytest.mark.slow
 def test_no_file_is_looked_for_without_a_flag(folder, output, tmp_path):
     save_jpegs(folder, ["a.jpg"])
     write_functions(tmp_path / "my_functions.py", "raise ValueError")
@@ -133,6 +134,7 @@ def test_no_file_is_looked_for_without_a_flag(folder, output, tmp_path):
     assert "my_functions" not in ended.err
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     "name", ["json.py", "tifffile.py", "numpy.py", "queue.py", "with space-and-dash.py", "a.b.py"]
@@ -151,7 +153,7 @@ def test_functions_may_be_in_a_file_of_any_name(name, workers, numbers, output, 
             return numpy.array(other.loads("7")), queue.Queue and 1
         """,
     )
-    flags = ("--ext=num,tif", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num,tif", *read_with(functions))
     ended = run(command(numbers, output, f"--workers={workers}", *flags))
     assert ended.status == 0, ended.err
     assert stored(output)["page.tif"].tolist() == np.arange(12).reshape(3, 4).tolist()
@@ -167,11 +169,12 @@ def test_functions_may_import_a_module_beside_them(numbers, output, tmp_path):
             return VALUE
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=2")
+    flags = ("--ext=num", *read_with(functions), "--workers=2")
     assert run(command(numbers, output, *flags)).status == 0
     assert set(np.ravel(list(stored(output).values()))) == {11}
 
 
+@pytest.mark.slow
 def test_my_read_gets_the_path_as_a_str_that_opens_the_file(folder, output, tmp_path):
     (folder / "sub").mkdir()
     (folder / "sub" / "a b.num").write_text("17")
@@ -186,7 +189,7 @@ def test_my_read_gets_the_path_as_a_str_that_opens_the_file(folder, output, tmp_
                 return int(file.read())
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", *read_with(functions))
     ended = run(command(Path("images"), output, *flags), cwd=folder.parent)
     assert ended.status == 0, ended.err
     assert_same(stored(output)["sub/a b.num"], np.int64(17))
@@ -267,7 +270,7 @@ def test_an_array_of_read_image_is_handed_on_as_it_is(folder, output, convert, t
             return read_image(path_sample)
         """,
     )
-    convert(folder, output, "--custom_read_func", f"--path_functions={functions}")
+    convert(folder, output, *read_with(functions))
     assert_same(stored(output)["a.jpg"], as_pillow_reads(folder / "a.jpg"))
 
 
@@ -335,7 +338,7 @@ def test_the_file_records_a_hook_by_its_hash_alone(folder, output, convert, tmp_
     save_jpegs(folder, ["a.jpg"])
     source = "def my_read(path):\n    return 1\n"
     functions = write_functions(tmp_path / "secret_name_functions.py", source)
-    convert(folder, output, "--custom_read_func", f"--path_functions={functions}")
+    convert(folder, output, *read_with(functions))
     with h5py.File(output) as file:
         attributes = json.dumps({name: str(value) for name, value in file.attrs.items()})
     assert hashlib.sha256(functions.read_bytes()).hexdigest() in attributes

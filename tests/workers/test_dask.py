@@ -22,13 +22,12 @@ from converter import StoppedError, __version__
 from converter import convert as convert_folder
 from helpers.check import failures, stored
 from helpers.images import save_jpegs
-from helpers.run import ROOT, command, finish, run, start, wait_until, write_functions
+from helpers.run import ROOT, command, finish, read_with, run, start, wait_until, write_functions
 
 distributed = pytest.importorskip("distributed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="kills process groups"),
-]
+pytestmark = pytest.mark.slow
+if sys.platform != "linux":
+    pytest.skip("kills process groups", allow_module_level=True)
 SECONDS_TO_START = 120
 
 
@@ -191,7 +190,7 @@ def start_busy(
     )
     for n in range(400):
         (folder / f"{n:03}.num").touch()
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--quiet"]
+    flags = ["--ext=num", *read_with(functions), "--quiet"]
     process = start(command(folder, output, *flags, f"--dask={cluster.address}"))
     wait_until((tmp_path / "busy").exists, seconds=SECONDS_TO_START)
     return process
@@ -227,7 +226,7 @@ def test_a_file_that_kills_workers_is_a_failure(
     )
     for n in range(12):
         (folder / f"{n:03}.num").touch()
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--quiet"]
+    flags = ["--ext=num", *read_with(functions), "--quiet"]
     process = start(command(folder, output, *flags, f"--dask={cluster.address}"))
     ended = finish(process, seconds=300)
     assert ended.status == 1, ended.err
@@ -277,7 +276,7 @@ def test_files_of_a_worker_that_is_killed_are_read_elsewhere(
     )
     for n in range(100):
         (folder / f"{n:03}.num").touch()
-    flags = ["--ext=num", "--custom_read_func", f"--path_functions={functions}", "--quiet"]
+    flags = ["--ext=num", *read_with(functions), "--quiet"]
     process = start(command(folder, output, *flags, f"--dask={cluster.address}"))
     wait_until(lambda: len(list(tmp_path.glob("pid*"))) == 2, seconds=SECONDS_TO_START)
     os.kill(cluster.processes[1].pid, signal.SIGKILL)

@@ -20,6 +20,7 @@ from helpers.run import (
     finish,
     processes_left,
     processes_of,
+    read_with,
     run,
     start,
     wait_until,
@@ -71,7 +72,7 @@ def test_a_file_that_kills_its_worker_is_named_and_the_rest_is_stored(
     functions = write_killing_reader(
         tmp_path / "killing_functions.py", KILLERS[killer], "number in (0, 17, 18, 39)"
     )
-    flags = ("--ext=num", "--workers=2", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=num", "--workers=2", *read_with(functions))
     process = start(command(folder, output, *flags))
     ended = finish(process)
     assert ended.status == 1, ended.err
@@ -106,8 +107,7 @@ def test_the_reason_names_the_signal_or_the_exit_status(folder, output, tmp_path
             output,
             "--ext=num",
             "--workers=2",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     reasons = failures(output)
@@ -127,8 +127,7 @@ def test_when_every_file_kills_its_worker_the_run_ends_without_output(
             output,
             "--ext=num",
             f"--workers={workers}",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     ended = finish(process)
@@ -139,6 +138,7 @@ def test_when_every_file_kills_its_worker_the_run_ends_without_output(
     assert not processes_left(process.pid)
 
 
+@pytest.mark.everyday
 def test_a_file_that_kills_only_once_is_stored(folder, output, tmp_path):
     write_numbered(folder, 10)
     functions = write_functions(
@@ -160,8 +160,7 @@ def test_a_file_that_kills_only_once_is_stored(folder, output, tmp_path):
             output,
             "--ext=num",
             "--workers=2",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     assert ended.status == 0, ended.err
@@ -190,8 +189,7 @@ def test_large_arrays_before_and_after_a_killing_file_are_stored_whole(folder, o
             output,
             "--ext=num",
             "--workers=2",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     assert ended.status == 1, ended.err
@@ -225,8 +223,7 @@ def test_workers_killed_from_outside_are_replaced_and_at_most_their_files_are_lo
             output,
             "--ext=num",
             "--workers=2",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     wait_until(output.with_name("OUT.h5.partial").exists)
@@ -277,7 +274,7 @@ def test_workers_killed_while_arrays_are_on_their_way_spoil_no_stored_byte(
             sys.exit(main())
         """,
     )
-    flags = ("--ext=num", "--custom_read_func", f"--path_functions={functions}", "--workers=3")
+    flags = ("--ext=num", *read_with(functions), "--workers=3")
     process = start([sys.executable, str(driver), *command(folder, output, *flags)[2:]])
     wait_until(output.with_name("OUT.h5.partial").exists)
     generator, killed = np.random.default_rng(0), 0
@@ -318,11 +315,7 @@ def test_a_reader_that_ends_every_worker_at_import_ends_the_run(folder, output, 
             return 1
         """,
     )
-    process = start(
-        command(
-            folder, output, "--workers=2", "--custom_read_func", f"--path_functions={functions}"
-        )
-    )
+    process = start(command(folder, output, "--workers=2", *read_with(functions)))
     ended = finish(process)
     assert ended.status in (1, 2)
     assert "worker processes die while they start (exit status 3)" in ended.err
@@ -345,11 +338,7 @@ def test_a_reader_that_raises_in_every_worker_at_import_ends_the_run(folder, out
             return 1
         """,
     )
-    process = start(
-        command(
-            folder, output, "--workers=2", "--custom_read_func", f"--path_functions={functions}"
-        )
-    )
+    process = start(command(folder, output, "--workers=2", *read_with(functions)))
     ended = finish(process)
     assert ended.status in (1, 2)
     assert "not in a worker" in ended.err
@@ -375,8 +364,7 @@ def test_workers_go_away_when_their_parent_is_killed(folder, output, tmp_path):
             output,
             "--ext=num",
             "--workers=3",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     wait_until(lambda: len(children_of(process.pid)) >= 3)
@@ -443,9 +431,7 @@ def test_a_file_that_never_returns_is_given_up_and_the_rest_is_stored(
     write_numbered(folder, 12)
     functions = write_hanging_reader(tmp_path / "hanging.py", HANGING[kind], "number == 7")
     flags = ("--ext=num", f"--workers={workers}", "--file_timeout=1")
-    process = start(
-        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
-    )
+    process = start(command(folder, output, *flags, *read_with(functions)))
     ended = finish(process)
     assert ended.status == 1, ended.err
     reason = "reading it took longer than 1 s (--file_timeout)"
@@ -469,9 +455,7 @@ def test_files_that_never_return_are_given_up_whatever_their_place(folder, outpu
         tmp_path / "hanging.py", HANGING["sleeps"], "number in (0, 17, 18, 39)"
     )
     flags = ("--ext=num", "--workers=2", "--file_timeout=0.5")
-    ended = run(
-        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
-    )
+    ended = run(command(folder, output, *flags, *read_with(functions)))
     assert ended.status == 1, ended.err
     assert set(failures(output)) == {"0000.num", "0017.num", "0018.num", "0039.num"}
     assert set(failures(output).values()) == {"reading it took longer than 0.5 s (--file_timeout)"}
@@ -505,7 +489,7 @@ def test_all_that_can_befall_a_worker_in_one_run(folder, output, tmp_path):
     )
     flags = ("--ext=num", "--workers=2", "--file_timeout=10")
     ended = run(
-        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}"),
+        command(folder, output, *flags, *read_with(functions)),
         preexec_fn=limit_memory(6_000_000_000),
     )
     assert ended.status == 1, ended.err
@@ -526,9 +510,7 @@ def test_a_file_that_takes_its_time_is_stored(folder, output, tmp_path):
     write_numbered(folder, 30)
     functions = write_hanging_reader(tmp_path / "slow.py", "time.sleep(0.2)", "True")
     flags = ("--ext=num", "--workers=2", "--file_timeout=60")
-    ended = run(
-        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
-    )
+    ended = run(command(folder, output, *flags, *read_with(functions)))
     assert ended.status == 0, ended.err
     assert len(stored(output)) == 30
 
@@ -537,9 +519,7 @@ def test_on_error_stop_ends_at_a_file_that_never_returns(folder, output, tmp_pat
     write_numbered(folder, 12)
     functions = write_hanging_reader(tmp_path / "hanging.py", "time.sleep(1000)", "number == 7")
     flags = ("--ext=num", "--workers=2", "--file_timeout=1", "--on_error=stop")
-    process = start(
-        command(folder, output, *flags, "--custom_read_func", f"--path_functions={functions}")
-    )
+    process = start(command(folder, output, *flags, *read_with(functions)))
     ended = finish(process)
     assert ended.status == 1
     assert "0007.num: reading it took longer than 1 s" in ended.err

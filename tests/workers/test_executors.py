@@ -99,6 +99,7 @@ def test_threads_make_the_same_bytes(options: dict[str, Any], folder: Path, outp
     assert report.stored + report.failed == (14 if options.get("shard") else len(NAMES))
 
 
+@pytest.mark.slow
 def test_spawned_processes_make_the_same_bytes(folder: Path, output: Path, tmp_path: Path) -> None:
     functions = write_functions(
         tmp_path / "functions.py",
@@ -182,7 +183,7 @@ def test_tasks_on_their_way_are_bounded_in_number(
     assert executor.waiting == 0
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [0, 100])
 def test_bytes_on_their_way_are_bounded(
     small: int, folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch

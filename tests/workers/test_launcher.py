@@ -62,6 +62,7 @@ def started(request, monkeypatch) -> Iterator[Launcher]:
         made.close()
 
 
+@pytest.mark.everyday(1)
 def test_workers_get_their_arguments_and_descriptors(started):
     reading, writing = os.pipe()
     for text in ("one", "two"):
@@ -72,6 +73,7 @@ def test_workers_get_their_arguments_and_descriptors(started):
     assert len({line.split()[1] for line in lines} | {str(os.getpid())}) == 3
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("status", [0, 1, 7])
 def test_how_a_worker_ended_is_known(started, status):
     worker = started.start(leave, (status,), [])
@@ -88,6 +90,7 @@ def test_a_worker_that_raises_says_so_and_ends_with_1(capfd):
     assert "as it should" in capfd.readouterr().err
 
 
+@pytest.mark.everyday(1)
 def test_one_worker_is_killed_and_the_others_live(started, tmp_path):
     first = started.start(sleep, (str(tmp_path / "1"),), [])
     second = started.start(sleep, (str(tmp_path / "2"),), [])
@@ -98,6 +101,7 @@ def test_one_worker_is_killed_and_the_others_live(started, tmp_path):
     assert second.is_alive()
 
 
+@pytest.mark.everyday(1)
 def test_closing_ends_all_workers(started, tmp_path):
     started.start(sleep, (str(tmp_path / "1"),), [])
     wait_until(lambda: (tmp_path / "1").exists() and (tmp_path / "1").read_text())
@@ -105,6 +109,7 @@ def test_closing_ends_all_workers(started, tmp_path):
     assert not is_running(int((tmp_path / "1").read_text()))
 
 
+@pytest.mark.everyday(1)
 def test_workers_have_no_standard_input(started):
     reading, writing = os.pipe()
     started.start(read_input, (), [writing]).join()
@@ -147,6 +152,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("fork", [True, False])
 def test_workers_end_when_the_parent_is_killed(tmp_path, fork):
     path = tmp_path / "worker"

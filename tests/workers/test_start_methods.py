@@ -15,7 +15,7 @@ import pytest
 
 from helpers.check import assert_same, failures, stored
 from helpers.images import as_pillow_reads, colours, save
-from helpers.run import ROOT, Finished, command, run, write_functions
+from helpers.run import ROOT, Finished, command, read_with, run, write_functions
 
 pytestmark = pytest.mark.mostly_slow
 
@@ -173,8 +173,7 @@ def test_every_start_method_gets_over_a_killed_worker(method, mixed, tmp_path):
         output,
         "--workers=2",
         "--ext=png",
-        "--custom_read_func",
-        f"--path_functions={killing}",
+        *read_with(killing),
     )
     assert ended.status == 1, ended.err
     assert set(failures(output)) == {"masks/0.png", "masks/10.png", "masks/5.png"}

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.check import assert_same, failures, names_kept, stored
 from helpers.images import as_pillow_reads, colours, save, save_jpegs
-from helpers.run import ROOT, Finished, command, run, write_functions
+from helpers.run import ROOT, Finished, command, read_with, run, write_functions
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -142,8 +142,7 @@ def test_a_disk_that_fills_up_meanwhile_gives_one_sentence(
         output,
         f"--workers={workers}",
         "--ext=jpg,icon",
-        "--custom_read_func",
-        f"--path_functions={functions}",
+        *read_with(functions),
     )
     assert_one_sentence_about_space(ended, output.parent)
     assert "No space left on device" in ended.err
@@ -160,8 +159,7 @@ def test_a_file_that_must_not_grow_gives_one_sentence_for_tiny_arrays(
     flags = (
         "--ext=icon",
         f"--workers={workers}",
-        "--custom_read_func",
-        f"--path_functions={functions}",
+        *read_with(functions),
     )
     ended = run(command(icons, output, *flags), preexec_fn=limit_file_size(kilobytes * 1000))
     assert_one_sentence_about_space(ended, output)
@@ -186,7 +184,7 @@ def test_a_file_that_must_not_grow_gives_one_sentence_for_compressed_arrays(
     kilobytes, photos, output, tmp_path
 ):
     functions = write_functions(tmp_path / "mask_functions.py", MASK_READER)
-    flags = ("--workers=2", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--workers=2", *read_with(functions))
     ended = run(command(photos, output, *flags), preexec_fn=limit_file_size(kilobytes * 1000))
     assert_one_sentence_about_space(ended, output)
     assert set(os.listdir(output.parent)) == names_kept(ended, output)
@@ -197,7 +195,7 @@ def test_a_disk_that_is_full_at_the_very_end_gives_one_sentence(
     missing_nbytes, icons, output, tmp_path, convert
 ):
     functions = write_functions(tmp_path / "icon_functions.py", ICON_READER)
-    flags = ("--ext=icon", "--custom_read_func", f"--path_functions={functions}")
+    flags = ("--ext=icon", *read_with(functions))
     assert convert(icons, tmp_path / "whole.h5", *flags).status == 0
     nbytes = (tmp_path / "whole.h5").stat().st_size - missing_nbytes
     ended = run(command(icons, output, "--workers=1", *flags), preexec_fn=limit_file_size(nbytes))
@@ -223,8 +221,7 @@ def test_a_list_of_failures_that_does_not_fit_gives_one_sentence(
     flags = (
         "--ext=icon",
         "--workers=1",
-        "--custom_read_func",
-        f"--path_functions={functions}",
+        *read_with(functions),
     )
     whole = tmp_path / "whole.h5"
     assert run(command(folder, whole, *flags)).status == 1
@@ -367,8 +364,7 @@ def test_scarce_memory_fails_the_files_that_need_it_and_stores_the_rest(folder, 
             output,
             "--ext=num",
             "--workers=2",
-            "--custom_read_func",
-            f"--path_functions={functions}",
+            *read_with(functions),
         )
     )
     assert ended.status == 1

@@ -61,6 +61,7 @@ def recorded_in(conversion: Conversion) -> set[str]:
 # What is kept, and what is said of it
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_run_goes_on_where_the_one_before_was_broken_off(workers, conversion):
     flags = (f"--workers={workers}",)
@@ -913,7 +914,7 @@ def test_an_output_folder_that_may_not_be_written_to_is_refused_and_keeps_all(ha
     halfway.assert_as_uninterrupted()
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["partial", "journal"])
 def test_what_was_kept_but_may_not_be_read_is_named(name, halfway):
     path = getattr(Paths(halfway.output), name)
@@ -947,7 +948,7 @@ def test_an_output_folder_that_is_removed_meanwhile_gives_one_sentence(at, worke
     assert not processes_left(process.pid)
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["0001.num", "0021.num"])
 def test_an_output_folder_that_becomes_read_only_meanwhile_gives_one_sentence(at, conversion):
     """The finished file cannot get its name; when it may, nothing need be read for that."""
