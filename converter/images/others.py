@@ -104,6 +104,13 @@ OTHERS = (
         "tifffile",
     ),
     Other("CZI", ("czi",), "import czifile; return czifile.imread(path)", "czifile"),
+    Other(
+        "MRC",
+        ("mrc", "mrcs", "rec"),
+        "import mrcfile; return mrcfile.read(path)",
+        "mrcfile",
+        ((208, b"MAP "),),
+    ),
     Other("ND2", ("nd2",), "import nd2; return nd2.imread(path)", "nd2"),
     Other(
         "HEIF",
@@ -150,7 +157,7 @@ OTHERS = (
     Other(
         "sound",
         ("wav", "flac", "ogg", "mp3", "aif", "aiff", "opus"),
-        "import soundfile; return soundfile.read(path, dtype='int16')[0]",
+        "import soundfile; return soundfile.read(path)[0]",
         "soundfile",
         ((8, b"WAVE"), (0, b"fLaC"), (0, b"OggS"), (0, b"ID3")),
     ),
@@ -192,7 +199,7 @@ OTHERS = (
         "a format that Pillow reads in part",
         _words(
             "ico cur icns pcx dcx dds sgi rgb rgba bw ras sun im msp xbm xpm qoi spi spider fli "
-            "flc blp ftc ftu wal wmf emf mic fpx gbr iptc bufr grib pixar pcd tim vtf xv"
+            "flc blp ftc ftu gbr pxr pcd"
         ),
         _PILLOW,
         "",
