@@ -14,8 +14,8 @@ from converter.format.layout import ArrayLayout
 from converter.loader.page_cache import PageCache
 from converter.loader.selection import Box
 
-#: Zstd's own checksum is of what comes out, and takes longer to compare than masks take to expand.
-#: The index has one of what is stored: much sooner compared where that is so much smaller.
+#: Where data is so compressible, checking zstd's checksum of the output costs more than decoding.
+#: The index's checksum of the input is cheaper.
 SMALL_BY = 16
 
 
