@@ -139,7 +139,6 @@ ARRAYS = {
     "flags.npy": np.array([True, False, True]),
     "complex.npy": np.arange(6).astype("c8"),
     "half.npy": np.arange(6).astype("f2"),
-    "long.npy": np.arange(6).astype("g"),
     "void.npy": np.array([b"ab\0"], "V3"),
     "fixed.npy": np.array([b"ab", b""], "S4"),
 }
