@@ -350,7 +350,9 @@ def test_an_index_that_describes_another_dtype_is_told_by_hdf5(made, verify):
 
     rewrite_tail(made, change)
     ended = verify(made)
-    assert_faults(ended, *(f"{name}: h5py reads it otherwise" for name in NAMES), good=0)
+    assert_faults(
+        ended, *(f"{name}: h5py and H5Folder read it differently" for name in NAMES), good=0
+    )
 
 
 @pytest.mark.parametrize(
