@@ -20,6 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_READ = 1 << 30  # one call returns at most 2 GiB
 #: By one system call. Linux gives a longer write larger pages of its cache, which are dear to make:
 #: in a virtual machine 2.8 GB took 0.9 s in pieces of 256 KiB, 2 to 8 s in pieces of 4 MiB.
@@ -118,9 +119,8 @@ class Handle:
         self._close = os.close  # at interpreter exit the module may be gone first
         self._lock = threading.Lock()  # where there is no preadv
         self.nbytes = os.fstat(self.fd).st_size
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with contextlib.suppress(BlockingIOError):
+            lock(self.fd)
 
     def __del__(self) -> None:
         if hasattr(self, "_close"):
@@ -192,6 +192,21 @@ def open_handle(path: os.PathLike[str]) -> Handle:
         raise ConverterError(f"no file {path}: --path_output names the HDF5 file") from None
     except OSError as error:
         raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def lock(descriptor: int, *, exclusive: bool = False) -> None:
+    """Lock an open file, where system and file system have locks.
+
+    Raises BlockingIOError where another process holds a lock that excludes this one.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def write_at(file: io.FileIO, data: memoryview, offset: int) -> None:

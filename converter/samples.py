@@ -94,7 +94,12 @@ class Plan:
 
     def path(self, key: str) -> str:
         """Return where a sample's file is."""
-        return os.path.join(self.root, *key.split("/")) if os.sep != "/" else f"{self.root}/{key}"
+        return path_of(str(self.root), key)
+
+
+def path_of(root: str, key: str) -> str:
+    """Return where a sample's file is, below the folder that was walked."""
+    return f"{root}/{key}" if os.sep == "/" else os.path.join(root, *key.split("/"))
 
 
 class Note(Flag):

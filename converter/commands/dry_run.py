@@ -111,7 +111,7 @@ def survey(request: Request, plan: Plan, run: Run) -> Advice:
         failed=tried - len(surveyed),
         outcomes=tuple(outcomes),
         missing=missing,
-        free_nbytes=free_nbytes(request),
+        free_nbytes=free_nbytes(request.path_output),
     )
 
 

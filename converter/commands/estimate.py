@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, NONE, OF_AUTO
@@ -36,7 +37,6 @@ class Estimate:
 
     ratio: float | None
     output_nbytes: int | None
-    free_nbytes: int | None
 
 
 def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on: bool) -> Estimate:
@@ -49,7 +49,7 @@ def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on
     absent = work.absent_keys()
     if is_going_on or not len(absent):
         nbytes = known * len(plan.keys) // max(work.count, 1) + entries
-        return Estimate(ratio=0.0, output_nbytes=nbytes, free_nbytes=free_nbytes(request))
+        return Estimate(ratio=0.0, output_nbytes=nbytes)
     most = max(math.ceil(len(absent) / SHARE_SAMPLED), FEWEST_SAMPLED)
     sample = spread(absent, min(SAMPLED_FILES, most))
     stored, sources, payloads = 0, 0, 0
@@ -64,7 +64,6 @@ def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on
     return Estimate(
         ratio=payloads / sources if sources else None,
         output_nbytes=nbytes if stored else None,
-        free_nbytes=free_nbytes(request),
     )
 
 
@@ -88,19 +87,25 @@ def entries_nbytes(plan: Plan, sample: KeyList) -> int:
     return each * len(plan.keys) + FOLDER_NBYTES * plan.folders + FILE_NBYTES
 
 
-def free_nbytes(request: Request) -> int | None:
-    return free_space(nearest_folder(request.path_output.parent))
+def free_nbytes(output: Path) -> int | None:
+    """Return the bytes that are free where a file is to be made; None where it is not known."""
+    return free_space(nearest_folder(output.parent))
+
+
+def check_space(output: Path, nbytes: int, *, cure: str) -> None:
+    """Raise ConverterError where a file of this size does not fit on the disk."""
+    free = free_nbytes(output)
+    if free is not None and nbytes > free:
+        raise ConverterError(
+            f"{output} would take about {nbytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are "
+            f"free: {cure}, or name another disk with --path_output"
+        )
 
 
 def check_size(request: Request, expected: Estimate, caller: Callbacks) -> None:
     if expected.output_nbytes is None or expected.ratio is None:
         return
-    if expected.free_nbytes is not None and expected.output_nbytes > expected.free_nbytes:
-        raise ConverterError(
-            f"{request.path_output} would take about {expected.output_nbytes / 1e6:,.0f} MB, "
-            f"and {expected.free_nbytes / 1e6:,.0f} MB are free: {_cure(request)}, or name "
-            "another disk with --path_output"
-        )
+    check_space(request.path_output, expected.output_nbytes, cure=_cure(request))
     if expected.ratio > SIZE_WARNING_RATIO and request.store == "array" and not request.update:
         caller.notice(
             f"{request.path_output} will be about {expected.ratio:.1f} times as large as the "

@@ -16,11 +16,10 @@ import numpy as np
 from converter.callbacks import Callbacks, Progress
 from converter.commands.report import FAILURES_SHOWN
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
-from converter.files import LONGEST_WRITE_NBYTES
+from converter.files import DISK_FULL, LONGEST_WRITE_NBYTES
 from converter.loader.h5folder import H5Folder
 from converter.samples import Failure
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -76,7 +75,7 @@ def extract(
             except Exception as error:  # a name or a value that this system cannot hold, too
                 is_own = isinstance(error, (UnreadableError, LoadError))
                 done.add_failure(Failure(key, str(error) if is_own else describe(error)))
-                if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EIO):
                     raise WriteError(
                         f"{folder} could not be written ({error.strerror}) after {done.written} "
                         f"of {done.total} files: free space, and repeat with --overwrite"

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
+from converter.commands.estimate import check_space
 from converter.commands.report import Report
-from converter.commands.request import nearest_folder
+from converter.commands.request import check_output
 from converter.errors import ConverterError
-from converter.files import free_space, open_hdf5
+from converter.files import open_hdf5
 from converter.format.index import order_of
 from converter.samples import Batch
 from converter.writer import provenance
@@ -64,7 +65,7 @@ def merge(
     if not any(len(file) for file in files):
         raise ConverterError("none of the files to join holds anything: convert again")
     _check_folders(files)
-    _check_space(paths, path_output)
+    check_space(path_output, sum(path.stat().st_size for path in paths), cure="free space")
     _check_unfinished(Paths(path_output))
     report = Report(path_output, total=sum(len(file) for file in files))
     with ExitStack() as stack:
@@ -94,15 +95,10 @@ def merge(
 
 
 def _check_paths(paths: Sequence[Path], path_output: Path, *, overwrite: bool) -> None:
-    if os.path.isdir(path_output):
-        raise ConverterError(f"{path_output} is a folder: --path_output names the file to make")
-    if os.path.lexists(path_output):
-        if any(path.exists() and os.path.samefile(path, path_output) for path in paths):
-            raise ConverterError(f"{path_output} is one of the files to join: name another")
-        if not overwrite:
-            raise ConverterError(
-                f"{path_output} exists: name another file, or replace it with --overwrite"
-            )
+    existing = [path for path in paths if path.exists()]
+    if path_output.exists() and any(os.path.samefile(path, path_output) for path in existing):
+        raise ConverterError(f"{path_output} is one of the files to join: name another")
+    check_output(path_output, overwrite=overwrite)
     for n, path in enumerate(paths):
         if path in paths[:n]:
             raise ConverterError(f"{path} is named twice: name each file once")
@@ -184,16 +180,6 @@ def _check_folders(files: Sequence[StoredSamples]) -> None:
                         f"{name!r} is a file in {file.path} and a folder in another: join files "
                         "that have no names in common"
                     )
-
-
-def _check_space(paths: Sequence[Path], path_output: Path) -> None:
-    needed = sum(path.stat().st_size for path in paths)
-    free = free_space(nearest_folder(path_output.parent))
-    if free is not None and needed > free:
-        raise ConverterError(
-            f"{path_output} would take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are "
-            "free: free space, or name another disk with --path_output"
-        )
 
 
 def _check_unfinished(paths: Paths) -> None:

@@ -191,6 +191,14 @@ def check_folder(source: Path) -> None:
         raise ConverterError(f"{source} cannot be listed: you have no permission to read it")
 
 
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise ConverterError where a folder, or a file to keep, has the output's name."""
+    if os.path.isdir(output):
+        raise ConverterError(f"{output} is a folder: --path_output names the HDF5 file to make")
+    if os.path.lexists(output) and not overwrite:
+        raise ConverterError(f"{output} exists: name another file, or replace it with --overwrite")
+
+
 def _check_paths(request: Request) -> None:
     output = request.path_output
     check_folder(request.path_images)
@@ -199,15 +207,12 @@ def _check_paths(request: Request) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ConverterError(f"the name {output.name} is too long: choose another") from error
-    if os.path.isdir(output):
-        raise ConverterError(f"{output} is a folder: --path_output names the HDF5 file to make")
+    check_output(output, overwrite=request.overwrite or request.update)
     if request.update and not os.path.isfile(output):
         raise ConverterError(
             f"no file {output}: --update brings an existing one in line with the folder, so "
             "convert without it"
         )
-    if os.path.lexists(output) and not (request.overwrite or request.update):
-        raise ConverterError(f"{output} exists: name another file, or replace it with --overwrite")
     folder = nearest_folder(output.parent)
     if not os.path.isdir(folder):
         raise ConverterError(f"{folder} is a file: {output} cannot be made below it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,6 @@ class Verification:
     has_index: bool = True
     compared: bool = False
     unreadable: int = 0
-    remarks: list[str] = field(default_factory=list)
 
 
 def verify(

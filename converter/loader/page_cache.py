@@ -15,9 +15,10 @@ from converter.files import Handle, is_refusal
 from converter.format.layout import Layout
 from converter.threads import Threads
 
-#: A mapping is twice as fast as preadv from the page cache, but on a cold disk it takes one
-#: access for each 4 KiB. So each read first asks for one of its bytes, if it is cached. Small
-#: ones cost little when guessed wrong: one asks, and decides for the next few.
+#: A mapping is faster than preadv from the page cache (cached photos by key 1.46 times as fast, in
+#: batches 1.3 times), but on a cold disk it takes one access for each 4 KiB. So each read first
+#: asks whether one of its bytes is cached. Small reads cost little when guessed wrong: one read
+#: asks, and decides for the next few.
 LARGEST_UNPROBED_NBYTES = 8 << 10
 READS_PER_PROBE = 16
 LARGE_NBYTES = 64 << 10

@@ -27,7 +27,7 @@ from converter.errors import UnreadableError, UnstorableError, describe
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 from converter.images.formats import decode_noted, extension_of
-from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed
+from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.storable import as_storable
@@ -109,7 +109,7 @@ class Encoder:
     def read(self, key: str, buffer: Buffer) -> np.ndarray | Failure:
         """Return what would be stored of a sample, uncompressed."""
         try:
-            path = self._path(key)
+            path = path_of(self._root, key)
             _regular_file(path)
             if self._store == "encoded":
                 return np.frombuffer(images.read_into(path, buffer.view), np.uint8)
@@ -122,14 +122,14 @@ class Encoder:
             return Failure(key, _one_line(describe(error), self._root))
 
     def _encode(self, key: str, buffer: Buffer) -> Encoded:
-        path = self._path(key)
+        path = path_of(self._root, key)
         status = _regular_file(path)  # before it is read: a change behind this shows
         array, content, note = self._sample(path, buffer, self._store)
         layout, parts = self._keep(array, content, self._compression, buffer)
         return Encoded(key, layout, parts, status.st_size, status.st_mtime_ns, note)
 
     def _survey(self, key: str, buffer: Buffer) -> Surveyed:
-        path, begin = self._path(key), buffer.used
+        path, begin = path_of(self._root, key), buffer.used
         source_nbytes = _regular_file(path).st_size
         samples = {}
         if any(choice.store == "array" for choice in self._choices):
@@ -144,9 +144,6 @@ class Encoder:
             compressed.append(bool(layout.filters))
             buffer.used = begin
         return Surveyed(key, source_nbytes, tuple(stored_nbytes), tuple(compressed))
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{key}" if os.sep == "/" else os.path.join(self._root, *key.split("/"))
 
     def _sample(self, path: str, buffer: Buffer, store: str) -> tuple[np.ndarray, str, Note]:
         """Return what is to be stored of a file, C-contiguous, and what it is."""

@@ -7,7 +7,6 @@ takes 30 us and 270 bytes for what takes 2 us and 90 bytes here, and it can cras
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import time
@@ -23,7 +22,7 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
-from converter.files import write_at
+from converter.files import DISK_FULL, lock, write_at
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
@@ -34,14 +33,6 @@ from converter.samples import Batch, Encoded
 from converter.writer.journal import Head, Journal
 from converter.writer.paths import MARK_NBYTES, Paths, move_aside, read_mark
 from converter.writer.stored import StoredBatch
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(eq=False)
@@ -387,14 +378,11 @@ def _open_locked(path: Path) -> io.FileIO:
     """Open a file for writing and keep others from writing it, where the file system can."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
     file = io.FileIO(os.open(path, flags, 0o666), "r+")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise _in_use(path) from None
-        except OSError:  # a file system without locks
-            pass
+    try:
+        lock(file.fileno(), exclusive=True)
+    except BlockingIOError:
+        file.close()
+        raise _in_use(path) from None
     # Another run may have finished, and renamed this very file, while it was being opened.
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
         file.close()
