@@ -6,10 +6,10 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from helpers.loader_files import make_h5
 from PIL import Image
 
 import benchmark
+from helpers.arrays import make_h5
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler  # noqa: E402

@@ -27,6 +27,7 @@ from converter.files import local_path
 from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import user_functions
 from converter.sources.encoder import Choice
+from converter.streams import open_closed_descriptors
 from converter.threads import usable_cores
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.pool import Pool
@@ -322,6 +323,7 @@ def convert(
     StoppedError
         It began and could not be finished; the same call goes on from there.
     """
+    open_closed_descriptors()
     if executor is not None and workers is not None:
         raise ConverterError("workers are those of the executor: give one or the other")
     try:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.world import save_jpegs
 
 import converter
 from converter import H5Folder
+from helpers.images import save_jpegs
 
 NAMES = ["0.jpg", "1.jpg", "sub/2.jpg"]
 
