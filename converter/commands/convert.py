@@ -23,7 +23,7 @@ from converter.commands.request import (
     plan_of,
 )
 from converter.errors import ConverterError, StoppedError
-from converter.files import local_path
+from converter.files import Spare, local_path
 from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import user_functions
 from converter.sources.encoder import Choice
@@ -37,6 +37,7 @@ from converter.writer.begin import Begun, begin
 from converter.writer.paths import Paths
 from converter.writer.writer import Writer
 
+FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
 FIRST_FILES = 1000  # when so many all fail, the rest will too
 
 
@@ -83,6 +84,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
             writer.lock()
         attributes = _attributes(request, found) | plan.shard_attribute()
         work = begin(request, plan, run, writer, attributes, caller)
+        spare = Spare(FINISHING_FILES)
+        stack.callback(spare.release)
         failures = FailureList(request.path_output)
         stack.callback(failures.discard)
         report.changes = work.changes
@@ -92,6 +95,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
             with _saying_what_is_kept(writer, report, caller):
                 _convert_all(request, plan, work.batches, writer, failures, report, caller)
                 failures.close()
+                spare.release()
                 with caller.without_signals():
                     report.output_nbytes = writer.finish(attributes)
                     caller.finished()
