@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +26,7 @@ from converter.images import jpeg
 from converter.messages import advice_lines, report_lines, size, verification_lines
 from converter.progress import ProgressBar
 from converter.samples import Failure
+from converter.streams import is_output_lost, unfailing_streams
 from converter.workers.dask import dask_executor
 
 STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
@@ -42,8 +41,19 @@ class _Signalled(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 (all done), 1 (something failed) or 2 (wrong usage)."""
-    _print_any_name()
-    parsed = arguments.parse(argv)
+    with unfailing_streams():
+        try:
+            parsed = arguments.parse(argv)
+        except SystemExit as error:
+            if not error.code and is_output_lost():  # --help
+                raise SystemExit(SOMETHING_FAILED) from None
+            raise
+        status = _run_mode(parsed)
+        is_all_output = parsed.mode == arguments.VERIFY or parsed.values.get("dry_run")
+        return SOMETHING_FAILED if is_all_output and not status and is_output_lost() else status
+
+
+def _run_mode(parsed: Arguments) -> int:
     run = {
         arguments.CONVERT: _convert,
         arguments.UPDATE: _update,
@@ -165,13 +175,6 @@ def _extract(parsed: Arguments, signals: _Signals) -> int:
     return SOMETHING_FAILED if done.failed else STORED_ALL
 
 
-def _print_any_name() -> None:
-    """Escape what a terminal's encoding, or a name, does not allow to be printed."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 class _Signals:
     """Turn signals that would end the process into an exception, so that it can clean up.
 
@@ -237,13 +240,8 @@ def _notice(text: str) -> None:
 
 
 def _print(lines: Iterable[str]) -> None:
-    """Print results; nobody may be reading them any more, as behind ``| head``."""
-    try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for line in lines:
+        print(line)
 
 
 def _print_failures(first: Sequence[Failure], count: int, where: str) -> None:

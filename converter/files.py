@@ -92,6 +92,32 @@ def free_space(folder: str | os.PathLike[str]) -> int | None:
         return None
 
 
+def are_descriptors_used_up() -> bool:
+    """Tell whether this process can open no more files."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
+class Spare:
+    """Descriptors kept from the user's code, so that this process can open files after it."""
+
+    def __init__(self, count: int) -> None:
+        self._held: list[int] = []
+        try:
+            for _ in range(count):
+                self._held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:  # then fewer
+            pass
+
+    def release(self, count: int | None = None) -> None:
+        """Give so many back, or all."""
+        for _ in range(len(self._held) if count is None else min(count, len(self._held))):
+            os.close(self._held.pop())
+
+
 def open_hdf5(path: str | os.PathLike[str]) -> Any:
     """Return an `h5py.File` to read from, of a disk without locks too."""
     import h5py  # not all who read files need it

@@ -27,10 +27,12 @@ from converter.commands.request import (
     request_of,
 )
 from converter.errors import ConverterError, StoppedError
+from converter.files import Spare
 from converter.samples import Batch, Encoded, Failure, Plan, Run
 from converter.sources import readers, user_functions
 from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
+from converter.streams import open_closed_descriptors
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
 
 FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
+FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -88,6 +91,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
             writer.lock()
         attributes = _attributes(request, found) | plan.shard_attribute()
         work = begin(request, plan, run, writer, attributes, caller)
+        spare = Spare(FINISHING_FILES)
+        stack.callback(spare.release)
         failures = FailureList(request.path_output)
         stack.callback(failures.discard)
         report.changes = work.changes
@@ -97,6 +102,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
             with _saying_what_is_kept(writer, report, caller):
                 _convert_all(request, plan, work.batches, writer, failures, report, caller)
                 failures.close()
+                spare.release()
                 with caller.without_signals():
                     report.output_nbytes = writer.finish(attributes)
                     caller.finished()
@@ -318,6 +324,7 @@ def convert(
     StoppedError
         It began and could not be finished; the same call goes on from there.
     """
+    open_closed_descriptors()
     if executor is not None and options.get("workers") is not None:
         raise ConverterError("workers are those of the executor: give one or the other")
     request = request_of(path_images, path_output, options)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.callbacks import Progress
+from converter.files import Spare
 from converter.samples import Encoded, Failure, Note
 from converter.writer.paths import path_of_failures, paths_of_failures
 from converter.writer.reuse import Changes
@@ -69,9 +70,11 @@ class FailureList:
         self.path = path_of_failures(path_output)
         _, self._partial = paths_of_failures(path_output)
         self._file: io.TextIOWrapper | None = None
+        self._spare = Spare(1)  # where my_read leaves none
 
     def add(self, failure: Failure) -> None:
         if self._file is None:
+            self._spare.release()
             self._file = open(  # noqa: SIM115 (open for as long as the run)
                 self._partial, "w", encoding="utf-8", errors="backslashreplace", newline=""
             )
@@ -80,6 +83,7 @@ class FailureList:
 
     def close(self) -> None:
         """Write what is not yet on the disk; raises OSError when it is full."""
+        self._spare.release()
         if self._file is not None:
             self._file.close()
 
@@ -95,6 +99,7 @@ class FailureList:
 
     def discard(self) -> None:
         """Leave nothing behind. Does nothing after `publish`."""
+        self._spare.release()
         if self._file is not None:
             with suppress(OSError):  # of a full disk: it is no longer wanted
                 self._file.close()

@@ -24,6 +24,7 @@ from converter.codecs.compression import (
 )
 from converter.codecs.filters import FilterPipeline, as_bytes, crc32
 from converter.errors import UnreadableError, UnstorableError, describe
+from converter.files import are_descriptors_used_up
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 from converter.images.formats import decode_noted, extension_of
@@ -102,7 +103,7 @@ class Encoder:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # my_read may raise anything, SystemExit for one
-            reason = describe(error)
+            reason = self._reason(error)
         buffer.used = used
         return Failure(key, _one_line(reason, self._root))
 
@@ -119,7 +120,16 @@ class Encoder:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            return Failure(key, _one_line(describe(error), self._root))
+            return Failure(key, _one_line(self._reason(error), self._root))
+
+    def _reason(self, error: BaseException) -> str:
+        reason = describe(error)
+        if self._my_read is not None and are_descriptors_used_up():
+            reason = (
+                f"my_read leaves files open, and no more can be opened ({reason}): close each, as "
+                "`with open(...)` does"
+            )
+        return reason
 
     def _encode(self, key: str, buffer: Buffer) -> Encoded:
         path = path_of(self._root, key)
