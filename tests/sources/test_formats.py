@@ -790,7 +790,7 @@ sys.path.insert(0, {root!r})
 from converter.writer import provenance
 
 name = provenance.REVISION_NAME
-provenance.NAMES = tuple(known for known in provenance.NAMES if known != name)
+provenance.ATTRIBUTES = tuple(known for known in provenance.ATTRIBUTES if known != name)
 describe = provenance.describe
 
 
