@@ -36,6 +36,7 @@ from helpers.damage import (
 )
 from helpers.images import colours, save, save_jpegs
 from helpers.run import (
+    FUNCTIONS,
     Finished,
     program,
     read_with,
@@ -150,14 +151,6 @@ ARRAYS = {
     "void.npy": np.array([b"ab\0"], "V3"),
     "fixed.npy": np.array([b"ab", b""], "S4"),
 }
-READER = """
-import numpy as np
-
-def my_read(path_sample):
-    if path_sample.endswith(".txt"):
-        return open(path_sample, encoding="utf-8").read()
-    return np.load(path_sample)
-"""
 
 
 @pytest.fixture
@@ -167,7 +160,7 @@ def arrays(folder, output, tmp_path, convert) -> Path:
         np.save(folder / name, array)
     (folder / "text.txt").write_text("text")
     (folder / "empty.txt").write_text("")
-    functions = write_functions(tmp_path / "np_functions.py", READER)
+    functions = shutil.copy(FUNCTIONS / "load_npy.py", tmp_path / "np_functions.py")
     flags = (*read_with(functions), "--ext=npy,txt")
     assert convert(folder, output, *flags).status == 0
     return output
@@ -586,7 +579,9 @@ def test_comparing_with_a_folder_needs_a_file_that_says_how_it_was_made(album, t
 
 
 def test_other_functions_than_it_was_made_with_are_refused(arrays, folder, tmp_path, verify):
-    other = write_functions(tmp_path / "other_functions.py", READER + "# changed\n")
+    other = write_functions(
+        tmp_path / "other_functions.py", (FUNCTIONS / "load_npy.py").read_text() + "# changed\n"
+    )
     ended = verify(arrays, f"--path_images={folder}", f"--path_functions={other}")
     assert_refused(ended, str(arrays), "my_read", str(other))
 
