@@ -659,6 +659,7 @@ def test_a_read_that_raises_anything_is_a_fault(made, faulty_h5py):
     assert_faults(ended, "b.jpg: cannot be read (ZeroDivisionError: by libhdf5)", good=4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_check_says_so(made, faulty_h5py):
     import signal
 
@@ -695,6 +696,7 @@ def cut_tail(path: Path) -> None:
 FLAGS = {name: WAYS[name] for name in ("array", "none", "gzip", "encoded")}
 
 
+@pytest.mark.everyday(2)
 @WORKERS
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def test_a_rebuilt_index_is_the_one_it_had(flags, workers, album, output, convert, verify):
@@ -815,6 +817,7 @@ def test_a_read_only_file_gets_no_index(made, tmp_path):
     assert everything_below(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits a process by rlimit")
 def test_a_full_disk_leaves_the_file_as_good_as_before(made, verify):
     cut_tail(made)
@@ -1121,6 +1124,7 @@ def make_foreign(path: Path, make: Callable[[h5py.File], Any], libver: str) -> b
     return True
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_foreign_files_get_an_index_that_gives_what_h5py_gives_or_stay_untouched(libver, tmp_path):
     wrong = {}
@@ -1216,6 +1220,7 @@ def test_other_files_are_not_read_through_hdf5(tmp_path):
     assert "1 of 2 samples good, 1 faults" in ended.out
 
 
+@pytest.mark.slow
 def test_a_claim_of_more_than_there_is_takes_no_memory(tmp_path):
     path = tmp_path / "foreign.h5"
     with h5py.File(path, "w") as file:

@@ -147,11 +147,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(kind, marks=[pytest.mark.slow] if kind != "plain" else []) for kind in KINDS
-    ]
-)
+@pytest.fixture(params=KINDS)
 def made(request, folder, output, tmp_path, convert) -> Path:
     """A small finished file, most of which is no payload."""
     make, flags = KINDS[request.param]
@@ -198,6 +194,7 @@ def assert_reported_or_without_data(path: Path, flips: list[tuple[int, int]]) ->
     return found
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_reported_or_carries_no_data(made):
     random = np.random.default_rng(5)
     places = random.choice(made.stat().st_size, FLIPS, replace=False)
@@ -206,6 +203,7 @@ def test_a_flipped_bit_anywhere_is_reported_or_carries_no_data(made):
     assert len(found["reported"]) > FLIPS // 2
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_structures_groups_or_tail_is_reported_or_carries_no_data(made):
     """As above, but not of the payloads, which are most of a large file."""
     from helpers.damage import tail_of

@@ -249,6 +249,7 @@ CUTS = {
 }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("dtype", ["u1", ">u4"])
 def test_chunks_lie_where_they_belong(dtype, tmp_path):
     for name, (shape, chunks) in CUTS.items():
