@@ -27,7 +27,7 @@ from converter.callbacks import Callbacks
 from converter.cli import main
 from converter.commands.verify import verify
 from helpers.check import assert_same
-from helpers.run import read_with, write_functions
+from helpers.run import FUNCTIONS, read_with, write_functions
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -42,12 +42,6 @@ REPEATABLE = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-READER = """
-import numpy as np
-
-def my_read(path_sample):
-    return np.load(path_sample)
-"""
 PRUNER = """
 def my_prune(filename_str, ext_str):
     return True
@@ -185,7 +179,7 @@ def in_plan_order(keys: dict[str, bytes]) -> list[str]:
 
 @pytest.mark.parametrize("depth", [1, 200])
 def test_folders_may_lie_200_deep_and_names_have_255_bytes(depth, tmp_path):
-    functions = write_functions(tmp_path / "np_functions.py", READER)
+    functions = FUNCTIONS / "load_npy.py"
     source, output = tmp_path / "source", tmp_path / "OUT.h5"
     names = ["n" * 251 + ".npy", "ü" * 125 + "n.npy", "Ü" * 125 + "n.npy", "d/a.npy", "D/a.npy"]
     deep = Path(*["d"] * depth)
@@ -204,7 +198,7 @@ def test_folders_may_lie_200_deep_and_names_have_255_bytes(depth, tmp_path):
 
 @pytest.mark.everyday
 def test_twins_in_case_and_in_unicode_forms_stay_apart(tmp_path):
-    functions = write_functions(tmp_path / "np_functions.py", READER)
+    functions = FUNCTIONS / "load_npy.py"
     source, output = tmp_path / "source", tmp_path / "OUT.h5"
     names = ["a.npy", "A.npy", "ß.npy", "ss.npy", "ﬁ.npy", "fi.npy"]
     names += [unicodedata.normalize(form, "é.npy") for form in ("NFC", "NFD")]
@@ -280,7 +274,7 @@ def test_any_arrays_are_stored_as_they_are(some, compression):
         pytest.importorskip(package)
         pytest.importorskip("hdf5plugin")
     with fresh_folder() as folder:
-        functions = write_functions(folder / "np_functions.py", READER)
+        functions = FUNCTIONS / "load_npy.py"
         source, output = folder / "source", folder / "OUT.h5"
         source.mkdir()
         wanted = {}
@@ -366,7 +360,7 @@ def change(source: Path, output: Path, step: tuple[str, int, int], clock: int) -
 @given(st.lists(changes, min_size=1, max_size=3), st.sampled_from(["none", "auto", "gzip"]))
 def test_after_any_changes_an_update_gives_what_a_fresh_conversion_gives(rounds, compression):
     with fresh_folder() as folder:
-        functions = write_functions(folder / "np_functions.py", READER)
+        functions = FUNCTIONS / "load_npy.py"
         source, output, fresh = folder / "source", folder / "OUT.h5", folder / "f" / "OUT.h5"
         flags = [*read_with(functions), "--ext=npy"]
         flags += [f"--compression={compression}", "--workers=1"]

@@ -73,12 +73,7 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
     try:
         options = json.loads(attributes["options"])
         reader = attributes["reader"]
-        if "hidden_folders" not in options:
-            notice(
-                f"{output} was made by a version that entered hidden folders: they are entered "
-                "again (to leave them out convert anew with --overwrite)"
-            )
-        return {
+        recorded = {
             **{name: recorded_value(name, options) for name in RECORDED},
             "custom_read_func": options["my_read_sha256"] is not None,
             "custom_prune_func": options["my_prune_sha256"] is not None,
@@ -86,6 +81,12 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
             "store": attributes["store"],
             "shard": _shard(attributes.get("shard")),
         }
+        if "hidden_folders" not in options:
+            notice(
+                f"{output} was made by a version that entered hidden folders: they are entered "
+                "again (to leave them out convert anew with --overwrite)"
+            )
+        return recorded
     except (ConverterError, KeyError, TypeError, ValueError) as error:
         raise ConverterError(
             f"{output} records its options in a format this version does not know, {unknown}"

@@ -29,6 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder_in_every_flag(home: Path) -> None:
     save_jpegs(home / "photos", ["a.jpg"])
     write_functions(home / "read.py", "def my_read(path): return [1]")
@@ -61,6 +62,7 @@ def test_a_folder_called_tilde_is_taken_where_it_is_there(home: Path) -> None:
         converter.convert("~old", "~nobody-here/a.h5", workers=1)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     "url", ["s3://bucket/a.h5", "gs://bucket/a.h5", "HTTPS://host/a.h5", "file:///tmp/a.h5"]
 )
@@ -90,6 +92,7 @@ def test_a_url_is_refused_wherever_a_path_is_taken(home: Path, url: str) -> None
     assert os.listdir(".") == ["photos"]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_reader_may_change_the_current_folder(tmp_path: Path, workers: int) -> None:
     for name in ("d/a/1.txt", "d/b/2.txt", "d/3.txt"):

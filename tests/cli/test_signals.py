@@ -53,6 +53,7 @@ def send(process, number: int, to_whole_group: bool) -> None:
         process.send_signal(number)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("to_whole_group", [True, False], ids=["group", "parent"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_nothing_but_what_is_kept(workers, to_whole_group, folder, tmp_path):
@@ -70,6 +71,7 @@ def test_ctrl_c_leaves_nothing_but_what_is_kept(workers, to_whole_group, folder,
     assert not processes_left(process.pid)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_end_leaves_nothing_but_what_is_kept(number, status, folder, output, tmp_path):
     process = start_slowly(folder, output, tmp_path, "--workers=2")

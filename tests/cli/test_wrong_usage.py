@@ -11,7 +11,7 @@ import pytest
 
 from helpers.check import assert_refused, case, everything_below
 from helpers.images import save_jpegs
-from helpers.run import Finished, command, run, without_root_rights, write_functions
+from helpers.run import FUNCTIONS, Finished, command, run, without_root_rights, write_functions
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_statuses_and_sentences_are_the_same_in_a_process_of_its_own(tmp_path, o
 
 
 def test_path_functions_alone_is_refused(images, output, refuse, tmp_path):
-    functions = write_functions(tmp_path / "my_functions.py", "def my_read(path): return 1")
+    functions = FUNCTIONS / "one.py"
     assert_refused(
         refuse(images, output, f"--path_functions={functions}"),
         "--path_functions",

@@ -596,6 +596,7 @@ def arrays(request, source, tmp_path_factory) -> tuple[str, Path]:
     return request.param, convert_arrays(source, output, *flags, "--workers=2")
 
 
+@pytest.mark.everyday(2)
 def test_every_array_comes_back_through_h5py_compressed_as_asked_for(arrays):
     compression, output = arrays
     with h5py.File(output) as file:
@@ -650,6 +651,7 @@ def assert_cut_well(name: str, dataset: h5py.Dataset, compression: str) -> None:
         assert dataset.id.get_chunk_info(number).filter_mask == 0
 
 
+@pytest.mark.everyday(2)
 def test_a_part_of_a_large_array_is_read_without_the_rest(arrays):
     _, output = arrays
     with h5py.File(output) as file:
@@ -682,6 +684,7 @@ def test_photos_come_out_uncompressed_and_masks_and_depth_compressed(folder, out
             assert_same(file[name][()], as_pillow_reads(folder / name))
 
 
+@pytest.mark.everyday(2)
 def test_a_cut_file_is_smaller_than_twice_its_payload(arrays):
     """Edge chunks hold padding: it must not cost what compression saved."""
     compression, output = arrays

@@ -19,7 +19,7 @@ import pytest
 import converter.progress
 from helpers.check import assert_same, case, everything_below, failures, stored
 from helpers.images import as_pillow_reads, colours, save, save_jpegs
-from helpers.run import ROOT, command, read_with, run, write_functions
+from helpers.run import FUNCTIONS, ROOT, command, read_with, run, write_functions
 
 
 @pytest.fixture(params=["--workers=1", "--workers=2"])
@@ -93,7 +93,7 @@ MATCHES = [
 
 
 def test_a_name_matches_when_it_ends_in_the_extension_with_something_before_it(convert, tmp_path):
-    functions = write_functions(tmp_path / "one_functions.py", "def my_read(path): return 1")
+    functions = FUNCTIONS / "one.py"
     for number, (extension, name, matches) in enumerate(MATCHES):
         with case(extension, name):
             folder, output = tmp_path / f"{number}", tmp_path / f"{number}.h5"

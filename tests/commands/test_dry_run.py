@@ -154,6 +154,7 @@ def test_each_size_is_that_of_the_real_conversion(kind, folder, output, convert)
         assert row.ratio == pytest.approx(row.megabytes / source, abs=0.005 + ROUNDING / source)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", ["mixed", "photos", "few_large_among_small"])
 def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
     """As of a folder of more files than are looked at."""

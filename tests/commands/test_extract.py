@@ -29,6 +29,7 @@ from helpers.run import (
     finish,
     program,
     run,
+    run_here,
     start,
     wait_until,
     without_root_rights,
@@ -754,10 +755,8 @@ def test_a_flag_of_converting_is_refused_beside_extract(nested, back, extract, t
             assert everything_below(tmp_path) == before
 
 
-def test_the_flags_of_the_help_are_those_tested_here(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    text = capsys.readouterr().out
+def test_the_flags_of_the_help_are_those_tested_here(capfd):
+    text = run_here(capfd, "--help").out
     flags = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
     tested = {flag[2:].partition("=")[0] for flag in OF_CONVERSION}
     assert flags == tested | COMMON | {"extract"}

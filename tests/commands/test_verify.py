@@ -36,6 +36,7 @@ from helpers.damage import (
 )
 from helpers.images import colours, save, save_jpegs
 from helpers.run import (
+    FUNCTIONS,
     Finished,
     program,
     read_with,
@@ -150,14 +151,6 @@ ARRAYS = {
     "void.npy": np.array([b"ab\0"], "V3"),
     "fixed.npy": np.array([b"ab", b""], "S4"),
 }
-READER = """
-import numpy as np
-
-def my_read(path_sample):
-    if path_sample.endswith(".txt"):
-        return open(path_sample, encoding="utf-8").read()
-    return np.load(path_sample)
-"""
 
 
 @pytest.fixture
@@ -167,7 +160,7 @@ def arrays(folder, output, tmp_path, convert) -> Path:
         np.save(folder / name, array)
     (folder / "text.txt").write_text("text")
     (folder / "empty.txt").write_text("")
-    functions = write_functions(tmp_path / "np_functions.py", READER)
+    functions = shutil.copy(FUNCTIONS / "load_npy.py", tmp_path / "np_functions.py")
     flags = (*read_with(functions), "--ext=npy,txt")
     assert convert(folder, output, *flags).status == 0
     return output
@@ -586,7 +579,9 @@ def test_comparing_with_a_folder_needs_a_file_that_says_how_it_was_made(album, t
 
 
 def test_other_functions_than_it_was_made_with_are_refused(arrays, folder, tmp_path, verify):
-    other = write_functions(tmp_path / "other_functions.py", READER + "# changed\n")
+    other = write_functions(
+        tmp_path / "other_functions.py", (FUNCTIONS / "load_npy.py").read_text() + "# changed\n"
+    )
     ended = verify(arrays, f"--path_images={folder}", f"--path_functions={other}")
     assert_refused(ended, str(arrays), "my_read", str(other))
 
@@ -664,6 +659,7 @@ def test_a_read_that_raises_anything_is_a_fault(made, faulty_h5py):
     assert_faults(ended, "b.jpg: cannot be read (ZeroDivisionError: by libhdf5)", good=4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_check_says_so(made, faulty_h5py):
     import signal
 
@@ -700,6 +696,7 @@ def cut_tail(path: Path) -> None:
 FLAGS = {name: WAYS[name] for name in ("array", "none", "gzip", "encoded")}
 
 
+@pytest.mark.everyday(2)
 @WORKERS
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def test_a_rebuilt_index_is_the_one_it_had(flags, workers, album, output, convert, verify):
@@ -820,6 +817,7 @@ def test_a_read_only_file_gets_no_index(made, tmp_path):
     assert everything_below(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits a process by rlimit")
 def test_a_full_disk_leaves_the_file_as_good_as_before(made, verify):
     cut_tail(made)
@@ -1126,6 +1124,7 @@ def make_foreign(path: Path, make: Callable[[h5py.File], Any], libver: str) -> b
     return True
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_foreign_files_get_an_index_that_gives_what_h5py_gives_or_stay_untouched(libver, tmp_path):
     wrong = {}
@@ -1221,6 +1220,7 @@ def test_other_files_are_not_read_through_hdf5(tmp_path):
     assert "1 of 2 samples good, 1 faults" in ended.out
 
 
+@pytest.mark.slow
 def test_a_claim_of_more_than_there_is_takes_no_memory(tmp_path):
     path = tmp_path / "foreign.h5"
     with h5py.File(path, "w") as file:

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.damage import parts_of
 from helpers.images import colours, save
-from helpers.run import ROOT, read_with, run, write_functions
+from helpers.run import ROOT, read_with, run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each flip in a process of its own")
 FLIPS = 200
@@ -122,15 +122,6 @@ def main(path, flips):
 main(*json.load(sys.stdin))
 """.replace("SECONDS", str(SECONDS_BEFORE_HANG))
 
-READER = """
-import numpy as np
-
-def my_read(path_sample):
-    if path_sample.endswith(".txt"):
-        return open(path_sample, encoding="utf-8").read()
-    return np.load(path_sample)
-"""
-
 
 def make_images(folder: Path) -> None:
     for number, name in enumerate(["a.jpg", "b.jpg", "sub/c.jpg", "sub/deep/d.jpg", "z/e.jpg"]):
@@ -156,11 +147,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(kind, marks=[pytest.mark.slow] if kind != "plain" else []) for kind in KINDS
-    ]
-)
+@pytest.fixture(params=KINDS)
 def made(request, folder, output, tmp_path, convert) -> Path:
     """A small finished file, most of which is no payload."""
     make, flags = KINDS[request.param]
@@ -168,8 +155,7 @@ def made(request, folder, output, tmp_path, convert) -> Path:
         pytest.importorskip({"zstd": "zstandard", "blosc2": "blosc2"}[request.param])
         pytest.importorskip("hdf5plugin")
     if make is make_arrays:
-        functions = write_functions(tmp_path / "np_functions.py", READER)
-        flags = (*flags, *read_with(functions), "--ext=npy,txt")
+        flags = (*flags, *read_with("load_npy.py"), "--ext=npy,txt")
     make(folder)
     assert convert(folder, output, *flags).status == 0
     return output
@@ -208,6 +194,7 @@ def assert_reported_or_without_data(path: Path, flips: list[tuple[int, int]]) ->
     return found
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_reported_or_carries_no_data(made):
     random = np.random.default_rng(5)
     places = random.choice(made.stat().st_size, FLIPS, replace=False)
@@ -216,6 +203,7 @@ def test_a_flipped_bit_anywhere_is_reported_or_carries_no_data(made):
     assert len(found["reported"]) > FLIPS // 2
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_structures_groups_or_tail_is_reported_or_carries_no_data(made):
     """As above, but not of the payloads, which are most of a large file."""
     from helpers.damage import tail_of

@@ -249,6 +249,7 @@ CUTS = {
 }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("dtype", ["u1", ">u4"])
 def test_chunks_lie_where_they_belong(dtype, tmp_path):
     for name, (shape, chunks) in CUTS.items():
@@ -314,9 +315,8 @@ def test_the_one_chunk_of_an_array(name, tmp_path):
 DTYPES: dict[str, object] = {
     **{code: code for code in ("?", "i1", "u1", "<i2", ">i2", "<u4", ">u4", "<i8", ">u8")},
     **{code: code for code in ("<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "<c8", ">c8", "<c16")},
-    **{code: code for code in ("longdouble", "clongdouble", "S1", "S5", "S300", "V1", "V9")},
+    **{code: code for code in ("S1", "S5", "S300", "V1", "V9")},
     "compound": [("a", "i4"), ("b", ">f8"), ("c", "S3"), ("d", "?"), ("e", "c8")],
-    "aligned": np.dtype([("a", "u1"), ("b", "f8"), ("c", "u1")], align=True),
     "nested": [("a", [("b", "u1"), ("c", [("d", ">i2"), ("e", "f4")])]), ("f", "V3")],
     "array": [("a", "f4", (2, 3)), ("b", [("c", "u1"), ("d", ">i4", (2,))], (3,)), ("e", "?", 2)],
     "names": [("größe / mm", "f4"), ("", "i4"), ("x" * 300, "u1")],

@@ -491,6 +491,7 @@ def test_an_unknown_key_is_a_key_error_with_what_is_near(photos):
         H5Folder(photos.encoded).read_bytes(15)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("missing", "words"),
     [

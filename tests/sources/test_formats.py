@@ -834,6 +834,7 @@ def test_the_revision_is_recorded_and_its_own_files_are_kept(keyed, output, conv
     assert "nothing changed" in update(keyed, output).out
 
 
+@pytest.mark.slow
 def test_all_of_an_older_file_is_read_again_though_the_folder_is_as_it_was(keyed, output):
     convert_as_before(keyed, output)
     with h5py.File(output) as file:

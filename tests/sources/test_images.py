@@ -482,6 +482,7 @@ print(read_image({str(path)!r}).shape)
     assert run([sys.executable, "-c", program]).out == "(20, 30, 3)\n"
 
 
+@pytest.mark.slow
 def test_too_many_pixels_in_a_later_page_are_refused(folder, output):
     """Each page of a TIFF names its own size."""
     first, second = (PIL.Image.fromarray(noisy(shape)) for shape in ((10, 10), (100, 100)))
@@ -536,6 +537,7 @@ def test_damaged_tiffs_say_nothing_but_their_failures(folder, output):
         assert set(stored(output)) | set(failures(output)) == set(os.listdir(folder))
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_of_no_known_format_is_refused(folder, output):
     (folder / "a.xyz").write_bytes(b"x")
     ended = run(command(folder, output, "--ext=xyz"))

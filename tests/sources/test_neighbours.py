@@ -26,6 +26,7 @@ def numbers(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     "name", ["benchmark", "tests", "zstandard", "tqdm", "random", "dask", "my_own_module"]

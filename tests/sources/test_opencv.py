@@ -19,7 +19,7 @@ import tifffile
 from converter import H5Folder
 from helpers.check import assert_same, everything_below, failures, stored
 from helpers.images import colours, save, save_frames
-from helpers.run import ROOT, command, read_with, run, write_functions
+from helpers.run import FUNCTIONS, ROOT, command, read_with, run, write_functions
 
 cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is what is compared with")
 
@@ -171,7 +171,7 @@ def test_of_several_frames_or_pages_the_first_is_stored_and_they_are_counted(tmp
 
 def test_the_file_says_which_reader_made_it(folder, tmp_path, convert):
     save(folder / "a.png")
-    functions = write_functions(tmp_path / "my_functions.py", "def my_read(path): return 1")
+    functions = FUNCTIONS / "one.py"
     mine = read_with(functions)
     for number, (flags, reader) in enumerate(
         {
@@ -364,7 +364,7 @@ def test_what_opencv_refuses_of_itself_is_a_failure(folder, output, convert):
 
 def test_my_read_and_the_reader_exclude_each_other(folder, output, tmp_path, convert):
     save(folder / "a.jpg")
-    functions = write_functions(tmp_path / "my_functions.py", "def my_read(path): return 1")
+    functions = FUNCTIONS / "one.py"
     before = everything_below(tmp_path)
     flags = read_with(functions)
     for reader in ("opencv", "imageio"):

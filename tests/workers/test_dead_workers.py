@@ -64,6 +64,7 @@ def write_numbered(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("killer", KILLERS)
 def test_a_file_that_kills_its_worker_is_named_and_the_rest_is_stored(
     killer, folder, output, tmp_path
@@ -87,6 +88,7 @@ def test_a_file_that_kills_its_worker_is_named_and_the_rest_is_stored(
     assert sorted(os.listdir(output.parent)) == ["OUT.h5", "OUT.h5.failures.csv"]
 
 
+@pytest.mark.everyday
 def test_the_reason_names_the_signal_or_the_exit_status(folder, output, tmp_path):
     write_numbered(folder, 3)
     functions = write_functions(
@@ -423,6 +425,7 @@ def write_hanging_reader(path: Path, what: str, condition: str) -> Path:
     )
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kind", HANGING)
 def test_a_file_that_never_returns_is_given_up_and_the_rest_is_stored(

@@ -29,7 +29,7 @@ from converter.workers import dask, executor_worker
 from converter.workers import executor as executors
 from helpers.check import failures, stored
 from helpers.images import save_jpegs
-from helpers.run import ROOT, Finished, run, write_functions
+from helpers.run import FUNCTIONS, ROOT, Finished, run, write_functions
 
 NAMES = ["b.jpg", "z.jpg", *(f"a/{n:03}.jpg" for n in range(40)), "c/d/e.jpg"]
 
@@ -431,11 +431,8 @@ def test_a_full_disk_ends_the_run_and_what_is_written_is_kept(folder: Path, outp
     random = np.random.default_rng(0)
     for n in range(300):
         np.save(folder / f"{n:03}.npy", random.integers(0, 256, 50_000, np.uint8))
-    functions = write_functions(
-        output.parent.parent / "np_functions.py",
-        "import numpy as np\ndef my_read(path_sample): return np.load(path_sample)",
-    )
-    options = {"ext": "npy", "custom_read_func": True, "path_functions": str(functions)}
+    functions = str(FUNCTIONS / "load_npy.py")
+    options = {"ext": "npy", "custom_read_func": True, "path_functions": functions}
     code = f"""
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor

@@ -128,6 +128,7 @@ def my_read(path_sample):
 """
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kind", ["photos", "icons"])
 def test_a_disk_that_fills_up_meanwhile_gives_one_sentence(
@@ -150,6 +151,7 @@ def test_a_disk_that_fills_up_meanwhile_gives_one_sentence(
     assert left == {"filler", *names_kept(ended, output)}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kilobytes", [8, 100, 1000, 5000])
 def test_a_file_that_must_not_grow_gives_one_sentence_for_tiny_arrays(
@@ -190,6 +192,7 @@ def test_a_file_that_must_not_grow_gives_one_sentence_for_compressed_arrays(
     assert set(os.listdir(output.parent)) == names_kept(ended, output)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("missing_nbytes", [1, 1000, 30_000])
 def test_a_disk_that_is_full_at_the_very_end_gives_one_sentence(
     missing_nbytes, icons, output, tmp_path, convert
@@ -246,6 +249,7 @@ def test_a_full_disk_keeps_the_older_output(photos, output):
     assert output.read_bytes() == b"an older one"
 
 
+@pytest.mark.everyday
 def test_a_disk_that_is_expected_to_be_too_small_is_refused_before_any_work(output, tmp_path):
     folder = tmp_path / "photos"
     for number in range(10):

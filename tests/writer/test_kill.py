@@ -408,6 +408,7 @@ def test_no_more_is_in_flight_than_there_are_rooms_when_files_are_slow(
     assert recorded == len(keys)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("seed", range(4))
 def test_when_the_parent_alone_is_killed_the_next_run_need_not_wait(seed, tmp_path, convert):
     """Workers that are still about to go must not write into what it makes."""
