@@ -143,7 +143,7 @@ def pipeline(
 def encode(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
     """Apply filters to a chunk."""
     number, values = filters[-1]
-    data = as_bytes(chunk) if len(filters) == 1 else shuffled(chunk)
+    data = as_bytes(np.ascontiguousarray(chunk)) if len(filters) == 1 else shuffled(chunk)
     return BY_FILTER[number].encode(data, values)
 
 

@@ -334,17 +334,19 @@ def test_h5folder_reads_every_array_without_the_index(compression, files_without
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["zstd:19", "blosc2:9"])
-@pytest.mark.usefixtures("_without_decoders")
 def test_without_zstandard_and_blosc2_h5folder_reads_through_hdf5plugin(
-    compression, files, monkeypatch
+    compression, files, monkeypatch, request
 ):
+    path = files(compression)
+    request.getfixturevalue("_without_decoders")
+
     def refuse(*_):
         raise AssertionError("the package is used, which is not there")
 
     monkeypatch.setattr(zstd, "decode", refuse)
     monkeypatch.setattr(blosc, "decode", refuse)
     for kind in DTYPES:
-        read_in_every_way(files(compression), kind, verify=True)
+        read_in_every_way(path, kind, verify=True)
 
 
 def test_a_part_without_dimensions_has_the_dtype_of_the_array(files):

@@ -52,7 +52,7 @@ def test_the_format_of_zstd_alone_is_another(compression, version, tmp_path):
     assert format_of(make_h5(tmp_path, ARRAYS, compression=compression)) == f"data2h5 {version}"
 
 
-def test_an_old_file_is_read_and_good(tmp_path, capsys):
+def test_an_old_file_is_read_and_good(tmp_path, capfd):
     path = make_old(tmp_path, ARRAYS)
     assert format_of(path) == "data2h5 1"
     assert has_checksum(path, "a.npy")
@@ -63,10 +63,10 @@ def test_an_old_file_is_read_and_good(tmp_path, capsys):
             assert_same(H5Folder(path).read_batch([key, key])[1], array)
             assert_same(file[key][()], array)
     assert main(["--verify", f"--path_output={path}"]) == 0
-    assert "2 of 2 samples good" in capsys.readouterr().out
+    assert "2 of 2 samples good" in capfd.readouterr().out
 
 
-def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, capsys):
+def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, capfd):
     path = make_old(tmp_path, ARRAYS)
     function = read_with("load_npy.py")[1]
     flags = [f"--path_images={tmp_path / 'source'}", f"--path_output={path}", "--workers=1"]
@@ -74,25 +74,25 @@ def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, c
     assert main(update) == 0
     assert (
         f"of {path} nothing can be kept, for format was data2h5 1 and is data2h5 2"
-        in capsys.readouterr().err
+        in capfd.readouterr().err
     )
     updated = path.read_bytes()
     assert not has_checksum(path, "a.npy")
     assert main(update) == 0
-    assert "nothing changed" in capsys.readouterr().out
+    assert "nothing changed" in capfd.readouterr().out
     fresh = ["--compression=zstd", "--ext=npy,txt", "--overwrite", *read_with("load_npy.py")]
     assert main([*flags, *fresh]) == 0
     assert path.read_bytes() == updated
 
 
-def test_old_and_new_files_are_not_merged(tmp_path, capsys):
+def test_old_and_new_files_are_not_merged(tmp_path, capfd):
     old = make_old(tmp_path / "old", {"a.npy": ARRAYS["a.npy"]})
     new = make_h5(tmp_path / "new", {"b.npy": ARRAYS["a.npy"]}, compression="zstd")
     output = tmp_path / "both.h5"
     assert main(["--merge", str(old), str(new), f"--path_output={output}"]) == 2
     assert (
         f"{new} and {old} were made with different options: format is data2h5 2 and data2h5 1"
-        in capsys.readouterr().err
+        in capfd.readouterr().err
     )
     assert not output.exists()
     newer = make_h5(tmp_path / "newer", {"c.npy": ARRAYS["a.npy"]}, compression="zstd")
