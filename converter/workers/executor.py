@@ -13,10 +13,9 @@ import numpy as np
 from converter import __version__
 from converter.errors import ConverterError, StoppedError, describe
 from converter.samples import Batch, Failure
-from converter.sources.encoder import Settings
 from converter.workers import tasks
 from converter.workers.dask import cluster_of
-from converter.workers.executor_worker import Returned, encode_there
+from converter.workers.executor_worker import FolderJob, Returned, encode_there
 
 MOST_BYTES_AHEAD = 512 << 20
 MOST_TASKS_AHEAD = 64  # or two for each thread of the executor
@@ -48,12 +47,12 @@ class ExecutorRun:
     dies, is given out again file by file; a file that fails alone so, three times, is a Failure.
     """
 
-    def __init__(self, executor: Executor, settings: Settings) -> None:
+    def __init__(self, executor: Executor, job: FolderJob) -> None:
         self._executor = executor
         self._cluster = cluster_of(executor)
         if self._cluster is not None:
             self._cluster.check_versions()
-        self._settings = settings
+        self._job = job
         self._in_plan_order: deque[_Task] = deque()
         self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
@@ -148,9 +147,7 @@ class ExecutorRun:
     def _submit(self, keys: list[str], attempts: int = 1) -> _Task:
         allowance = self._allowance(len(keys))
         try:
-            future = self._executor.submit(
-                encode_there, __version__, self._settings, allowance, keys
-            )
+            future = self._executor.submit(encode_there, __version__, self._job, allowance, keys)
         except (BrokenExecutor, RuntimeError) as error:
             raise _broken(error) from error
         return _Task(keys, future, allowance, attempts)
