@@ -198,9 +198,7 @@ def _start(
     rest = Reuse(plan, kept.prefix.keys, finished)
     damaged = rest.check()
     if damaged:
-        caller.notice(
-            f"{damaged} of the samples in {request.path_output} are damaged: they are read again"
-        )
+        caller.notice(f"{damaged} of the samples kept are damaged, and are read again")
     if changes is not None and rest.is_all(run):
         changes.kept = rest.count
         writer.discard()
