@@ -199,18 +199,18 @@ def rounded_nbytes(nbytes: int) -> int:
 
 @dataclass
 class Batch:
-    """Results in plan order; ``payload`` holds what they put in the buffer."""
+    """Results in plan order; ``payload`` holds what they put in the buffer.
+
+    The payload is valid until the next batch is asked for. Who needs it longer sets ``is_held``,
+    and calls ``release``, from any thread, when it is no longer needed. With ``is_in_place`` all
+    of it is in the unfinished file already.
+    """
 
     results: list[Result]
     payload: memoryview
-
-    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
-        """Have the payload copied to its place in a file; False: the caller must.
-
-        ``done`` is called when it is there. Errors come out of the iterator the batch came
-        from, at the latest at its end.
-        """
-        return False
+    release: Callable[[], None] = lambda: None
+    is_held: bool = False
+    is_in_place: bool = False
 
 
 Run = Callable[[Sequence[str]], Iterator[Batch]]

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.callbacks import Callbacks, Progress
 from converter.codecs import compression
+from converter.commands.estimate import Known, check_size, estimate
 from converter.commands.report import FailureList, Report
 from converter.commands.request import (
     MY_READ,
@@ -27,8 +29,8 @@ from converter.commands.request import (
     request_of,
 )
 from converter.errors import ConverterError, StoppedError
-from converter.files import Spare
-from converter.samples import Batch, Encoded, Failure, Plan, Run
+from converter.files import Spare, open_hdf5
+from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
 from converter.sources import readers, user_functions
 from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
@@ -37,8 +39,11 @@ from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
-from converter.writer.begin import Begun, begin
+from converter.writer.journal import Head
 from converter.writer.paths import Paths
+from converter.writer.resume import find_kept
+from converter.writer.reuse import Changes, Reuse
+from converter.writer.stored import StoredSamples, open_finished
 from converter.writer.writer import Writer
 
 if TYPE_CHECKING:
@@ -86,17 +91,19 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         report.hidden_folders = plan.hidden_folders
         stack.enter_context(output_folder(request.path_output.parent))
         writer = Writer(Paths(request.path_output))
-        stack.callback(_held(caller, writer.close))
+        stack.callback(_close, writer, caller)
         with caller.without_signals():
             writer.lock()
+            if request.restart:
+                writer.discard()
         attributes = _attributes(request, found) | plan.shard_attribute()
-        work = begin(request, plan, run, writer, attributes, caller)
+        work = _start(request, plan, run, writer, attributes, caller)
         spare = Spare(FINISHING_FILES)
         stack.callback(spare.release)
         failures = FailureList(request.path_output)
         stack.callback(failures.discard)
         report.changes = work.changes
-        if work.is_unchanged:
+        if work.batches is None:
             return _report_unchanged(request, plan, work, failures, report, start)
         try:
             with _saying_what_is_kept(writer, report, caller):
@@ -128,8 +135,7 @@ def encoding(
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
             settings = replace(settings, path_functions=None, functions_text=text)
-        with ExecutorRun(executor, settings) as there:
-            yield there.run
+        yield ExecutorRun(executor, settings).run
         return
     if request.workers == 1 and request.file_timeout is None:
         yield lambda keys: run_here(settings, keys)
@@ -142,27 +148,97 @@ def encoding(
 
 @contextmanager
 def _saying_what_is_kept(writer: Writer, report: Report, caller: Callbacks) -> Iterator[None]:
-    """Tell, when a run is broken off, what the next one can go on from."""
+    """Tell, when a run is interrupted, what the next one can resume from."""
     try:
         yield
     except BaseException:
+        writer.settle()
         if writer.recorded and writer.is_kept:
             each = writer.nbytes / max(len(writer), 1)
             needed = max(0, report.total - report.failed - writer.recorded) * each
             caller.notice(
                 f"{writer.recorded} of {report.total} files are kept in {writer.paths.partial} "
-                f"({writer.nbytes / 1e6:,.1f} MB): the same command goes on from there and needs "
-                f"about {needed / 1e6:,.1f} MB more; --restart begins anew"
+                f"({writer.nbytes / 1e6:,.1f} MB): the same command resumes from there and needs "
+                f"about {needed / 1e6:,.1f} MB more; --restart starts over"
             )
         raise
 
 
-def _held(caller: Callbacks, function: Callable[[], None]) -> Callable[[], None]:
-    def call() -> None:
-        with caller.without_signals():
-            function()
+def _close(writer: Writer, caller: Callbacks) -> None:
+    with caller.without_signals():
+        writer.close()
 
-    return call
+
+@dataclass
+class _Work:
+    """What is to be written: batches in plan order, None where OUT.h5 would stay as it is."""
+
+    batches: Iterator[Batch] | None
+    changes: Changes | None
+    failures: list[Failure]
+
+
+def _start(
+    request: Request,
+    plan: Plan,
+    run: Run,
+    writer: Writer,
+    attributes: dict[str, str],
+    caller: Callbacks,
+) -> _Work:
+    """Look at what earlier runs have left, and begin the file or resume it.
+
+    ``writer`` holds the lock. Raises ConverterError where the disk has too little space.
+    """
+    manner = provenance.encoding_options(attributes)
+    head = Head(request.path_output.name, "", str(request.path_images.resolve()), manner)
+    kept = find_kept(writer.paths, head, plan, run, caller.notice)
+    finished = _finished(request, attributes, caller) if request.update else None
+    changes = Changes(finished) if finished is not None else None
+    rest = Reuse(plan, kept.prefix.keys, finished)
+    damaged = rest.check()
+    if damaged:
+        caller.notice(f"{damaged} of the samples kept are damaged, and are read again")
+    if changes is not None and rest.is_all(run):
+        changes.kept = rest.count
+        writer.discard()
+        return _Work(None, changes, rest.failures)
+    is_resumed = kept.prefix.samples > 0
+    if is_resumed:
+        known = Known(kept.prefix.samples, kept.prefix.nbytes)
+        expected = estimate(request, plan, run, known, KeyList())
+    else:
+        known = Known(rest.count, rest.payload_nbytes)
+        expected = estimate(request, plan, run, known, rest.keys_to_read())
+        check_size(request, expected, caller)
+    with caller.without_signals():
+        writer.expected_nbytes = expected.output_nbytes
+        if is_resumed:
+            writer.resume(kept.prefix)
+        else:
+            writer.begin(head)
+    return _Work(chain(kept.batches(writer.paths), rest.batches(run)), changes, [])
+
+
+def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:
+    """Open the file that is to be updated.
+
+    Nothing of it is kept where it was made by other versions of the packages: these may give
+    other arrays.
+    """
+    finished = open_finished(request.path_output)
+    with open_hdf5(request.path_output) as file:
+        before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
+    difference = provenance.difference(
+        provenance.encoding_options(before), provenance.encoding_options(attributes)
+    )
+    if difference is not None:
+        caller.notice(
+            f"of {request.path_output} nothing can be kept, for {difference}: everything is read "
+            "again"
+        )
+        finished.mark_stale()
+    return finished
 
 
 def _convert_all(
@@ -213,7 +289,7 @@ def _add_failure(request: Request, failure: Failure, failures: FailureList, repo
 def _report_unchanged(
     request: Request,
     plan: Plan,
-    work: Begun,
+    work: _Work,
     failures: FailureList,
     report: Report,
     start: float,
@@ -322,7 +398,7 @@ def convert(
     ConverterError
         The request cannot be met; nothing was touched.
     StoppedError
-        It began and could not be finished; the same call goes on from there.
+        It began and could not be finished; the same call resumes from there.
     """
     open_closed_descriptors()
     if executor is not None and options.get("workers") is not None:

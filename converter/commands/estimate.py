@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, NONE, OF_AUTO
@@ -14,7 +15,6 @@ from converter.files import free_space
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
 from converter.format.headers import structure_nbytes
 from converter.samples import Encoded, KeyList, Plan, Run
-from converter.writer.reuse import Reuse
 
 SAMPLED_FILES = 64
 SHARE_SAMPLED = 20  # 1 in so many at most: the real conversion reads these files again
@@ -39,16 +39,23 @@ class Estimate:
     output_nbytes: int | None
 
 
-def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on: bool) -> Estimate:
-    """Encode a few of the files that are to be read, spread evenly over the plan.
+class Known(NamedTuple):
+    """Samples that are stored already: how many, and the bytes of their payloads."""
 
-    None where a run goes on that was broken off: what it has done says as much.
+    samples: int
+    payload_nbytes: int
+
+
+def estimate(request: Request, plan: Plan, run: Run, known: Known, absent: KeyList) -> Estimate:
+    """Encode a few of the files that are to be read, spread evenly over ``absent``.
+
+    A run that has nothing to read, or is resumed (``absent`` is empty), encodes no file for this:
+    what is stored already tells the size.
     """
     entries = entries_nbytes(plan, spread(plan.keys, SAMPLED_FILES))
-    known = work.nbytes + STRUCTURE_NBYTES * work.count
-    absent = work.absent_keys()
-    if is_going_on or not len(absent):
-        nbytes = known * len(plan.keys) // max(work.count, 1) + entries
+    if not len(absent):
+        each = known.payload_nbytes // max(known.samples, 1) + STRUCTURE_NBYTES
+        nbytes = each * len(plan.keys) + entries
         return Estimate(ratio=0.0, output_nbytes=nbytes)
     most = max(math.ceil(len(absent) / SHARE_SAMPLED), FEWEST_SAMPLED)
     sample = spread(absent, min(SAMPLED_FILES, most))
@@ -60,7 +67,8 @@ def estimate(request: Request, plan: Plan, run: Run, work: Reuse, *, is_going_on
                 sources += result.source_nbytes
                 payloads += sum(part.nbytes for part in result.parts)
                 payloads += structure_nbytes(result.layout)
-    nbytes = known + payloads * len(absent) // len(sample) + entries
+    nbytes = known.payload_nbytes + STRUCTURE_NBYTES * known.samples + entries
+    nbytes += payloads * len(absent) // len(sample)
     return Estimate(
         ratio=payloads / sources if sources else None,
         output_nbytes=nbytes if stored else None,

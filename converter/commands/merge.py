@@ -21,9 +21,8 @@ from converter.files import open_hdf5
 from converter.format.index import order_of
 from converter.samples import Batch
 from converter.writer import provenance
-from converter.writer.journal import Head, read_journal
+from converter.writer.journal import Head, read_head
 from converter.writer.paths import Paths
-from converter.writer.reuse import copies
 from converter.writer.stored import StoredSamples, open_finished
 from converter.writer.writer import Writer
 
@@ -74,7 +73,6 @@ def merge(
         stack.callback(writer.close)
         with caller.without_signals():
             writer.lock()
-            writer.discard()
             writer.begin(Head(path_output.name, "", MERGING, {}))
         try:
             for batch in _batches(files):
@@ -183,21 +181,20 @@ def _check_folders(files: Sequence[StoredSamples]) -> None:
 
 
 def _check_unfinished(paths: Paths) -> None:
-    """Refuse to take the place of a conversion that can be gone on with."""
-    for journal, partial in ((paths.journal, paths.partial), (paths.aside_journal, paths.aside)):
-        recorded = read_journal(journal)
-        if recorded is not None and recorded.head.root != MERGING:
-            raise ConverterError(
-                f"{partial} is of a conversion that was broken off: go on with it, or remove it "
-                "and its journal"
-            )
+    """Refuse to take the place of a conversion that can be resumed."""
+    head = read_head(paths.journal)
+    if head is not None and head.root != MERGING:
+        raise ConverterError(
+            f"{paths.partial} is of an interrupted conversion: resume that, or remove the file and "
+            "its journal"
+        )
 
 
 def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
     """Yield all samples in the order of a conversion."""
     if _are_in_order(files):
         for file in files:
-            yield from copies(file, range(len(file)))
+            yield from file.batches(range(len(file)))
         return
     origins = [(order_of(key), n, p) for n, file in enumerate(files) for p, key in _keys(file)]
     origins.sort()
@@ -211,7 +208,7 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
     for end in range(1, len(origins) + 1):
         if end == len(origins) or origins[end][1] != origins[begin][1]:
             number = origins[begin][1]
-            yield from copies(files[number], [p for _, _, p in origins[begin:end]])
+            yield from files[number].batches(p for _, _, p in origins[begin:end])
             begin = end
 
 

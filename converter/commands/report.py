@@ -62,8 +62,8 @@ class Report:
 class FailureList:
     """``OUT.h5.failures.csv``: columns path and reason, one row a failure, in plan order.
 
-    Written under another name until `publish`, so that a run that is broken off leaves the
-    list of the run before it alone.
+    Written under another name until `publish`, so that an interrupted run leaves the list
+    of the run before it alone.
     """
 
     def __init__(self, path_output: Path) -> None:

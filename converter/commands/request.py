@@ -26,7 +26,7 @@ from converter.sources.encoder import Choice, Settings
 from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.walk import keep_extensions, make_plan
 from converter.threads import usable_cores
-from converter.writer.paths import Paths, path_of_failures, paths_of_failures
+from converter.writer.paths import Paths, paths_of_failures
 
 STORES = ("array", "encoded")
 ON_ERROR = ("skip", "stop")
@@ -203,7 +203,7 @@ def _check_paths(request: Request) -> None:
     output = request.path_output
     check_folder(request.path_images)
     try:
-        os.stat(path_of_failures(Paths(output).aside_journal))
+        os.stat(paths_of_failures(output)[1])  # the longest of the names
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ConverterError(f"the name {output.name} is too long: choose another") from error

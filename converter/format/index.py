@@ -51,9 +51,6 @@ CHUNK_STRUCT = struct.Struct("<QQII")
 #: `Footer`, then the magic number: the last 16 bytes are version, CRC-32 and magic in any version.
 FOOTER = struct.Struct(f"<QQQ{len(SECTIONS)}QIIII8s")
 
-#: Of a block: samples, chunks, bytes of paths and of layouts, layouts.
-BLOCK_COUNTS = struct.Struct("<QQQQQ")
-
 MOST_SAMPLES = 2**32 - 1
 INTERNED_LAYOUTS = 4096
 
@@ -106,8 +103,6 @@ class IndexBuilder:
         self._sources = bytearray()
         self._layouts = bytearray()
         self._layout_ends = bytearray()
-        self._block = (0, 0, 0)  # rows, chunks and bytes of paths that `take_block` has given
-        self._several: list[int] = []  # rows behind these whose offset is a number of a chunk
         self._known: dict[bytes, int] = {}
 
     def keys(self) -> Iterator[bytes]:
@@ -124,7 +119,7 @@ class IndexBuilder:
         self,
         key: bytes,
         layout: bytes,
-        places: Sequence[Extent],
+        extents: Sequence[Extent],
         source: tuple[int, int] | None = None,
     ) -> None:
         """Add a sample in stored order; ``layout`` as `layout_json` gives it.
@@ -137,48 +132,15 @@ class IndexBuilder:
         self._hashes += zlib.crc32(key).to_bytes(4, "little")
         if source is not None:
             self._sources += SOURCE_STRUCT.pack(*source)
-        if len(places) == 1:
-            offset, nbytes, crc32 = places[0]
+        if len(extents) == 1:
+            offset, nbytes, crc32 = extents[0]
         else:
-            offset, crc32 = len(self._chunks) // CHUNK.itemsize if places else 0, 0
-            nbytes = sum(place.nbytes for place in places)
-            if places:
-                self._several.append(len(self))
-            for place in places:
-                self._chunks += CHUNK_STRUCT.pack(*place, 0)
+            offset, crc32 = len(self._chunks) // CHUNK.itemsize if extents else 0, 0
+            nbytes = sum(extent.nbytes for extent in extents)
+            for extent in extents:
+                self._chunks += CHUNK_STRUCT.pack(*extent, 0)
         number = self._intern(layout)
         self._rows += ROW_STRUCT.pack(offset, nbytes, len(self._paths), crc32, number)
-
-    def take_block(self) -> bytes:
-        """Return the samples added since the last call, in a form that stands for itself.
-
-        `BLOCK_COUNTS`, then rows, sources, chunks, paths, layouts and their ends: as in the
-        tail, but numbered from the first of each in the block. Of all a source is given.
-        """
-        first, first_chunk, first_path = self._block
-        rows = np.frombuffer(bytes(self._rows[first * ROW.itemsize :]), ROW).copy()
-        rows["path_end"] -= np.uint64(first_path)
-        rows["offset"][np.array(self._several, np.int64) - first] -= np.uint64(first_chunk)
-        numbers, rows["layout"] = np.unique(rows["layout"], return_inverse=True)
-        layouts = [self._layout(int(number)) for number in numbers]
-        chunks = bytes(self._chunks[first_chunk * CHUNK.itemsize :])
-        paths = bytes(self._paths[first_path:])
-        joined, ends = b"".join(layouts), np.cumsum([len(one) for one in layouts], dtype="<u8")
-        counts = (len(rows), len(chunks) // CHUNK.itemsize, len(paths), len(joined), len(layouts))
-        self._block = len(self), len(self._chunks) // CHUNK.itemsize, len(self._paths)
-        self._several.clear()
-        sources = bytes(self._sources[first * SOURCE.itemsize :])
-        return b"".join(
-            (BLOCK_COUNTS.pack(*counts), rows.tobytes(), sources, chunks, paths, joined,
-             ends.tobytes())
-        )  # fmt: skip
-
-    def _layout(self, number: int) -> bytes:
-        ends = self._layout_ends
-        begin = int.from_bytes(ends[8 * number - 8 : 8 * number], "little") if number else 0
-        return bytes(
-            self._layouts[begin : int.from_bytes(ends[8 * number : 8 * number + 8], "little")]
-        )
 
     def _intern(self, layout: bytes) -> int:
         number = self._known.get(layout)
@@ -197,7 +159,6 @@ class IndexBuilder:
         *,
         groups_begin: int | None = None,
         groups_crc32: int = 0,
-        claimed_nbytes: int | None = None,
     ) -> None:
         """Write the tail to ``file``, which stands at the end of the HDF5 part.
 
@@ -211,8 +172,6 @@ class IndexBuilder:
             Where in it the groups begin, if they are behind all samples.
         groups_crc32
             The checksum from there on.
-        claimed_nbytes
-            The size to give of that part, where the tail is not behind it.
         """
         bits, buckets, slots = _hash_table(np.frombuffer(self._hashes, "<u4"))
         sections: tuple[bytearray | np.ndarray, ...] = (
@@ -233,9 +192,8 @@ class IndexBuilder:
             for piece in (content, bytes(-len(content) % 8)):
                 file.write(piece)
                 crc = zlib.crc32(piece, crc)
-        claimed = hdf5_nbytes if claimed_nbytes is None else claimed_nbytes
-        begin = claimed if groups_begin is None else groups_begin
-        footer = Footer(claimed, sources_nbytes, begin, tuple(sizes), groups_crc32, bits)
+        begin = hdf5_nbytes if groups_begin is None else groups_begin
+        footer = Footer(hdf5_nbytes, sources_nbytes, begin, tuple(sizes), groups_crc32, bits)
         crc = zlib.crc32(footer.pack()[: -len(MAGIC) - 4], crc)
         file.write(footer._replace(crc32=crc).pack())
 

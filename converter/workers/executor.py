@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter import __version__
 from converter.errors import ConverterError, StoppedError, describe
-from converter.files import open_to_write, write_at
-from converter.samples import Batch, Failure, Result
-from converter.sources.encoder import Settings
+from converter.samples import Batch, Failure
+from converter.workers import tasks
 from converter.workers.dask import cluster_of
-from converter.workers.executor_worker import Returned, encode_there
-from converter.workers.pool import SMALLEST_DELEGATED_NBYTES
+from converter.workers.executor_worker import FolderJob, Returned, encode_there
 
 MOST_BYTES_AHEAD = 512 << 20
 MOST_TASKS_AHEAD = 64  # or two for each thread of the executor
@@ -37,8 +27,6 @@ FIRST_NBYTES = 512 << 10  # what is expected of files before any is known
 THREADS_EXPECTED = 8
 #: Dask blames all tasks of a worker that died, those too that it had not begun.
 ATTEMPTS_ALONE = 3
-WRITING_THREADS, MOST_WRITES = 2, 4
-MOST_FILES_IN_TASK = 256
 SECONDS_IN_TASK = 0.2
 SECONDS_BETWEEN_LOOKS = 5
 
@@ -52,54 +40,6 @@ class _Task:
     is_seen: bool = False
 
 
-class _Writes:
-    """Copies payloads into the file in threads, so that others are received meanwhile."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(WRITING_THREADS)
-        self._pending: deque[tuple[Future[None], Callable[[], None], int]] = deque()
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of payloads that may not be written yet."""
-        return sum(nbytes for _, _, nbytes in self._pending)
-
-    def begin(self, path: Path, offset: int, payload: memoryview, done: Callable[[], None]) -> None:
-        """Copy a payload; ``done`` is called by `settle`."""
-        future = self._threads.submit(_write, path, offset, payload)
-        self._pending.append((future, done, payload.nbytes))
-
-    def settle(self, most: int = MOST_WRITES) -> None:
-        """Wait until ``most`` are left at most. Raises OSError for what could not be written."""
-        while self._pending and (len(self._pending) > most or self._pending[0][0].done()):
-            future, done, _ = self._pending.popleft()
-            future.result()
-            done()
-
-    def close(self) -> None:
-        """Wait until nothing is written any more: the file may be another run's then."""
-        self._threads.shutdown(cancel_futures=True)
-
-
-def _write(path: Path, offset: int, payload: memoryview) -> None:
-    with open_to_write(path) as file:
-        write_at(file, payload, offset)
-
-
-class _Answered(Batch):
-    """Samples that came back; their payload is this process's to write."""
-
-    def __init__(self, results: list[Result], payload: memoryview, writes: _Writes) -> None:
-        super().__init__(results, payload)
-        self._writes = writes
-
-    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
-        if len(self.payload) < SMALLEST_DELEGATED_NBYTES:
-            return False
-        self._writes.begin(path, offset, self.payload, done)
-        return True
-
-
 class ExecutorRun:
     """Hands samples to an executor, and their results back in order.
 
@@ -107,12 +47,13 @@ class ExecutorRun:
     dies, is given out again file by file; a file that fails alone so, three times, is a Failure.
     """
 
-    def __init__(self, executor: Executor, settings: Settings) -> None:
+    def __init__(self, executor: Executor, job: FolderJob) -> None:
         self._executor = executor
         self._cluster = cluster_of(executor)
-        self._settings = settings
+        if self._cluster is not None:
+            self._cluster.check_versions()
+        self._job = job
         self._in_plan_order: deque[_Task] = deque()
-        self._writes = _Writes()
         self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
         self._largest = 0.0  # of an answer
@@ -120,14 +61,6 @@ class ExecutorRun:
         self._most_tasks = max(MOST_TASKS_AHEAD, 2 * threads)
         fair = MOST_BYTES_AHEAD // (2 * threads)
         self._answer_nbytes = max(SMALLEST_ANSWER_NBYTES, min(fair, LARGEST_ANSWER_NBYTES))
-
-    def __enter__(self) -> ExecutorRun:
-        if self._cluster is not None:
-            self._cluster.check_versions()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writes.close()
 
     def run(self, keys: Sequence[str]) -> Iterator[Batch]:
         """Yield the results of all keys in order.
@@ -146,9 +79,7 @@ class ExecutorRun:
                 if not task.is_seen:
                     self._learn(answer)
                     self._give_out_rest(task, answer, 0)
-                yield _Answered(answer.results, answer.payload.data, self._writes)
-                self._writes.settle()
-            self._writes.settle(most=0)
+                yield Batch(answer.results, answer.payload.data)
         finally:
             for task in self._in_plan_order:
                 task.future.cancel()
@@ -190,8 +121,7 @@ class ExecutorRun:
         return files
 
     def _nbytes_ahead(self) -> float:
-        ahead = sum(max(task.allowance, self._largest) for task in self._in_plan_order)
-        return ahead + self._writes.nbytes
+        return sum(max(task.allowance, self._largest) for task in self._in_plan_order)
 
     def _submit_ahead(self, keys: Sequence[str], start: int) -> int:
         while start < len(keys) and len(self._in_plan_order) < self._most_tasks:
@@ -212,14 +142,12 @@ class ExecutorRun:
         by_nbytes = self._answer_nbytes / max(self._nbytes, 1)
         by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
         by_rest = left / 8  # the last ones should not all be one worker's
-        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), MOST_FILES_IN_TASK))
+        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), tasks.MOST_FILES_IN_TASK))
 
     def _submit(self, keys: list[str], attempts: int = 1) -> _Task:
         allowance = self._allowance(len(keys))
         try:
-            future = self._executor.submit(
-                encode_there, __version__, self._settings, allowance, keys
-            )
+            future = self._executor.submit(encode_there, __version__, self._job, allowance, keys)
         except (BrokenExecutor, RuntimeError) as error:
             raise _broken(error) from error
         return _Task(keys, future, allowance, attempts)

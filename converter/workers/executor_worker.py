@@ -6,18 +6,25 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from converter import __version__
 from converter.errors import ConverterError
 from converter.samples import Buffer, Result
-from converter.sources.encoder import Encoder, Settings
-from converter.workers.tasks import work_on
+from converter.workers.tasks import Job, Worker, work_on
 
 ENCODERS_KEPT = 4
 _of_thread = threading.local()  # some workers have several threads
+
+
+class FolderJob(Job, Protocol):
+    """A job on the files of a folder, which all machines see under the same path."""
+
+    @property
+    def root(self) -> str:
+        """Return the path of the folder."""
 
 
 class Returned(NamedTuple):
@@ -29,41 +36,41 @@ class Returned(NamedTuple):
     problem: str | None = None
 
 
-def encode_there(version: str, settings: Settings, allowance: int, keys: Sequence[str]) -> Returned:
+def encode_there(version: str, job: FolderJob, allowance: int, keys: Sequence[str]) -> Returned:
     """Encode samples until they take ``allowance`` bytes: in the executor's worker."""
     start = time.perf_counter()
     try:
-        problem = _problem(version, settings)
-        encoder = None if problem else _encoder(settings)
+        problem = _problem(version, job)
+        worker = None if problem else _worker(job)
     except ConverterError as error:
-        problem, encoder = str(error), None
-    if encoder is None:
+        problem, worker = str(error), None
+    if worker is None:
         return Returned([], np.empty(0, np.uint8), 0.0, problem)
     buffer = Buffer(2 * allowance)
-    results = work_on(encoder, keys, buffer, most_nbytes=allowance)
+    results = work_on(worker, keys, buffer, most_nbytes=allowance)
     payload = np.frombuffer(buffer.payload(), np.uint8)
     return Returned(results, payload, time.perf_counter() - start)
 
 
-def _problem(version: str, settings: Settings) -> str | None:
+def _problem(version: str, job: FolderJob) -> str | None:
     if version != __version__:
         return (
             f"a worker has version {__version__} of the converter, and this is {version}: install "
             "the same on all"
         )
-    if not os.path.isdir(settings.root):
+    if not os.path.isdir(job.root):
         return (
             f"a worker on {os.uname().nodename if hasattr(os, 'uname') else 'another machine'} "
-            f"sees no folder {settings.root}: all workers must see it under that path"
+            f"sees no folder {job.root}: all workers must see it under that path"
         )
     return None
 
 
-def _encoder(settings: Settings) -> Encoder:
-    """Return this thread's encoder: making one reads my_functions.py anew."""
-    made: dict[Settings, Encoder] = _of_thread.__dict__.setdefault("made", {})
-    if settings not in made:
+def _worker(job: FolderJob) -> Worker:
+    """Return this thread's worker: making one reads my_functions.py anew."""
+    made: dict[FolderJob, Worker] = _of_thread.__dict__.setdefault("made", {})
+    if job not in made:
         if len(made) >= ENCODERS_KEPT:
             made.clear()
-        made[settings] = settings.start()
-    return made[settings]
+        made[job] = job.start()
+    return made[job]

@@ -10,18 +10,17 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection, forkserver, resource_tracker
-from pathlib import Path
 from typing import Any
 
 from converter.errors import WorkersError
-from converter.files import open_to_write, write_at
 from converter.samples import BASE_NBYTES, Batch, Failure
 from converter.workers import tasks
-from converter.workers.pool_worker import BUFFERS, Answer, Ready, Task, Written, serve
+from converter.workers.pool_worker import BUFFERS, Answer, Ready, Task, serve
 from converter.workers.shared_memory import SharedMemory
 from converter.workers.tasks import Job
 
@@ -29,20 +28,6 @@ SECONDS_IN_TASK = 0.1
 TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next
 DEATHS_ALONE = 2  # a file is to blame when it was alone in a worker that died this often
 MOST_DEATHS_AT_START = 5
-#: A message there and back costs as much as copying this.
-SMALLEST_DELEGATED_NBYTES = 256 << 10
-
-
-class _PoolBatch(Batch):
-    """A batch whose payload lies in the memory of a worker, which can write it."""
-
-    def __init__(self, pool: Pool, task: _Task, payload: memoryview) -> None:
-        assert task.answer is not None
-        super().__init__(task.answer.results, payload)
-        self._pool, self._task = pool, task
-
-    def write_elsewhere(self, path: Path, offset: int, done: Callable[[], None]) -> bool:
-        return self._pool.delegate(self._task, path, offset, done)
 
 
 @dataclass(eq=False)
@@ -62,8 +47,12 @@ class _Process:
     memory: list[SharedMemory] | None
     free_buffers: set[int] = field(default_factory=lambda: set(range(BUFFERS)))
     tasks: deque[_Task] = field(default_factory=deque)
-    writing: dict[int, tuple[Task, Callable[[], None]]] = field(default_factory=dict)
     is_ready: bool = False
+
+    @property
+    def ends(self) -> set[Any]:
+        """Return what to wait for: a message, or the end of the process."""
+        return {self.connection, self.process.sentinel}
 
 
 class Pool:
@@ -82,7 +71,9 @@ class Pool:
         self._context = multiprocessing.get_context()
         self._workers: list[_Process] = []
         self._in_plan_order: deque[_Task] = deque()
-        self._yielded: deque[_Task] = deque()  # those whose buffers are not free yet
+        self._yielded: list[_Task] = []  # those whose buffers are not free yet
+        self._released: deque[_Task] = deque()  # those of them whose buffers may be freed
+        self._heard, self._released_one = self._context.Pipe(duplex=False)
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
@@ -105,6 +96,8 @@ class Pool:
             for memory in worker.memory or ():
                 memory.close()
         self._workers.clear()
+        self._heard.close()
+        self._released_one.close()
 
     def run(self, keys: Sequence[str]) -> Iterator[Batch]:
         """Yield the results of all keys in order. A file that kills its worker is a Failure.
@@ -112,20 +105,25 @@ class Pool:
         Raises WorkersError when workers cannot be started.
         """
         self._in_plan_order.clear()
-        self._yielded.clear()
         start = 0
         while start < len(keys) or self._in_plan_order:
+            self._free_released()
             start = self._dispatch(keys, start)
-            head = self._in_plan_order[0]
-            if head.answer is None:
+            head = self._in_plan_order[0] if self._in_plan_order else None
+            if head is None or head.answer is None:  # without a head all buffers are held
                 self._listen()
                 continue
             self._in_plan_order.popleft()
-            yield _PoolBatch(self, head, self._payload(head))
             self._yielded.append(head)
-            self._free_buffers()
-        while any(worker.writing for worker in self._workers):
-            self._listen()
+            batch = Batch(head.answer.results, self._payload(head), partial(self._release, head))
+            yield batch
+            if not batch.is_held:
+                self._free(head)
+
+    def _release(self, task: _Task) -> None:
+        """Have the buffer of a task freed, from any thread."""
+        self._released.append(task)
+        self._released_one.send_bytes(b"!")
 
     def _payload(self, task: _Task) -> memoryview:
         assert task.answer is not None
@@ -133,19 +131,6 @@ class Pool:
             return memoryview(task.answer.payload)
         assert task.worker is not None and task.worker.memory is not None
         return task.worker.memory[task.buffer].map()[: task.answer.nbytes]
-
-    def delegate(self, task: _Task, path: Path, offset: int, done: Callable[[], None]) -> bool:
-        """Have a worker write what it holds for a task; False where that does not pay."""
-        worker = task.worker
-        if worker is None or task.answer is None or task.answer.payload is not None:
-            return False
-        if task.answer.nbytes < SMALLEST_DELEGATED_NBYTES:
-            return False
-        order = Task(task.buffer, [], path, offset, task.answer.nbytes)
-        worker.writing[task.buffer] = order, done
-        with suppress(OSError):  # of a dead one, whose writing is then done at its burial
-            worker.connection.send(order)
-        return True
 
     # Handing out tasks
 
@@ -206,38 +191,32 @@ class Pool:
         except OSError:
             self._bury(worker)
 
-    def _free_buffers(self) -> None:
-        """Free buffers in order, as their samples are recorded: a crash loses what has a buffer."""
-        while self._yielded:
-            worker, buffer = self._yielded[0].worker, self._yielded[0].buffer
-            if worker is not None:
-                if buffer in worker.writing:
-                    return
-                worker.free_buffers.add(buffer)
-            self._yielded.popleft()
+    def _free_released(self) -> None:
+        while self._heard.poll():
+            self._heard.recv_bytes()
+            self._free(self._released.popleft())
+
+    def _free(self, task: _Task) -> None:
+        """Let a buffer be filled again: its payload is written, so that a crash cannot lose it."""
+        self._yielded.remove(task)
+        if task.worker is not None:
+            task.worker.free_buffers.add(task.buffer)
 
     # Hearing from workers
 
     def _listen(self) -> None:
-        """Wait until a worker answers or dies, and take in what there is."""
-        ends: dict[Any, _Process] = {}
-        for worker in self._workers:
-            ends[worker.connection] = ends[worker.process.sentinel] = worker
-        for worker in {id(ends[end]): ends[end] for end in connection.wait(list(ends))}.values():
+        """Wait until a worker answers or dies, or a buffer is released; take in what there is."""
+        ends = [end for worker in self._workers for end in worker.ends]
+        ready = set(connection.wait([self._heard, *ends]))
+        for worker in [worker for worker in self._workers if ready & worker.ends]:
             while (message := _message(worker)) is not None:
                 self._take(worker, message)
             if not worker.process.is_alive():
                 self._bury(worker)
 
-    def _take(self, worker: _Process, message: Answer | Ready | Written) -> None:
+    def _take(self, worker: _Process, message: Answer | Ready) -> None:
         if isinstance(message, Answer):
             self._take_answer(worker, message)
-        elif isinstance(message, Written):
-            _, done = worker.writing.pop(message.buffer)
-            if message.error is not None:
-                raise message.error
-            done()
-            self._free_buffers()
         elif message.problem is not None:
             raise WorkersError(message.problem)
         else:
@@ -272,11 +251,6 @@ class Pool:
                     f"worker processes die while they start ({_ending(worker.process)}): "
                     "--workers=1 works without them"
                 )
-        for order, done in worker.writing.values():
-            assert worker.memory is not None and order.path is not None
-            with open_to_write(order.path) as file:
-                write_at(file, worker.memory[order.buffer].map()[: order.nbytes], order.offset)
-            done()
         held = [
             task
             for task in (*self._yielded, *self._in_plan_order)
@@ -287,7 +261,6 @@ class Pool:
         for task in held:
             task.worker = successor
         self._workers[self._workers.index(worker)] = successor
-        self._free_buffers()
         for task in worker.tasks:
             task.worker = None
         if worker.tasks and worker.is_ready:
@@ -325,7 +298,7 @@ class Pool:
         return _Process(process, ours, memory)
 
 
-def _message(worker: _Process) -> Answer | Ready | Written | None:
+def _message(worker: _Process) -> Answer | Ready | None:
     """Return what a worker has sent, None when there is nothing (more) to hear from it."""
     try:
         if worker.connection.poll():

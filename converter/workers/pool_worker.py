@@ -1,9 +1,7 @@
-"""Job off the orders of a pool, in a worker process of it."""
+"""The loop of a worker process: fill buffers with the payloads of tasks."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import logging
 import os
 import queue
@@ -13,11 +11,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection
-from pathlib import Path
 from typing import NamedTuple
 
 from converter.errors import ConverterError
-from converter.files import open_to_write, write_at
 from converter.samples import Buffer, Result
 from converter.workers.shared_memory import SharedBuffer, SharedMemory
 from converter.workers.tasks import Job, Worker, work_on
@@ -40,24 +36,11 @@ class Ready(NamedTuple):
     problem: str | None = None
 
 
-class Written(NamedTuple):
-    """What a worker sends when it has copied the payload of a buffer to the file."""
-
-    buffer: int
-    error: OSError | None = None
-
-
 class Task(NamedTuple):
-    """What a worker is sent: read these files into a buffer, or copy a buffer to the file."""
+    """What a worker is sent: files to work on, and the number of the buffer for their payloads."""
 
     buffer: int
     keys: list[str]
-    path: Path | None = None
-    offset: int = 0
-    nbytes: int = 0
-
-
-_Orders = queue.PriorityQueue[tuple[bool, int, Task]]  # writing first, then as they came
 
 
 def serve(
@@ -66,7 +49,7 @@ def serve(
     memory: list[SharedMemory] | None,
     others: list[connection.Connection],
 ) -> None:
-    """Job off tasks until the parent goes away."""
+    """Work off tasks until the parent goes away."""
     for other in others:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,25 +64,14 @@ def serve(
         return
     with suppress(OSError):  # the parent may be gone: `_receive` ends this process
         pipe.send(Ready())
-    orders: _Orders = queue.PriorityQueue()
-    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
+    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
     buffers: list[Buffer] = (
         [SharedBuffer(part) for part in memory] if memory else [Buffer()] * BUFFERS
     )
-    file: io.FileIO | None = None
     while True:
-        _, _, order = orders.get()
-        if order.path is None:
-            pipe.send(_answer(encoder, order.keys, buffers[order.buffer], settings.file_timeout))
-            continue
-        try:
-            file = file or open_to_write(order.path)
-            assert memory is not None
-            # not buffers[order.buffer]: what lies there may be a predecessor's
-            write_at(file, memory[order.buffer].map()[: order.nbytes], order.offset)
-            pipe.send(Written(order.buffer))
-        except OSError as error:
-            pipe.send(Written(order.buffer, OSError(error.errno, error.strerror)))
+        task = tasks.get()
+        pipe.send(_answer(encoder, task.keys, buffers[task.buffer], settings.file_timeout))
 
 
 def _answer(
@@ -114,14 +86,10 @@ def _answer(
     return Answer(results, buffer.used, payload, seconds)
 
 
-def _receive(pipe: connection.Connection, orders: _Orders) -> None:
-    """Take orders in as they come, so that the parent never waits; end with the parent.
-
-    Writing goes first: it frees a buffer, and what is written is not lost.
-    """
+def _receive(pipe: connection.Connection, tasks: queue.SimpleQueue[Task]) -> None:
+    """Take tasks in as they come, so that the parent never waits; end with the parent."""
     try:
-        for number in itertools.count():
-            order = pipe.recv()
-            orders.put((order.path is None, number, order))
+        while True:
+            tasks.put(pipe.recv())
     except (EOFError, OSError):
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Do one thing to sample after sample, in this process."""
+"""Work through the files of one task, in this process."""
 
 from __future__ import annotations
 
@@ -33,12 +33,17 @@ class Job(Protocol):
 
 
 def run_here(work: Job, keys: Sequence[str]) -> Iterator[Batch]:
-    """Job in this process, without a pool."""
-    encoder, buffer, start = work.start(), Buffer(), 0
+    """Do the work in this process, without a pool."""
+    worker, start = work.start(), 0
+    free: list[Buffer] = []
     while start < len(keys):
+        buffer = free.pop() if free else Buffer()
         buffer.reset()
-        results = work_on(encoder, keys[start : start + MOST_FILES_IN_TASK], buffer)
-        yield Batch(results, buffer.payload())
+        results = work_on(worker, keys[start : start + MOST_FILES_IN_TASK], buffer)
+        batch = Batch(results, buffer.payload(), functools.partial(free.append, buffer))
+        yield batch
+        if not batch.is_held:
+            batch.release()
         start += len(results)
 
 

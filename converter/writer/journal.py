@@ -1,32 +1,28 @@
 """Record beside the file being written which samples are safely in it.
 
-A journal is a head, then blocks, each appended when what it describes has been written. Each
-has a checksum and stands for itself, so that one cut off in the middle spoils no other::
+A journal is text: one JSON object a line, with the CRC-32 of what its second name stands for::
 
-    block        `BLOCK`: kind, size of its body, CRC-32 of its body; then the body
-    HEAD         JSON: what the journal belongs to, and how its samples were read and encoded
-    ROWS         `IndexBuilder.take_block`
+    {"crc":..,"head":{..}}   what the journal belongs to, and how its samples were made
+    {"crc":..,"rows":[..]}   a batch, a `Row` for each file, appended when the batch is written
+
+What is believed ends before the first line that was cut off or damaged.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import struct
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from converter.errors import ConverterError
-from converter.format.index import BLOCK_COUNTS, CHUNK, ROW, SOURCE, Extent, IndexBuilder
-from converter.format.layout import parse_layout
 
-VERSION = 1
-HEAD, ROWS = b"HEAD", b"ROWS"
-BLOCK = struct.Struct("<4sIQ")  # kind, CRC-32, size
+VERSION = 2
+LINE = re.compile(rb'\{"crc":(\d+),"(head|rows)":(.*)\}\n')
+BEGIN_OF_VERSION_1 = re.compile(rb'HEAD.{12}\{"version": 1,', re.DOTALL)
 
 
 class Head(NamedTuple):
@@ -42,8 +38,20 @@ class Head(NamedTuple):
     manner: dict[str, str]
 
 
+class Row(NamedTuple):
+    """One file: its sample as the index has it, or a failure, which has no layout.
+
+    Each extent is offset, size and CRC-32; the source is size and time of the file.
+    """
+
+    key: str
+    layout: str | None = None
+    extents: Sequence[Sequence[int]] = ()
+    source: Sequence[int] = ()
+
+
 class Journal:
-    """A journal that is being written; use `Journal.open`."""
+    """A journal that is being written."""
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
         self.path = path
@@ -53,97 +61,89 @@ class Journal:
     def begin(cls, path: Path, head: Head) -> Journal:
         """Begin a new one, in the place of an older one. Raises OSError."""
         journal = cls(path, io.FileIO(path, "w"))
-        body = json.dumps({"version": VERSION, **head._asdict()}).encode()
-        journal._append(HEAD, body)
+        journal._append(_line("head", {"version": VERSION, **head._asdict()}))
         return journal
 
-    def append(self, block: bytes) -> None:
-        """Record samples: an `IndexBuilder.block`. Raises OSError."""
-        self._append(ROWS, block)
+    @classmethod
+    def resume(cls, path: Path, count: int) -> Journal:
+        """Keep the first ``count`` rows of one. Raises OSError."""
+        end, rest = 0, []
+        for line_end, rows in read_lines(path):
+            if len(rows) > count:
+                rest = rows[:count]
+                break
+            end, count = line_end, count - len(rows)
+        journal = cls(path, io.FileIO(path, "r+"))
+        journal._file.truncate(end)
+        journal._file.seek(end)
+        if rest:
+            journal.append(rest)
+        return journal
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Record a batch. Raises OSError."""
+        self._append(_line("rows", rows))
 
     def close(self) -> None:
         self._file.close()
 
-    def _append(self, kind: bytes, body: bytes) -> None:
-        data = memoryview(BLOCK.pack(kind, zlib.crc32(body), len(body)) + body)
+    def _append(self, line: bytes) -> None:
+        data = memoryview(line)
         while data.nbytes:
             data = data[self._file.write(data) :]
 
 
-class Recorded(NamedTuple):
-    """What a journal says."""
+def read_head(path: Path) -> Head | None:
+    """Return what a journal belongs to; None where there is none, or its head is damaged.
 
-    head: Head
-    samples: IndexBuilder
-
-
-def read_journal(path: Path) -> Recorded | None:
-    """Read a journal; None where there is none, or nothing of it is good.
-
-    Raises ConverterError where it is of another version of this program.
+    Raises ConverterError where it cannot be read, or is of another version of this program.
     """
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            begin = file.read(64)
+            file.seek(0)
+            line = file.readline()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConverterError(f"{path} cannot be read ({error.strerror}): remove it") from error
-    blocks = list(_blocks(content))
-    if not blocks or blocks[0][0] != HEAD:
-        return None
-    head = _head(path, blocks[0][1])
-    samples = IndexBuilder()
-    for kind, body in blocks:
-        if kind == ROWS:
-            _add_rows(samples, body)
-    return Recorded(head, samples)
-
-
-def _head(path: Path, body: bytes) -> Head:
-    fields: dict[str, Any] = json.loads(body)
-    if fields.pop("version", None) != VERSION:
+    head: dict[str, Any] | None = _content(line, b"head")
+    is_other = head is not None and head.pop("version") != VERSION
+    if is_other or BEGIN_OF_VERSION_1.match(begin):
         raise ConverterError(
-            f"{path} is the journal of another version of the converter: go on with that one, or "
-            "begin anew with --restart"
+            f"{path} is the journal of another version of the converter: resume with that version, "
+            "or start over with --restart"
         )
-    return Head(**fields)
+    return None if head is None else Head(**head)
 
 
-def _blocks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and body of each block, up to the first that is not whole."""
-    start = 0
-    while start + BLOCK.size <= len(content):
-        kind, crc, nbytes = BLOCK.unpack_from(content, start)
-        start += BLOCK.size
-        body = content[start : start + nbytes]
-        least = {HEAD: 2, ROWS: BLOCK_COUNTS.size}.get(kind)
-        if least is None or not least <= nbytes == len(body) or zlib.crc32(body) != crc:
-            return
-        start += nbytes
-        yield kind, body
+def read_lines(path: Path) -> Iterator[tuple[int, list[Row]]]:
+    """Yield where each line of a journal ends, and its rows, as far as they are good."""
+    with open(path, "rb") as file:
+        end = len(file.readline())
+        yield end, []  # its head
+        for line in file:
+            rows = _content(line, b"rows")
+            if rows is None:
+                return
+            end += len(line)
+            yield end, [Row(*row) for row in rows]
 
 
-def _add_rows(samples: IndexBuilder, body: bytes) -> None:
-    counts = BLOCK_COUNTS.unpack_from(body)
-    at = BLOCK_COUNTS.size
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a journal, as far as they are good."""
+    for _, rows in read_lines(path):
+        yield from rows
 
-    def take(dtype: Any, count: int) -> np.ndarray:
-        nonlocal at
-        array = np.frombuffer(body, dtype, count, at)
-        at += array.nbytes
-        return array
 
-    rows, sources = take(ROW, counts[0]), take(SOURCE, counts[0])
-    chunks = take(CHUNK, counts[1])
-    paths, layouts = take("u1", counts[2]).tobytes(), take("u1", counts[3]).tobytes()
-    layout_ends = [0, *take("<u8", counts[4]).tolist()]
-    begin = 0
-    for row, source in zip(rows.tolist(), sources.tolist(), strict=True):
-        offset, nbytes, end, crc32, number = row
-        layout = layouts[layout_ends[number] : layout_ends[number + 1]]
-        count = parse_layout(layout).count_extents(nbytes)
-        places = [Extent(offset, nbytes, crc32)]
-        if count != 1:
-            places = [Extent(*chunk[:3]) for chunk in chunks[offset : offset + count].tolist()]
-        samples.add(paths[begin:end], layout, places, source)
-        begin = end
+def _line(kind: str, content: object) -> bytes:
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return b'{"crc":%d,"%s":%s}\n' % (zlib.crc32(body), kind.encode(), body)
+
+
+def _content(line: bytes, kind: bytes) -> Any:
+    """Return what a line says; None where it is of another kind, cut off or damaged."""
+    found = LINE.fullmatch(line)
+    if found is None or found[2] != kind or zlib.crc32(found[3]) != int(found[1]):
+        return None
+    return json.loads(found[3])

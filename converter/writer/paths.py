@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ MARK_NBYTES = 16
 
 @dataclass(frozen=True)
 class Paths:
-    """The names of what belongs to an output: ``aside`` is what an earlier run had moved away."""
+    """The names of what belongs to an output."""
 
     output: Path
 
@@ -25,31 +24,9 @@ class Paths:
         """Return the name of its journal."""
         return _with(self.output, ".partial.journal")
 
-    @property
-    def new_journal(self) -> Path:
-        """Return the name of the journal that takes its place."""
-        return _with(self.output, ".partial.journal.new")
-
-    @property
-    def aside(self) -> Path:
-        """Return the name of an older unfinished file, whose samples do not lie as needed."""
-        return _with(self.output, ".partial.old")
-
-    @property
-    def aside_journal(self) -> Path:
-        """Return the name of its journal."""
-        return _with(self.output, ".partial.old.journal")
-
-    def all(self) -> tuple[Path, ...]:
+    def all(self) -> tuple[Path, Path]:
         """Return all but the output."""
-        return self.partial, self.journal, self.new_journal, self.aside, self.aside_journal
-
-
-def move_aside(paths: Paths) -> None:
-    """Keep an unfinished file under another name. Raises OSError."""
-    paths.aside.unlink(missing_ok=True)
-    os.replace(paths.journal, paths.aside_journal)
-    os.replace(paths.partial, paths.aside)
+        return self.partial, self.journal
 
 
 def read_mark(path: Path) -> str:

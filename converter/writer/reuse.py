@@ -6,222 +6,168 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE
-from converter.format.superblock import SUPERBLOCK_NBYTES
 from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
 from converter.threads import Threads
-from converter.writer.stored import StoredSamples
+from converter.writer.stored import BATCH_FILES, StoredSamples
 
 KEYS_AT_ONCE = 4096
-BATCH_NBYTES = 4 << 20
-BATCH_FILES = 256
 CHECKED_AT_ONCE = 64
+NO_SOURCE = (2**64 - 1, 0)
+TO_READ, FAILED = -1, -2
 
 
 class Reuse:
-    """For each sample of a plan: where it lies encoded, if it does.
+    """For each sample of a plan: where it lies in a finished file, or that it is to be read.
 
     Parameters
     ----------
     plan
         What is to be stored.
-    files
-        Where samples may lie; an earlier one goes first.
+    begin
+        How many of its keys are stored already.
+    finished
+        Where samples may lie.
     """
 
-    def __init__(self, plan: Plan, files: Sequence[StoredSamples]) -> None:
-        self._plan = plan
-        self._files = files
-        self._file = np.full(len(plan.keys), -1, np.int8)
-        self._position = np.full(len(plan.keys), -1, np.int64)
+    def __init__(self, plan: Plan, begin: int, finished: StoredSamples | None) -> None:
+        self._plan, self._begin, self._finished = plan, begin, finished
+        self._positions = np.full(len(plan.keys) - begin, TO_READ, np.int64)
         self._failures: dict[int, Failure] = {}
-        if any(len(file) for file in files):
-            self._find()
+        if finished is not None and len(finished):
+            self._find(finished)
 
     @property
     def count(self) -> int:
-        """Return how many samples need not be read."""
-        return int((self._file >= 0).sum())
-
-    def count_in(self, file: StoredSamples) -> int:
-        """Return how many lie in one file."""
-        if file not in self._files:
-            return 0
-        return int((self._file == self._files.index(file)).sum())
+        """Return how many samples the finished file has to give."""
+        return int((self._positions >= 0).sum())
 
     @property
-    def nbytes(self) -> int:
-        """Return the bytes of what need not be read."""
-        return sum(self.nbytes_in(file) for file in self._files)
-
-    def nbytes_in(self, file: StoredSamples) -> int:
-        """Return the bytes of what one file has to give."""
-        chosen = self._position[self._file == self._files.index(file)]
-        return int(file.keys.rows["nbytes"][chosen].sum())
+    def payload_nbytes(self) -> int:
+        """Return the bytes of their payloads."""
+        if self._finished is None:
+            return 0
+        return int(self._finished.keys.rows["nbytes"][self._kept()].sum())
 
     @property
     def failures(self) -> list[Failure]:
-        """Return what was read anew, and failed."""
-        return [self._failures[place] for place in sorted(self._failures)]
+        """Return what `is_all` has read, and failed."""
+        return [self._failures[index] for index in sorted(self._failures)]
 
-    def absent_keys(self) -> KeyList:
+    def keys_to_read(self) -> KeyList:
         """Return what is to be read."""
-        if not self.count:
+        if not self._begin and not self.count and not self._failures:
             return self._plan.keys
-        return _chosen(self._plan.keys, np.flatnonzero(self._file < 0).tolist())
+        return self._keys(np.flatnonzero(self._positions == TO_READ))
 
-    def check(self, progress: Callable[[int, int], None] = lambda nbytes, files: None) -> int:
-        """Compare checksums; what is damaged will be read. Return how many that are."""
-        threads = Threads()
+    def check(self) -> int:
+        """Compare checksums; what is damaged will be read. Return how many samples are."""
+        finished = self._finished
+        if finished is None:
+            return 0
         damaged = 0
-        try:
-            for number, file in enumerate(self._files):
-                chosen = np.flatnonzero(self._file == number)
-                for first in range(0, len(chosen), KEYS_AT_ONCE):
-                    block = chosen[first : first + KEYS_AT_ONCE]
-                    pieces = [
-                        self._position[block[n : n + CHECKED_AT_ONCE]].tolist()
-                        for n in range(0, len(block), CHECKED_AT_ONCE)
-                    ]
-
-                    def whole(piece: list[int], file: StoredSamples = file) -> list[bool]:
-                        return [file.is_whole(position) for position in piece]
-
-                    good = np.array([one for part in threads.map(whole, pieces) for one in part])
-                    self._file[block[~good]] = -1
-                    damaged += int((~good).sum())
-                    progress(int(file.keys.rows["nbytes"][self._position[block]].sum()), len(block))
-        finally:
-            threads.close()
+        for some in _blocks(np.flatnonzero(self._positions >= 0)):
+            good = map_in_threads(finished.is_whole, self._positions[some].tolist())
+            bad = some[~np.array(good)]
+            self._positions[bad] = TO_READ
+            damaged += len(bad)
         return damaged
 
-    def is_in_place(self, file: StoredSamples, run: Run) -> bool:
-        """Tell whether all that ``file`` has to give lies where it belongs in the new file.
+    def is_all(self, run: Run) -> bool:
+        """Tell whether the new file would hold just what the finished one does.
 
-        Samples that seem to have failed are read again to see: `batches` will not do so.
+        To see that, what the finished one lacks is read, until a file can be read.
         """
-        number = self._files.index(file)
-        last = np.flatnonzero(self._file == number)
-        if not len(last):
-            return True
-        end, doubtful = SUPERBLOCK_NBYTES, []
-        for place in range(int(last[-1]) + 1):
-            if self._file[place] != number:
-                doubtful.append(place)
-                continue
-            position = int(self._position[place])
-            start = file.start(position)
-            if start is not None and start != end:
-                return False
-            end += file.record_nbytes(position)
-        return self._all_fail(doubtful, run)
-
-    def is_all_of(self, file: StoredSamples, run: Run) -> bool:
-        """Tell whether the new file would hold just what ``file`` does."""
-        if self.count_in(file) != len(file):
+        finished = self._finished
+        if finished is None or self._begin:
             return False
-        if not self.is_in_place(file, run):
+        if not np.array_equal(self._kept(), range(len(finished))):
             return False
-        absent = [n for n in np.flatnonzero(self._file < 0).tolist() if n not in self._failures]
-        return self._all_fail(absent, run)
-
-    def batches(self, run: Run) -> Iterator[Batch]:
-        """Yield all samples of the plan in order."""
-        absent = [n for n in np.flatnonzero(self._file < 0).tolist() if n not in self._failures]
-        if len(absent) == len(self._plan.keys):
-            yield from run(self._plan.keys)
-            return
-        fresh = _Fresh(run(_chosen(self._plan.keys, absent)))
-        begin = 0
-        while begin < len(self._file):
-            if begin in self._failures:
-                yield Batch([self._failures[begin]], memoryview(b""))
-                begin += 1
-                continue
-            end = self._end_of_kind(begin)
-            if self._file[begin] >= 0:
-                yield from self._copies(begin, end)
-            else:
-                yield from fresh.take(end - begin)
-            begin = end
-        fresh.finish()
-
-    def _find(self) -> None:
-        keys = self._plan.keys
-        for first in range(0, len(keys), KEYS_AT_ONCE):
-            some = keys[first : first + KEYS_AT_ONCE]
-            sources = self._sources_now(some)
-            block = slice(first, first + len(some))
-            for number, file in enumerate(self._files):
-                positions = file.find_current(some, sources)
-                new = (self._file[block] < 0) & (positions >= 0)
-                self._file[block][new] = number
-                self._position[block][new] = positions[new]
-
-    def _sources_now(self, keys: Sequence[str]) -> np.ndarray:
-        sources = np.zeros(len(keys), SOURCE)
-        for n, key in enumerate(keys):
-            try:
-                status = os.stat(self._plan.path(key))
-            except OSError:  # it will be a failure
-                sources[n] = (2**64 - 1, 0)
-            else:
-                sources[n] = (status.st_size, status.st_mtime_ns)
-        return sources
-
-    def _all_fail(self, places: list[int], run: Run) -> bool:
-        """Read samples, a few at a time, until one can be read; keep what failed."""
-        for first in range(0, len(places), BATCH_FILES):
-            some = places[first : first + BATCH_FILES]
-            results = (
-                result for batch in run(_chosen(self._plan.keys, some)) for result in batch.results
-            )
-            failed = {
-                place: result
-                for place, result in zip(some, results, strict=True)
-                if isinstance(result, Failure)
-            }
-            self._failures.update(failed)
-            if len(failed) < len(some):
+        lacking = np.flatnonzero(self._positions == TO_READ)
+        for first in range(0, len(lacking), BATCH_FILES):
+            some = lacking[first : first + BATCH_FILES].tolist()
+            results = [result for batch in run(self._keys(some)) for result in batch.results]
+            for index, result in zip(some, results, strict=True):
+                if isinstance(result, Failure):
+                    self._failures[index] = result
+                    self._positions[index] = FAILED
+            if len(self._failures) < first + len(some):
                 return False
         return True
 
-    def _end_of_kind(self, begin: int) -> int:
-        """Return where samples end that come from the same place as the first."""
-        end = begin + 1
-        while (
-            end < len(self._file)
-            and self._file[end] == self._file[begin]
-            and end not in self._failures
-        ):
-            end += 1
-        return end
+    def batches(self, run: Run) -> Iterator[Batch]:
+        """Yield all samples in plan order."""
+        fresh = _Fresh(run(self.keys_to_read()))
+        for origin, begin, end in self._runs():
+            if origin == TO_READ:
+                yield from fresh.take(end - begin)
+            elif origin == FAILED:
+                failures: list[Any] = [self._failures[index] for index in range(begin, end)]
+                yield Batch(failures, memoryview(b""))
+            elif self._finished is not None:
+                yield from self._finished.batches(self._positions[begin:end].tolist())
+        fresh.finish()
 
-    def _copies(self, begin: int, end: int) -> Iterator[Batch]:
-        file = self._files[int(self._file[begin])]
-        return copies(file, self._position[begin:end].tolist())
+    def _runs(self) -> Iterator[tuple[int, int, int]]:
+        """Yield origin, begin and end of samples in a row that come from the same place."""
+        origins = np.minimum(self._positions, 0)
+        begin = 0
+        for end in np.append(np.flatnonzero(np.diff(origins)) + 1, len(origins)):
+            if begin < end:
+                yield int(origins[begin]), begin, int(end)
+            begin = int(end)
+
+    def _kept(self) -> np.ndarray:
+        return self._positions[self._positions >= 0]
+
+    def _keys(self, indices: Iterable[int]) -> KeyList:
+        chosen = KeyList()
+        for index in indices:
+            chosen.append(self._plan.keys[self._begin + int(index)].encode())
+        return chosen
+
+    def _find(self, finished: StoredSamples) -> None:
+        for some in _blocks(np.arange(len(self._positions))):
+            keys = [self._plan.keys[self._begin + index] for index in some.tolist()]
+            sources = [source_of(self._plan, key) or NO_SOURCE for key in keys]
+            self._positions[some] = finished.find_current(keys, np.array(sources, SOURCE))
 
 
-def copies(file: StoredSamples, positions: Iterable[int]) -> Iterator[Batch]:
-    """Yield samples of a file, a few at a time."""
-    some: list[int] = []
-    nbytes = 0
-    for position in positions:
-        some.append(position)
-        nbytes += file.record_nbytes(position)
-        if nbytes >= BATCH_NBYTES or len(some) >= BATCH_FILES:
-            yield file.batch(some)
-            some, nbytes = [], 0
-    if some:
-        yield file.batch(some)
+def source_of(plan: Plan, key: str) -> tuple[int, int] | None:
+    """Return size and time of the file of a sample; None where it cannot be had."""
+    try:
+        status = os.stat(plan.path(key))
+    except OSError:  # it will be a failure
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def map_in_threads(function: Callable[[Any], bool], items: Sequence[Any]) -> list[bool]:
+    """Return ``function(item)`` for each, worked out by several threads."""
+    pieces = [items[n : n + CHECKED_AT_ONCE] for n in range(0, len(items), CHECKED_AT_ONCE)]
+    threads = Threads()
+    try:
+        done = threads.map(lambda piece: [function(item) for item in piece], pieces)
+    finally:
+        threads.close()
+    return [one for piece in done for one in piece]
+
+
+def _blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(indices), KEYS_AT_ONCE):
+        yield indices[first : first + KEYS_AT_ONCE]
 
 
 class _Fresh:
-    """Batches to be taken in other portions than they come in."""
+    """Batches to be taken in other portions than they come in.
+
+    One `Run` reads all, so that workers read on where few samples lie between copies.
+    """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
@@ -230,37 +176,29 @@ class _Fresh:
     def take(self, count: int) -> Iterator[Batch]:
         """Yield the next so many samples."""
         while count > 0:
-            if not self._rest.results:
-                self._rest = next(self._batches)
-            if len(self._rest.results) <= count:
-                batch, self._rest = self._rest, Batch([], memoryview(b""))
-            else:
-                batch, self._rest = _cut(self._rest, count)
-            count -= len(batch.results)
-            yield batch
+            batch = self._rest if self._rest.results else next(self._batches)
+            first, self._rest = _cut(batch, count)
+            count -= len(first.results)
+            yield first
 
     def finish(self) -> None:
-        """Wait until all that was taken is written; raises what came of it."""
+        """Have the iterator come to its end."""
         deque(self._batches, maxlen=0)
 
 
 def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
-    """Cut a batch behind its first samples."""
+    """Cut a batch behind its first samples; the last part releases it."""
+    if len(batch.results) <= count:
+        return batch, Batch([], memoryview(b""))
+    batch.is_held = True
     nbytes = 0
     for result in batch.results[:count]:
         if isinstance(result, Encoded):
             nbytes += sum(part.nbytes for part in result.parts) + structure_nbytes(result.layout)
     return (
         Batch(batch.results[:count], batch.payload[:nbytes]),
-        Batch(batch.results[count:], batch.payload[nbytes:]),
+        Batch(batch.results[count:], batch.payload[nbytes:], batch.release),
     )
-
-
-def _chosen(keys: KeyList, places: Sequence[int]) -> KeyList:
-    chosen = KeyList()
-    for place in places:
-        chosen.append(keys[place].encode())
-    return chosen
 
 
 @dataclass

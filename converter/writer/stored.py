@@ -1,12 +1,12 @@
-"""Hold samples that lie encoded in a file already, as the rows of an index describe them."""
+"""Hold samples that lie encoded in a file already."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,21 +14,31 @@ from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
-from converter.format.index import SOURCE, SOURCES_END, Extent, IndexBuilder
+from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import Index, open_index, read_sources, sources_begin
 from converter.format.layout import Layout
-from converter.samples import Batch, Encoded, Part, Result
+from converter.samples import Batch, Encoded, Failure, Part, Result
+
+BATCH_NBYTES = 4 << 20
+BATCH_FILES = 256
+
+
+class Stored(NamedTuple):
+    """A sample that lies encoded in a file: ``nbytes`` with HDF5's structures behind it."""
+
+    encoded: Encoded
+    extents: Sequence[Extent]
+    nbytes: int
 
 
 class StoredSamples:
-    """Encoded samples in a file. The file may grow behind them meanwhile."""
+    """The samples of a finished file."""
 
-    def __init__(self, handle: Handle, tail: Index, sources: np.ndarray) -> None:
+    def __init__(self, handle: Handle, index: Index, sources: np.ndarray) -> None:
         self.path = handle.path
-        self.keys = tail
+        self.keys = index
         self.sources = sources
-        self._handle = handle
-        self._layouts: dict[int, tuple[Layout, int]] = {}
+        self.handle = handle
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -49,113 +59,108 @@ class StoredSamples:
         position = self.keys.find(key)
         return None if position is None else tuple(self.sources[position].tolist()) == source
 
-    def distrust(self) -> None:
-        """Take no sample to be as it would be now."""
+    def mark_stale(self) -> None:
+        """Treat every sample as changed."""
         self.sources = np.full(len(self), np.array((2**64 - 1, 0), SOURCE))
 
-    def start(self, position: int) -> int | None:
-        """Return where a sample's payload begins; None for one without."""
-        places = self.keys.extents(position)
-        return places[0].offset if places else None
-
-    def record_nbytes(self, position: int) -> int:
-        """Return the bytes of a sample: its payload, and HDF5's structures behind it."""
-        row = self.keys.row(position)
-        return row.nbytes + self._layout(row.layout)[1]
-
     def is_whole(self, position: int) -> bool:
-        """Tell whether a sample's payload has its checksum still."""
-        try:
-            for place in self.keys.extents(position):
-                data = np.empty(place.nbytes, np.uint8)
-                self._handle.read_into(data, place.offset)
-                if crc32(data) != place.crc32:
-                    return False
-        except (LoadError, OSError):
-            return False
-        return True
+        """Tell whether the payload of a sample still has its checksum."""
+        return is_whole(self.handle, self.keys.extents(position))
 
-    def batch(self, positions: Sequence[int]) -> StoredBatch:
-        """Return samples as the pool would.
-
-        Raises StoppedError where a payload has changed since it was checked.
-        """
-        records = [self.record_nbytes(position) for position in positions]
-        buffer = np.empty(sum(records), np.uint8).data
-        results: list[Result] = []
-        begin = 0
-        first = self.start(positions[0])
-        if first is not None and self._lie_together(positions, records, first):
-            self._handle.read_into(buffer, first)
-        for position, nbytes in zip(positions, records, strict=True):
-            places = self.keys.extents(position)
-            at = begin
-            for place in places:
-                part = buffer[at : at + place.nbytes]
-                if crc32(part) != place.crc32:
-                    self._handle.read_into(part, place.offset)
-                self._check(position, part, place)
-                at += place.nbytes
-            results.append(self._encoded(position, places))
-            begin += nbytes
-        return StoredBatch(results, buffer, self, first)
-
-    def holds(self, data: memoryview, offset: int) -> bool:
-        """Tell whether these bytes are in the file there."""
-        size = os.fstat(self._handle.fd).st_size
-        return offset + len(data) <= size and self._handle.read(len(data), offset) == data
-
-    def _lie_together(self, positions: Sequence[int], records: list[int], first: int) -> bool:
-        """Tell whether the records can be read at once; wrong where it does not matter."""
-        last = self.start(positions[-1])
-        end = first + sum(records)
-        size = os.fstat(self._handle.fd).st_size
-        return last == first + sum(records[:-1]) and end <= size
-
-    def _check(self, position: int, part: memoryview, place: Extent) -> None:
-        if crc32(part) != place.crc32:
-            raise StoppedError(
-                f"{self.keys.key(position)!r} in {self.path} is damaged (its checksum differs): "
-                "convert that file again"
-            )
-
-    def _encoded(self, position: int, places: Sequence[Extent]) -> Encoded:
+    def sample(self, position: int) -> Stored:
+        """Return the sample at a position."""
         row = self.keys.row(position)
-        layout, _ = self._layout(row.layout)
-        if not layout.has_shape:
-            layout = replace(layout, shape=(row.nbytes,))
-        parts = tuple(Part(place.nbytes, place.crc32) for place in places)
-        nbytes, mtime_ns = self.sources[position].tolist()
-        return Encoded(self.keys.key(position), layout, parts, nbytes, mtime_ns)
+        source = self.sources[position].tolist()
+        layout = self.keys.layout(row.layout)
+        return describe(self.keys.key(position), layout, self.keys.extents(position), source)
 
-    def _layout(self, number: int) -> tuple[Layout, int]:
-        known = self._layouts.get(number)
-        if known is None:
-            layout = self.keys.layout(number)
-            if len(self._layouts) >= 4096:
-                self._layouts.clear()
-            known = self._layouts[number] = layout, structure_nbytes(layout)
-        return known
+    def batches(self, positions: Iterable[int]) -> Iterator[Batch]:
+        """Yield samples, a few at a time."""
+        return read_batches(self.handle, map(self.sample, positions))
 
 
-class StoredBatch(Batch):
-    """Samples copied from elsewhere, or from the very place they belong to."""
+def describe(key: str, layout: Layout, extents: Sequence[Extent], source: Sequence[int]) -> Stored:
+    """Return what is known of a sample in a file, as a worker would have described it."""
+    payload_nbytes = sum(extent.nbytes for extent in extents)
+    nbytes = payload_nbytes + _structure_nbytes(layout)
+    if not layout.has_shape:
+        layout = replace(layout, shape=(payload_nbytes,))
+    parts = tuple(Part(extent.nbytes, extent.crc32) for extent in extents)
+    source_nbytes, mtime_ns = source
+    return Stored(Encoded(key, layout, parts, source_nbytes, mtime_ns), extents, nbytes)
 
-    def __init__(
-        self,
-        results: list[Result],
-        payload: memoryview,
-        existing: StoredSamples,
-        offset: int | None,
-    ) -> None:
-        super().__init__(results, payload)
-        self._existing, self._offset = existing, offset
 
-    def is_at(self, path: Path, offset: int) -> bool:
-        """Tell whether all of it, with HDF5's structures, is at a place in a file already."""
-        existing = self._existing
-        is_same_file = os.path.samestat(os.stat(path), os.fstat(existing._handle.fd))
-        return is_same_file and existing.holds(self.payload, offset)
+@functools.lru_cache(maxsize=4096)
+def _structure_nbytes(layout: Layout) -> int:
+    return structure_nbytes(layout)
+
+
+def is_whole(handle: Handle, extents: Sequence[Extent]) -> bool:
+    """Tell whether a payload has its checksum."""
+    try:
+        return all(crc32(handle.read(e.nbytes, e.offset)) == e.crc32 for e in extents)
+    except (LoadError, OSError):
+        return False
+
+
+def read_batches(handle: Handle, samples: Iterable[Stored | Failure]) -> Iterator[Batch]:
+    """Yield samples of a file as a pool would, and failures in between, a few at a time."""
+    some: list[Stored | Failure] = []
+    nbytes = 0
+    for sample in samples:
+        some.append(sample)
+        nbytes += sample.nbytes if isinstance(sample, Stored) else 0
+        if nbytes >= BATCH_NBYTES or len(some) >= BATCH_FILES:
+            yield _read(handle, some, nbytes)
+            some, nbytes = [], 0
+    if some:
+        yield _read(handle, some, nbytes)
+
+
+def _read(handle: Handle, samples: Sequence[Stored | Failure], nbytes: int) -> Batch:
+    """Return samples as a batch.
+
+    Raises StoppedError where a payload has changed since it was checked.
+    """
+    buffer = np.zeros(nbytes, np.uint8).data
+    results: list[Result] = []
+    begin = 0
+    is_read = _read_at_once(handle, [s for s in samples if isinstance(s, Stored)], buffer)
+    for sample in samples:
+        if isinstance(sample, Failure):
+            results.append(sample)
+            continue
+        at = begin
+        for extent in sample.extents:
+            part = buffer[at : at + extent.nbytes]
+            if not is_read:
+                handle.read_into(part, extent.offset)
+            if crc32(part) != extent.crc32:
+                raise StoppedError(
+                    f"{sample.encoded.key!r} in {handle.path} is damaged (its checksum differs): "
+                    "convert that file again"
+                )
+            at += extent.nbytes
+        results.append(sample.encoded)
+        begin += sample.nbytes
+    return Batch(results, buffer)
+
+
+def _read_at_once(handle: Handle, samples: Sequence[Stored], buffer: memoryview) -> bool:
+    """Read records that lie one behind the other; return whether they do."""
+    begin, end = None, 0
+    for sample in samples:
+        if sample.extents:
+            offset = sample.extents[0].offset
+            if begin is None:
+                begin = offset - end
+            elif offset != begin + end:
+                return False
+        end += sample.nbytes
+    if begin is None or begin < 0 or begin + end > handle.nbytes:
+        return False
+    handle.read_into(buffer, begin)
+    return True
 
 
 def open_finished(path: Path) -> StoredSamples:
@@ -164,31 +169,19 @@ def open_finished(path: Path) -> StoredSamples:
     Raises LoadError where it has no index, or one that does not know its source files.
     """
     handle = open_handle(path)
-    tail = open_index(handle)
-    if tail is None:
+    index = open_index(handle)
+    if index is None:
         raise LoadError(
             f"{path} has no index, by which its samples are found: it was made or changed by "
             "another program, convert again with --overwrite"
         )
-    begin = sources_begin(tail.hdf5_nbytes)
-    sources = read_sources(handle.read(tail.sources_nbytes, begin))
-    if not len(tail):  # a shard without files
+    begin = sources_begin(index.hdf5_nbytes)
+    sources = read_sources(handle.read(index.sources_nbytes, begin))
+    if not len(index):  # a shard without files
         sources = np.empty(0, SOURCE)
-    if sources is None or len(sources) != len(tail):
+    if sources is None or len(sources) != len(index):
         raise LoadError(
             f"{path} does not know the sizes and times of its source files, by which changes "
             "are found: convert again with --overwrite"
         )
-    return StoredSamples(handle, tail, sources)
-
-
-def open_recorded(path: Path, samples: IndexBuilder) -> StoredSamples:
-    """Open a file that was not finished, with the samples its journal has."""
-    content = io.BytesIO()
-    handle = Handle(os.fspath(path))
-    samples.write(content, 0, claimed_nbytes=handle.nbytes)
-    data = content.getvalue()
-    nbytes = len(samples) * SOURCE.itemsize
-    begin = nbytes + SOURCES_END.size if nbytes else 0
-    tail = Index(data, begin, os.fspath(path))
-    return StoredSamples(handle, tail, np.frombuffer(data, SOURCE, len(samples)))
+    return StoredSamples(handle, index, sources)

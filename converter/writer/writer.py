@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,43 +33,57 @@ from converter.format.index import Extent, IndexBuilder
 from converter.format.layout import layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
-from converter.writer.journal import Head, Journal
-from converter.writer.paths import MARK_NBYTES, Paths, move_aside, read_mark
-from converter.writer.stored import StoredBatch
+from converter.writer.journal import Head, Journal, Row
+from converter.writer.paths import MARK_NBYTES, Paths
+from converter.writer.resume import Prefix
+
+#: System calls let other Python threads run: while one payload is written others are received.
+THREADS = 2
+#: Payloads that are not written yet, beyond which `Writer.write` waits.
+MOST_WAITING, MOST_WAITING_NBYTES = 4, 64 << 20
+SMALLEST_FOR_THREAD_NBYTES = 256 << 10  # handing it over costs as much as writing so much
+
+
+class _State(Enum):
+    LOCKED = auto()  # nothing is changed yet
+    WRITING = auto()
+    FINISHED = auto()
 
 
 @dataclass(eq=False)
-class _Written:
-    """Samples that may not be in the file yet."""
+class _Waiting:
+    """A batch that is not recorded yet."""
 
-    block: bytes
-    count: int
-    is_done: bool = False
+    batch: Batch
+    rows: list[Row]
+    offset: int
+    is_written: bool = False
 
 
 class Writer:
     """Write samples in plan order to a file that becomes ``paths.output`` when complete.
 
-    Until then it has another name, and beside it is a journal of what is safely in it. The
-    copying of payloads a worker does where it can, from the cache they are still in.
+    Until then it has another name, and beside it is a journal of what is safely in it. Payloads
+    are written by ``threads`` threads, and recorded in order; by the caller where that is 1.
     """
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, *, threads: int | None = None) -> None:
         self.paths = paths
         self.payload_nbytes = 0
         self.fsync_seconds = 0.0
         self.expected_nbytes: int | None = None
+        self.recorded = 0  # samples that a next run need not read
         self._index = IndexBuilder()
         self._headers = array("Q")  # where each dataset's object header is
         self._end = SUPERBLOCK_NBYTES
         self._file: io.FileIO | None = None
         self._journal: Journal | None = None
-        self._unrecorded: deque[_Written] = deque()
-        self._recorded = 0
-        self._adopted = 0
-        self._is_adopting = False
-        self._is_finished = False
-        self._is_discarded = False
+        self._state = _State.LOCKED
+        count = (THREADS if threads is None else threads) if hasattr(os, "pwrite") else 1
+        self._threads = ThreadPoolExecutor(count, "Writer") if count > 1 else None
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._error: OSError | None = None
 
     def lock(self) -> None:
         """Keep other runs away. What there is stays as it is.
@@ -82,39 +99,24 @@ class Writer:
         """Begin the file anew. Raises WriteError."""
         assert self._file is not None
         mark = os.urandom(MARK_NBYTES)
-        self._is_discarded = False
+        self.discard()
         try:
-            self.paths.journal.unlink(missing_ok=True)  # first: it tells of what is cut off now
-            self._file.truncate(0)
             write_at(self._file, memoryview(mark), 0)
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
         except OSError as error:
             raise self.explain(error) from error
+        self._state = _State.WRITING
 
-    def go_on(self, head: Head, count: int) -> None:
-        """Keep the samples that are in the file; those that stay are written first.
-
-        They are written to a new journal, the old one, of ``count`` samples, standing until
-        others follow. Raises WriteError.
-        """
-        self._adopted = count
-        mark = read_mark(self.paths.partial)
-        try:
-            self._journal = Journal.begin(self.paths.new_journal, head._replace(mark=mark))
-        except OSError as error:
-            raise self.explain(error) from error
-        self._is_adopting = True
-
-    def move_aside(self) -> None:
-        """Keep the file under another name, and lock a new one."""
+    def resume(self, prefix: Prefix) -> None:
+        """Keep a part of what is in the file; its batches are written first. Raises WriteError."""
         assert self._file is not None
-        before = self._file
         try:
-            move_aside(self.paths)
+            self._journal = Journal.resume(self.paths.journal, prefix.rows)
+            self._file.truncate(prefix.nbytes)
         except OSError as error:
             raise self.explain(error) from error
-        self.lock()
-        before.close()
+        self.recorded = prefix.samples
+        self._state = _State.WRITING
 
     def __len__(self) -> int:
         return len(self._index)
@@ -134,45 +136,72 @@ class Writer:
         is_own = self._file is not None and os.path.samestat(status, os.fstat(self._file.fileno()))
         return is_own and self.paths.journal.exists()
 
-    @property
-    def recorded(self) -> int:
-        """Return how many samples a next run need not read."""
-        return max(self._recorded, self._adopted if self._is_adopting else 0)
-
     def write(self, batch: Batch) -> None:
-        """Append the samples of a batch.
+        """Append a batch; holds it until it is in the file and recorded.
 
         Raises WriteError when the disk is full or fails: nothing can be written after that.
         """
-        assert self._file is not None
-        samples = [result for result in batch.results if isinstance(result, Encoded)]
-        if not samples:
+        if batch.is_in_place:
+            self._take_in(batch)
             return
-        start = self._end
-        self._complete(samples, np.frombuffer(batch.payload, np.uint8))
-        written = _Written(self._index.take_block(), len(samples))
-        self._unrecorded.append(written)
-        try:
-            if isinstance(batch, StoredBatch) and batch.is_at(self.paths.partial, start):
-                self._record(written)
-                return
-            if self._is_adopting:
-                os.replace(self.paths.new_journal, self.paths.journal)
-                self._is_adopting = False
-            if not batch.write_elsewhere(self.paths.partial, start, lambda: self._record(written)):
-                write_at(self._file, batch.payload, start)
-                self._record(written)
-        except OSError as error:
-            raise self.explain(error) from error
+        offset = self._end
+        rows = self._complete(batch)
+        batch.is_held = True
+        waiting = _Waiting(batch, rows, offset)
+        with self._changed:
+            self._waiting.append(waiting)
+        if self._threads is None or len(batch.payload) < SMALLEST_FOR_THREAD_NBYTES:
+            self._write_out(waiting)
+        else:
+            self._threads.submit(self._write_out, waiting)
+        self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
+        self._check()
 
-    def _record(self, written: _Written) -> None:
-        """Put into the journal what is in the file, in order: then nothing before it is missing."""
-        assert self._journal is not None
-        written.is_done = True
-        while self._unrecorded and self._unrecorded[0].is_done:
-            first = self._unrecorded.popleft()
-            self._journal.append(first.block)
-            self._recorded += first.count
+    def _take_in(self, batch: Batch) -> None:
+        """Go on behind a batch that is in its place, and recorded."""
+        assert self._file is not None
+        before, offset = crc32(batch.payload), self._end
+        self._complete(batch)
+        if crc32(batch.payload) != before:  # the disk has lost some of HDF5's structures
+            try:
+                write_at(self._file, batch.payload, offset)
+            except OSError as error:
+                raise self.explain(error) from error
+
+    def _write_out(self, waiting: _Waiting) -> None:
+        """Write a payload, in any thread; record what is written in plan order by then."""
+        assert self._file is not None and self._journal is not None
+        try:
+            write_at(self._file, waiting.batch.payload, waiting.offset)
+            with self._changed:
+                waiting.is_written = True
+                while self._error is None and self._waiting and self._waiting[0].is_written:
+                    first = self._waiting[0]
+                    self._journal.append(first.rows)
+                    self._waiting.popleft()
+                    self.recorded += sum(row.layout is not None for row in first.rows)
+                    first.batch.release()
+                self._changed.notify()
+        except OSError as error:
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify()
+
+    def settle(self) -> None:
+        """Wait until all is written and recorded, or cannot be."""
+        self._wait(0, 0)
+
+    def _wait(self, most: int, most_nbytes: int) -> None:
+        def is_little() -> bool:
+            nbytes = sum(len(waiting.batch.payload) for waiting in self._waiting)
+            return len(self._waiting) <= most and nbytes <= most_nbytes
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or is_little())
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self.explain(self._error) from self._error
 
     def finish(self, attributes: Mapping[str, str]) -> int:
         """Write groups and tail, give the file its name; return its bytes.
@@ -180,6 +209,8 @@ class Writer:
         ``attributes`` are those of the root group.
         """
         assert self._file is not None and self._journal is not None
+        self.settle()
+        self._check()
         try:
             self._file.seek(self._end)
             buffered = io.BufferedWriter(self._file)  # it writes on after a short write
@@ -195,7 +226,7 @@ class Writer:
             if os.name == "nt":  # no open file can be renamed there
                 self._file.close()
             os.replace(self.paths.partial, self.paths.output)
-            self._is_finished = True
+            self._state = _State.FINISHED
             self._synchronise_folder()
         except OSError as error:
             raise self.explain(error) from error
@@ -203,24 +234,20 @@ class Writer:
         return nbytes
 
     def close(self) -> None:
-        """Leave nothing behind but what a next run can go on with."""
+        """Leave nothing behind but what a next run can resume."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
         if self._file is None:
             return
         if self._journal is not None:
             self._journal.close()
-        if self._is_finished:
-            leftovers = self.paths.all()[1:]  # the first is another run's by now, if it is there
-        elif self._is_discarded:
-            leftovers = self.paths.all()
-        elif self._is_adopting:
-            leftovers = (self.paths.new_journal,)
-        elif self._journal is not None and not self._recorded and not self.paths.aside.exists():
-            self._file.truncate(0)  # a worker may still hold it open
-            leftovers = self.paths.all()
-        elif self._journal is None and not os.fstat(self._file.fileno()).st_size:
-            leftovers = (self.paths.partial,)  # it was only for the lock
-        else:
+        leftovers: tuple[Path, ...] = ()
+        if self._state is _State.FINISHED:  # another run's file may be called partial by now
+            leftovers = (self.paths.journal,)
+        elif self._state is _State.WRITING and self.recorded:
             leftovers = ()
+        elif self._state is _State.WRITING or not os.fstat(self._file.fileno()).st_size:
+            leftovers = self.paths.all()
         for path in leftovers:
             with suppress(OSError):  # what ended the run matters more
                 path.unlink(missing_ok=True)
@@ -231,12 +258,11 @@ class Writer:
         """Remove what earlier runs have left."""
         assert self._file is not None
         try:
-            for path in self.paths.all()[1:]:
-                path.unlink(missing_ok=True)
+            self.paths.journal.unlink(missing_ok=True)  # first: it tells of what is cut off now
             self._file.truncate(0)
         except OSError as error:
             raise self.explain(error) from error
-        self._is_discarded = True
+        self.recorded = 0
 
     def _synchronise(self, descriptor: int) -> None:
         start = time.perf_counter()
@@ -265,8 +291,20 @@ class Writer:
             f"{self.paths.output} could not be written ({error.strerror or error}): {cure}"
         )
 
-    def _complete(self, samples: Sequence[Encoded], buffer: np.ndarray) -> None:
-        """Give samples their places; put HDF5's structures into the space left for them."""
+    def _complete(self, batch: Batch) -> list[Row]:
+        """Give samples their places, put HDF5's structures into the space left for them.
+
+        Returns what is to be recorded of the batch.
+        """
+        samples = [result for result in batch.results if isinstance(result, Encoded)]
+        rows = iter(self._place(samples, batch.payload) if samples else [])
+        return [
+            next(rows) if isinstance(result, Encoded) else Row(result.key)
+            for result in batch.results
+        ]
+
+    def _place(self, samples: Sequence[Encoded], payload: memoryview) -> list[Row]:
+        buffer = np.frombuffer(payload, np.uint8)
         known: dict[int, tuple[Kind, int, bytes]] = {}
         rows_of: dict[Kind, list[int]] = {}
         structures = []
@@ -300,22 +338,25 @@ class Writer:
                 nbytes=nbytes[rows],
             )
         offsets = (self._end + starts).tolist()
-        for sample, offset in zip(samples, offsets, strict=True):
-            places = _places(sample, offset)
-            described = known[id(sample.layout)][2]
-            source = (sample.source_nbytes, sample.source_mtime_ns)
-            self._index.add(sample.key.encode(), described, places, source)
         self._headers.extend((self._end + headers).tolist())
         self.payload_nbytes += int(nbytes.sum())
         self._end += int(ends[-1])
+        recorded = []
+        for sample, offset in zip(samples, offsets, strict=True):
+            extents = _extents(sample, offset)
+            described = known[id(sample.layout)][2]
+            source = (sample.source_nbytes, sample.source_mtime_ns)
+            self._index.add(sample.key.encode(), described, extents, source)
+            recorded.append(Row(sample.key, described.decode(), extents, source))
+        return recorded
 
     def _put_tree(self, sample: Encoded, buffer: np.ndarray, start: int) -> int:
         """Put the B-tree of a dataset of several chunks behind them; return its root."""
         layout = sample.layout
         assert layout.chunks is not None
-        places = _places(sample, self._end + int(start))
-        address = places[-1].offset + places[-1].nbytes
-        nodes, root = chunk_tree(layout.shape, layout.chunks, places, address)
+        extents = _extents(sample, self._end + int(start))
+        address = extents[-1].offset + extents[-1].nbytes
+        nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
         buffer[address - self._end :][: len(nodes)] = np.frombuffer(nodes, np.uint8)
         return root
 
@@ -366,12 +407,12 @@ def _common(parts: Sequence[bytes], open_folders: Sequence[groups.Links]) -> int
     return depth
 
 
-def _places(sample: Encoded, offset: int) -> list[Extent]:
-    places = []
+def _extents(sample: Encoded, offset: int) -> list[Extent]:
+    extents = []
     for part in sample.parts:
-        places.append(Extent(offset, part.nbytes, part.crc32))
+        extents.append(Extent(offset, part.nbytes, part.crc32))
         offset += part.nbytes
-    return places
+    return extents
 
 
 def _open_locked(path: Path) -> io.FileIO:

@@ -21,7 +21,6 @@ from converter import H5Folder
 from converter import convert as convert_folder
 from converter.cli import main
 from converter.errors import ConverterError, LoadError
-from converter.writer.paths import Paths, move_aside
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.images import save_jpegs
 from helpers.run import (
@@ -626,14 +625,10 @@ def kill_conversion(folder: Path, output: Path, functions: Path) -> None:
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("is_aside", [False, True])
-def test_a_conversion_that_can_be_gone_on_with_is_not_destroyed(
-    is_aside: bool, folder: Path, output: Path, tmp_path: Path, join: Joined
+def test_a_conversion_that_can_be_resumed_is_not_destroyed(
+    folder: Path, output: Path, tmp_path: Path, join: Joined
 ) -> None:
-    """Also under the other name, where the run that moved it was killed just then."""
     kill_conversion(folder, output, tmp_path / "functions.py")
-    if is_aside:
-        move_aside(Paths(output))
     kept = {p: p.read_bytes() for p in output.parent.iterdir()}
     assert len(kept) == 2
     images = tmp_path / "images2"
@@ -657,19 +652,19 @@ def test_joining_that_was_killed_does_not_stand_in_the_way(
     convert_folder(folder, whole, workers=1)
     script = """
 import os, signal, sys
-import converter.commands.merge as merge
 from converter.cli import main
+from converter.writer.stored import StoredSamples
 
-copies, calls = merge.copies, []
+batches, calls = StoredSamples.batches, []
 
 def killing(file, positions):
-    for batch in copies(file, positions):
+    for batch in batches(file, positions):
         if calls:
             os.kill(os.getpid(), signal.SIGKILL)
         calls.append(1)
         yield batch
 
-merge.copies = killing
+StoredSamples.batches = killing
 main(sys.argv[1:])
 """
     arguments = ["--merge", *map(str, parts), f"--path_output={output}", "--quiet"]

@@ -796,7 +796,7 @@ def test_an_update_that_was_killed_goes_on_when_repeated(
     (tmp_path / "kill").unlink()
     ended = update(folder, output, deadly[1], workers)
     assert ended.status == 0, ended.err
-    assert "are kept from the run that was broken off" in ended.err
+    assert "are kept from the interrupted run" in ended.err
     assert_as_fresh(folder, output, *deadly)
 
 
@@ -809,7 +809,12 @@ def test_between_two_updates_the_folder_may_change_again(
     write_arrays(folder, {"b.npy": numbers(7), "k0100.npy": numbers(8), "c.npy": numbers(9)})
     (folder / "k0000.npy").unlink()
     (folder / "a.npy").unlink()
-    assert update(folder, output, deadly[1]).status == 0
+    before = look(output.with_name("OUT.h5.partial"))
+    ended = update(folder, output, deadly[1])
+    assert ended.status == 2
+    assert "a.npy is gone since the run was interrupted, so only 0 of the" in ended.err
+    assert look(output.with_name("OUT.h5.partial")) == before
+    assert update(folder, output, deadly[1], "--restart").status == 0
     assert_as_fresh(folder, output, *deadly)
 
 
@@ -823,7 +828,8 @@ def test_after_a_kill_the_folder_may_be_as_it_was_before(
     write_arrays(folder, {"c.npy": numbers(400), "x.npy": numbers(500)})
     for name in ("c.npy", "x.npy"):
         os.utime(folder / name, ns=(LONG_AGO_NS, LONG_AGO_NS))
-    ended = update(folder, output, deadly[1])
+    assert update(folder, output, deadly[1]).status == 2
+    ended = update(folder, output, deadly[1], "--restart")
     assert ended.status == 0, ended.err
     assert_changes(ended, kept=302)
     assert_as_fresh(folder, output, *deadly)
@@ -866,7 +872,7 @@ def test_it_begins_anew_when_asked_for(deadly, folder, output, tmp_path, update,
     (tmp_path / "kill").unlink()
     ended = update(folder, output, deadly[1], "--restart")
     assert ended.status == 0
-    assert "kept from the run" not in ended.err
+    assert "kept from the interrupted" not in ended.err
     assert_changes(ended, added=2 + NEW_FILES, changed=1, removed=1, kept=300)
     assert_as_fresh(folder, output, *deadly)
 

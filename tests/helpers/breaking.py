@@ -57,10 +57,12 @@ def break_all(arguments: list[str], points: list[Point], *, files_in_task: int) 
 def _main() -> None:
     sys.path[:0] = [str(TESTS.parent), str(TESTS)]
     import converter.workers.tasks
+    import converter.writer.writer
     from converter.cli import main
 
     job = json.load(sys.stdin)
     converter.workers.tasks.MOST_FILES_IN_TASK = job["files_in_task"]
+    converter.writer.writer.THREADS = 1  # so that steps come one after the other
     ended = [_break(main, job["arguments"], Point(*fields)) for fields in job["points"]]
     json.dump(ended, sys.stdout)
 

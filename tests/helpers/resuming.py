@@ -68,7 +68,7 @@ def sample(kind, seed):
         return random.integers(0, 256, 600_000, dtype=np.uint8)
     raise ValueError(f"no kind {kind!r}")
 """
-BEGUN, COPYING = ".partial.journal", ".partial.old"
+BEGUN = ".partial.journal"
 KINDS = ("small", "text", "large", "empty", "mask", "scalar")
 
 
@@ -186,5 +186,7 @@ def kept(ended: Finished) -> int:
 
 def taken_over(ended: Finished) -> int:
     """Return how many files a run says it need not read."""
-    found = re.findall(r"converter: (\d+) of \d+ files are kept from the run", ended.err)
+    found = re.findall(
+        r"converter: (\d+) of \d+ files are kept from the interrupted run", ended.err
+    )
     return sum(map(int, found))

@@ -297,7 +297,7 @@ def test_without_workers_a_run_ends_after_a_while(
 ) -> None:
     monkeypatch.setattr(converter.workers.dask, "SECONDS_WITHOUT_WORKERS", 3)
     monkeypatch.setattr(converter.workers.executor, "SECONDS_BETWEEN_LOOKS", 0.1)
-    monkeypatch.setattr(converter.workers.executor, "MOST_FILES_IN_TASK", 1)
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
     cluster = make_cluster()
     cluster.work("--no-nanny", count=1)
     functions = write_functions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import io
 import multiprocessing
 import sys
 import threading
@@ -27,6 +28,7 @@ from converter import convert as convert_folder
 from converter.errors import ConverterError, StoppedError
 from converter.workers import dask, executor_worker
 from converter.workers import executor as executors
+from converter.writer import writer
 from helpers.check import failures, stored
 from helpers.images import save_jpegs
 from helpers.run import FUNCTIONS, ROOT, Finished, run, write_functions
@@ -252,15 +254,15 @@ def test_nothing_is_written_any_more_when_a_run_has_ended(
     folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one may be writing to the same place by then."""
-    begun, ended, write = [], [], executors._write
+    begun, ended, write = [], [], writer.write_at
 
-    def slowly(path: Path, offset: int, payload: memoryview) -> None:
+    def slowly(file: io.FileIO, payload: memoryview, offset: int) -> None:
         begun.append(offset)
         time.sleep(0.3)
-        write(path, offset, payload)
+        write(file, payload, offset)
         ended.append(offset)
 
-    monkeypatch.setattr(executors, "_write", slowly)
+    monkeypatch.setattr(writer, "write_at", slowly)
     write_numbers(folder, 6, numbers=400_000)
     (folder / "z.num").write_text("no number")
     options = {"executor": Here(), "on_error": "stop", **read_numbers(functions)}

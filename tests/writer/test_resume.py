@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
 import signal
+import struct
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from converter.writer.journal import BLOCK, read_journal
+from converter.writer.journal import read_lines, read_rows
 from converter.writer.paths import Paths
 from helpers.check import everything_below, failures
 from helpers.images import colours, save
-from helpers.resuming import COPYING, KINDS, Conversion, counts, files_in, kept, taken_over
+from helpers.resuming import KINDS, Conversion, counts, files_in, kept, taken_over
 from helpers.run import command, finish, processes_left, run, start, wait_until, without_root_rights
 
 FILES_IN_TASK = 4
-NAMES = ("partial", "journal", "new_journal", "aside", "aside_journal")
+NAMES = ("partial", "journal")
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +52,7 @@ KEPT, NOT_KEPT = [[f"{n:04}.num" for n in r] for r in (range(20), range(20, 30))
 
 def recorded_in(conversion: Conversion) -> set[str]:
     """Return the names a journal has."""
-    recorded = read_journal(conversion.journal)
-    assert recorded is not None
-    return {key.decode() for key in recorded.samples.keys()}  # noqa: SIM118 (no dict)
+    return {row.key for row in read_rows(conversion.journal) if row.layout is not None}
 
 
 # What is kept, and what is said of it
@@ -75,11 +72,12 @@ def test_a_run_goes_on_where_the_one_before_was_broken_off(workers, conversion):
     conversion.reads()
     again = conversion.run(*flags)
     assert again.status == 0
-    assert taken_over(again) == count
+    stay = {name for name in recorded if name < "0021.num"}  # which can be read this time
+    assert taken_over(again) == len(stay)
     assert counts(again) == "30 stored, 0 failed"
     read = Counter(conversion.reads())
-    assert set(read) == set(conversion.names) - recorded
-    assert max(read.values()) <= 2  # the one it was broken off at: may it be passed over?
+    assert set(read) == set(conversion.names) - stay
+    assert max(read.values()) <= 2  # the one it was broken off at: can it be read now?
     conversion.assert_as_uninterrupted()
     if not any(key > "0021.num" for key in recorded):
         assert conversion.output.stat().st_ino == inode  # kept in place
@@ -98,8 +96,8 @@ def test_a_run_that_is_broken_off_says_what_is_kept_and_what_it_needs(conversion
     lines = [line for line in ended.err.splitlines() if "are kept in" in line]
     assert len(lines) == 1
     found = re.fullmatch(
-        r"converter: 20 of 30 files are kept in (.+) \(([\d.,]+) MB\): the same command goes on "
-        r"from there and needs about ([\d.,]+) MB more; --restart begins anew",
+        r"converter: 20 of 30 files are kept in (.+) \(([\d.,]+) MB\): the same command resumes "
+        r"from there and needs about ([\d.,]+) MB more; --restart starts over",
         lines[0],
     )
     assert found, lines
@@ -240,19 +238,20 @@ def test_samples_of_one_kind_alone_are_gone_on_with(kind, tmp_path, convert):
 def test_files_that_are_kept_as_they_are_are_gone_on_with(flags, folder, output, convert, tmp_path):
     for number in range(12):
         save(folder / f"{number:02}.jpg", colours(number))
-    good = (folder / "09.jpg").read_bytes()
-    (folder / "09.jpg").unlink()  # a failure with and without a look into it
-    (folder / "09.jpg").symlink_to("nowhere")
+    good = (folder / "10.jpg").read_bytes()
+    (folder / "10.jpg").unlink()  # a failure with and without a look into it
+    (folder / "10.jpg").symlink_to("nowhere")
     flags = ("--store=encoded", *flags)
     assert kept(convert(folder, output, *flags, "--on_error=stop")) == 11
     ended = convert(folder, output, *flags)
     assert taken_over(ended) == 11
     assert counts(ended) == "11 stored, 1 failed"
     assert kept(convert(folder, output, *flags, "--overwrite", "--on_error=stop")) == 11
-    (folder / "09.jpg").unlink()
-    (folder / "09.jpg").write_bytes(good)
+    (folder / "10.jpg").unlink()
+    (folder / "10.jpg").write_bytes(good)
     ended = convert(folder, output, *flags, "--overwrite")
-    assert taken_over(ended) == 11
+    assert taken_over(ended) == 10
+    assert "10.jpg failed before and can be read now: 1 of the samples" in ended.err
     convert(folder, tmp_path / "whole" / "OUT.h5", *flags)
     assert files_in(output.parent) == files_in(tmp_path / "whole")
 
@@ -277,30 +276,40 @@ def touch_backwards(conversion: Conversion) -> None:
     os.utime(conversion.folder / "0005.num", (0, 0))
 
 
+def gone(name: str):
+    return lambda conversion: (conversion.folder / name).unlink()
+
+
+#: What becomes of the folder; the file that ends what is kept, and why; how much is; what is read.
 CHANGES = {
-    "nothing": (lambda c: None, [], 20),
-    "a_size": (change_size, ["0005.num"], 19),
-    "a_time": (change_time, ["0005.num"], 19),
-    "an_older_time": (touch_backwards, ["0005.num"], 19),
-    "one_new_before_all": (lambda c: c.put("!.num", "small", 99), ["!.num"], 20),
-    "one_new_among_those_kept": (lambda c: c.put("0005a.num", "mask", 9), ["0005a.num"], 20),
-    "one_new_behind_those_kept": (lambda c: c.put("0019a.num", "text", 9), ["0019a.num"], 20),
-    "one_new_behind_all": (lambda c: c.put("z/z.num", "large", 9), ["z.num"], 20),
-    "the_first_gone": (lambda c: (c.folder / "0000.num").unlink(), [], 19),
-    "one_of_many_chunks_gone": (lambda c: (c.folder / "0007.num").unlink(), [], 19),
-    "the_last_kept_gone": (lambda c: (c.folder / "0019.num").unlink(), [], 19),
-    "one_of_several_renamed": (
-        lambda c: (c.folder / "0004.num").rename(c.folder / "0012a.num"),
-        ["0012a.num"],
-        19,
+    "nothing": (lambda c: None, None, 20, []),
+    "a_size": (lambda c: c.put("0018.num", "small", 1005), "0018.num has changed", 18, KEPT[18:]),
+    "an_older_time": (
+        lambda c: os.utime(c.folder / "0018.num", (0, 0)),
+        "0018.num has changed",
+        18,
+        KEPT[18:],
     ),
-    "all_but_one_gone": (lambda c: [(c.folder / n).unlink() for n in KEPT[:-1]], [], 1),
-    "all_kept_gone": (lambda c: [(c.folder / n).unlink() for n in KEPT], [], 0),
-    "all_kept_changed": (lambda c: [c.put(n, "small", 5000) for n in KEPT], KEPT, 0),
-    "a_file_in_the_place_of_an_empty_one": (
-        lambda c: c.put("0003.num", "large", 3),
-        ["0003.num"],
+    "one_new_among_those_kept": (
+        lambda c: c.put("0018a.num", "mask", 9),
+        "0018a.num is new",
         19,
+        ["0018a.num", "0019.num"],
+    ),
+    "one_new_behind_those_kept": (
+        lambda c: c.put("0019a.num", "text", 9),
+        None,
+        20,
+        ["0019a.num"],
+    ),
+    "one_new_behind_all": (lambda c: c.put("z/z.num", "large", 9), None, 20, ["z.num"]),
+    "one_gone": (gone("0018.num"), "0018.num is gone", 18, ["0019.num"]),
+    "the_last_kept_gone": (gone("0019.num"), None, 19, []),
+    "the_last_kept_changed": (
+        lambda c: c.put("0019.num", "chunks", 9),
+        "0019.num has changed",
+        19,
+        ["0019.num"],
     ),
 }
 
@@ -308,31 +317,123 @@ CHANGES = {
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_folder_that_changed_meanwhile_is_converted_as_it_is_now(change, workers, halfway):
-    make, to_read, count = CHANGES[change]
+    make, end, count, to_read = CHANGES[change]
     make(halfway)
     ended = halfway.run(f"--workers={workers}")
     assert ended.status == 0, ended
     assert taken_over(ended) == count
     assert "damaged" not in ended.err
-    read = Counter(halfway.reads())
-    if count:
-        assert set(read) == {*to_read, *NOT_KEPT}
-        assert all(read[name] == 1 for name in NOT_KEPT)
-        assert max(read.values()) <= 2
+    if end is None:
+        assert "are read again" not in ended.err
+    else:
+        again = len(set(to_read) & set(KEPT))
+        said = f"{end} since the run was interrupted: {again} of the samples stored are read again"
+        assert said in ended.err
+    assert Counter(halfway.reads()) == Counter([*to_read, *NOT_KEPT])
     halfway.assert_as_uninterrupted(ended=ended)
 
 
-def test_a_file_that_failed_before_and_is_mended_is_stored(conversion):
+#: Changes after which too little would stay; the file that is named, and how much would stay.
+LARGE_CHANGES = {
+    "a_size": (change_size, "0005.num has changed", 5),
+    "a_time": (change_time, "0005.num has changed", 5),
+    "an_older_time": (touch_backwards, "0005.num has changed", 5),
+    "just_too_much": (lambda c: c.put("0017.num", "small", 9), "0017.num has changed", 17),
+    "one_new_before_all": (lambda c: c.put("!.num", "small", 99), "!.num is new", 0),
+    "one_new_among_those_kept": (lambda c: c.put("0005a.num", "mask", 9), "0005a.num is new", 6),
+    "the_first_gone": (gone("0000.num"), "0000.num is gone", 0),
+    "one_of_many_chunks_gone": (gone("0007.num"), "0007.num is gone", 7),
+    "one_renamed": (
+        lambda c: (c.folder / "0004.num").rename(c.folder / "0012a.num"),
+        "0004.num is gone",
+        4,
+    ),
+    "all_kept_gone": (lambda c: [gone(n)(c) for n in KEPT], "0000.num is gone", 0),
+    "all_kept_changed": (
+        lambda c: [c.put(n, "small", 5000) for n in KEPT],
+        "0000.num has changed",
+        0,
+    ),
+    "a_file_in_the_place_of_an_empty_one": (
+        lambda c: c.put("0003.num", "large", 3),
+        "0003.num has changed",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", LARGE_CHANGES)
+def test_where_little_would_stay_the_run_stops_before_it_touches_anything(change, halfway):
+    make, end, count = LARGE_CHANGES[change]
+    make(halfway)
+    assert_stops(halfway, f"{end} since the run was interrupted", count)
+    ended = halfway.run("--restart")
+    assert ended.status == 0
+    halfway.assert_as_uninterrupted(ended=ended)
+
+
+def assert_stops(conversion: Conversion, why: str, count: int, recorded: int = 20) -> None:
+    before = everything_below(conversion.output.parent)
+    ended = conversion.run()
+    assert ended.status == 2
+    said = (
+        f"converter: {why}, so only {count} of the {recorded} samples stored in "
+        f"{conversion.partial} could be kept: undo that change, or start over with --restart"
+    )
+    assert said in ended.err.splitlines()
+    assert everything_below(conversion.output.parent) == before
+
+
+def test_who_undoes_a_change_resumes_as_if_nothing_had_been(halfway):
+    before = (halfway.folder / "0005.num").stat()
+    touch_backwards(halfway)
+    assert_stops(halfway, "0005.num has changed since the run was interrupted", 5)
+    os.utime(halfway.folder / "0005.num", ns=(before.st_atime_ns, before.st_mtime_ns))
+    ended = halfway.run()
+    assert taken_over(ended) == 20
+    assert halfway.reads() == NOT_KEPT
+    halfway.assert_as_uninterrupted(ended=ended)
+
+
+def test_what_is_recorded_after_a_cut_in_the_middle_of_a_batch_is_of_use(halfway):
+    """Of the batch 16 to 19 two samples stay; the journal says so, and goes on from there."""
+    halfway.put("0018.num", "chunks", 18)
+    ended = halfway.break_off("0019.num")
+    assert kept(ended) == 18
+    assert recorded_in(halfway) == set(KEPT[:18])
+    assert kept(halfway.break_off("0027.num")) == 26
+    assert recorded_in(halfway) == {*KEPT, *NOT_KEPT[:6]}
+    halfway.reads()
+    ended = halfway.run()
+    assert taken_over(ended) == 26
+    assert halfway.reads() == NOT_KEPT[6:]
+    halfway.assert_as_uninterrupted(ended=ended)
+
+
+def test_a_file_that_failed_before_and_can_be_read_now_ends_what_is_kept(conversion):
     for name in ("0003.num", "0018.num"):
         (conversion.folder / name).write_text("none:0")
     assert kept(conversion.break_off("0021.num")) == 18
-    conversion.put("0003.num", "chunks", 3)
+    conversion.put("0018.num", "chunks", 3)
     conversion.reads()
     ended = conversion.run()
-    assert taken_over(ended) == 18
+    assert taken_over(ended) == 17
+    said = "0018.num failed before and can be read now: 1 of the samples stored are read again"
+    assert said in ended.err
     assert counts(ended) == "29 stored, 1 failed"
-    assert set(failures(conversion.output)) == {"0018.num"}
-    assert set(conversion.reads()) == {"0003.num", "0018.num", *NOT_KEPT}
+    assert set(failures(conversion.output)) == {"0003.num"}
+    read = Counter(conversion.reads())
+    assert set(read) == {"0003.num", *KEPT[18:], *NOT_KEPT}
+    assert {name for name, times in read.items() if times > 1} == {"0018.num"}
+    conversion.assert_as_uninterrupted(ended=ended)
+
+
+def test_a_file_that_failed_early_and_can_be_read_now_stops_the_run(conversion):
+    (conversion.folder / "0003.num").write_text("none:0")
+    assert kept(conversion.break_off("0021.num")) == 19
+    conversion.put("0003.num", "chunks", 3)
+    assert_stops(conversion, "0003.num failed before and can be read now", 3, 19)
+    ended = conversion.run("--restart")
     conversion.assert_as_uninterrupted(ended=ended)
 
 
@@ -345,57 +446,6 @@ def test_a_file_that_failed_before_and_is_gone_is_missed_by_nobody(conversion):
     assert taken_over(ended) == 19
     assert conversion.reads() == NOT_KEPT
     conversion.assert_as_uninterrupted(ended=ended)
-
-
-def test_the_folder_may_change_before_each_of_several_runs(conversion):
-    """What a run had moved aside and not yet copied is of use to the next one too."""
-    assert kept(conversion.break_off("0021.num")) == 20
-    conversion.put("0002a.num", "large", 1)
-    conversion.reads()
-    conversion.break_off("0002a.num", once=COPYING)
-    assert set(os.listdir(conversion.output.parent)) > {"OUT.h5.partial.old"}
-    conversion.put("0001a.num", "mask", 1)
-    conversion.reads()
-    conversion.break_off("0001a.num", once=COPYING)
-    conversion.put("0000a.num", "chunks", 1)
-    conversion.reads()
-    ended = conversion.run()
-    assert taken_over(ended) == 20
-    assert set(conversion.reads()) == {"0000a.num", "0001a.num", "0002a.num", *NOT_KEPT}
-    conversion.assert_as_uninterrupted(ended=ended)
-
-
-@pytest.mark.parametrize("first", ["0005.num", "0010.num", "0015.num", "0019.num"])
-@pytest.mark.parametrize("second", ["0001a.num", "0025a.num"])
-def test_a_second_change_while_samples_are_copied_costs_little(first, second, halfway):
-    """Some lie in the file being written, some in the one moved aside, when that changes again.
-
-    Where neither lies as it must, what the one has that gives less may be read again.
-    """
-    for name in (*KEPT[:FILES_IN_TASK], first):
-        os.utime(halfway.folder / name, (0, 0))
-    halfway.break_off(first, once=COPYING)
-    assert recorded_in(halfway) == {name for name in KEPT if name < first}
-    halfway.put(second, "small", 77)
-    halfway.reads()
-    ended = halfway.run()
-    anew = set(KEPT[:FILES_IN_TASK])
-    assert set(halfway.reads()) - anew == {first, second, *NOT_KEPT}
-    assert taken_over(ended) >= 19 - len(anew)
-    halfway.assert_as_uninterrupted(ended=ended)
-
-
-def test_a_run_that_copies_and_is_broken_off_again_goes_on_from_both(halfway):
-    for name in (*KEPT[:FILES_IN_TASK], "0015.num"):
-        os.utime(halfway.folder / name, (0, 0))
-    ended = halfway.break_off("0015.num", once=COPYING)
-    assert kept(ended) == 15
-    assert Paths(halfway.output).aside.exists()
-    halfway.reads()
-    ended = halfway.run()
-    assert taken_over(ended) == 19  # 15, and 4 from the one moved aside
-    assert set(halfway.reads()) == {"0015.num", *NOT_KEPT}
-    halfway.assert_as_uninterrupted(ended=ended)
 
 
 # Another way to convert
@@ -412,7 +462,7 @@ def test_a_run_that_copies_and_is_broken_off_again_goes_on_from_both(halfway):
 def test_other_options_make_what_was_kept_useless(flags, why, halfway):
     ended = halfway.run(*flags)
     assert ended.status == 0
-    said = f"the work kept in {halfway.partial} is of no use, for {why}: it begins anew"
+    said = f"what {halfway.partial} holds is of no use, for {why}: the run starts over"
     assert said in ended.err
     assert not taken_over(ended)
     halfway.assert_as_uninterrupted(*flags)
@@ -428,11 +478,11 @@ def test_options_that_say_how_to_go_about_it_change_nothing(halfway):
     halfway.assert_as_uninterrupted("--follow_links")
 
 
-def test_another_selection_of_files_keeps_those_that_are_in_both(halfway):
-    (halfway.folder / "0002a.more").write_text("small:4")
+def test_another_selection_of_files_keeps_what_comes_before_the_first_new_one(halfway):
+    (halfway.folder / "0018a.more").write_text("small:4")
     ended = halfway.run("--ext=num,more")
-    assert taken_over(ended) == 20
-    assert set(halfway.reads()) == {"0002a.more", *NOT_KEPT}
+    assert taken_over(ended) == 19
+    assert halfway.reads() == ["0018a.more", "0019.num", *NOT_KEPT]
     halfway.assert_as_uninterrupted("--ext=num,more")
 
 
@@ -441,7 +491,7 @@ def test_other_functions_make_what_was_kept_useless(halfway):
     ended = halfway.run()
     assert ended.status == 0
     assert "is of no use, for my_read_sha256 was " in ended.err
-    assert "it begins anew" in ended.err
+    assert "the run starts over" in ended.err
     assert set(halfway.reads()) == {*KEPT, *NOT_KEPT}
     halfway.assert_as_uninterrupted()
 
@@ -451,7 +501,7 @@ def test_another_folder_makes_what_was_kept_useless(halfway, convert):
     shutil.copytree(halfway.folder, other)  # with the same names, sizes and times
     ended = convert(other, halfway.output, *halfway.flags)
     assert ended.status == 0
-    assert f"is of no use, for it is of the folder {halfway.folder}: it begins anew" in ended.err
+    assert f"is of no use, for it is of the folder {halfway.folder}: the run" in ended.err
     assert set(halfway.reads()) == {*KEPT, *NOT_KEPT}
     halfway.assert_as_uninterrupted()
 
@@ -484,7 +534,7 @@ def test_another_store_and_another_reader_make_what_was_kept_useless(folder, out
     ):
         before = everything_below(output.parent)
         ended = convert(folder, output, flag)
-        assert f"is of no use, for {why}: it begins anew" in ended.err
+        assert f"is of no use, for {why}: the run starts over" in ended.err
         assert counts(ended) == "11 stored, 1 failed"
         output.unlink()
         for name, content in before.items():
@@ -496,11 +546,10 @@ def test_another_store_and_another_reader_make_what_was_kept_useless(folder, out
 
 def payload_places(conversion: Conversion) -> dict[str, tuple[int, int]]:
     """Return offset and size of the payload of each sample that is kept, in one piece."""
-    samples = read_journal(conversion.journal).samples
-    rows = np.frombuffer(bytes(samples._rows), "<u8").reshape(-1, 4)
     return {
-        key.decode(): (int(row[0]), int(row[1]))
-        for key, row in zip(samples.keys(), rows, strict=True)
+        row.key: (row.extents[0][0], row.extents[0][1])
+        for row in read_rows(conversion.journal)
+        if len(row.extents) == 1
     }
 
 
@@ -512,14 +561,16 @@ def flip(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("name", ["0000.num", "0002.num", "0008.num", "0018.num"])
-def test_a_payload_that_was_damaged_meanwhile_is_read_again(name, workers, halfway):
+def test_a_damaged_payload_and_what_is_behind_it_is_read_again(name, workers, halfway):
     offset, nbytes = payload_places(halfway)[name]
     flip(halfway.partial, offset + nbytes - 1)
     ended = halfway.run(f"--workers={workers}")
     assert ended.status == 0
-    assert "1 of the samples kept are damaged, and are read again" in ended.err
-    assert taken_over(ended) == 19
-    assert set(halfway.reads()) == {name, *NOT_KEPT}
+    place = KEPT.index(name)
+    said = f"{name} is damaged in the unfinished file: {20 - place} of the samples stored are read"
+    assert said in ended.err
+    assert taken_over(ended) == place
+    assert set(halfway.reads()) == {*KEPT[place:], *NOT_KEPT}
     halfway.assert_as_uninterrupted()
 
 
@@ -528,8 +579,8 @@ def test_a_damaged_chunk_of_several_is_read_again(halfway):
     begin = sum(places["0006.num"])
     flip(halfway.partial, begin + 400)  # behind the header of 0006, in the first chunk
     ended = halfway.run()
-    assert "1 of the samples kept are damaged, and are read again" in ended.err
-    assert set(halfway.reads()) == {"0007.num", *NOT_KEPT}
+    assert "0007.num is damaged in the unfinished file: 13 of the samples" in ended.err
+    assert set(halfway.reads()) == {*KEPT[7:], *NOT_KEPT}
     halfway.assert_as_uninterrupted()
 
 
@@ -563,7 +614,7 @@ def test_a_partial_file_with_a_hole_is_gone_on_with(share, halfway):
         file.truncate(size)
     ended = halfway.run()
     assert ended.status == 0
-    assert "samples kept are damaged, and are read again" in ended.err
+    assert "is damaged in the unfinished file: " in ended.err
     halfway.assert_as_uninterrupted()
 
 
@@ -586,8 +637,7 @@ def test_a_journal_damaged_anywhere_is_gone_on_with(step, damage, tmp_path, conv
     assert kept(conversion.break_off("4.num")) == 4
     left = everything_below(conversion.output.parent)
     journal = left["OUT.h5.partial.journal"]
-    _, _, nbytes = BLOCK.unpack_from(journal)
-    head_nbytes = BLOCK.size + nbytes
+    head_nbytes = next(read_lines(conversion.journal))[0]
     whole = tmp_path / "whole.h5"
     conversion.run(output=whole)
     expected = whole.read_bytes()
@@ -617,7 +667,7 @@ def test_a_journal_that_is_none_is_begun_anew(garbage, halfway):
     halfway.journal.write_bytes(garbage)
     ended = halfway.run()
     assert ended.status == 0
-    assert f"nothing is known of what {halfway.partial} holds, it begins anew" in ended.err
+    assert f"nothing is known of what {halfway.partial} holds: the run starts over" in ended.err
     halfway.assert_as_uninterrupted()
 
 
@@ -625,7 +675,7 @@ def test_a_missing_journal_is_begun_anew(halfway):
     halfway.journal.unlink()
     ended = halfway.run()
     assert ended.status == 0
-    assert f"nothing is known of what {halfway.partial} holds, it begins anew" in ended.err
+    assert f"nothing is known of what {halfway.partial} holds: the run starts over" in ended.err
     halfway.assert_as_uninterrupted()
 
 
@@ -662,7 +712,7 @@ def test_a_journal_of_another_output_is_refused(halfway):
     other.journal.replace(halfway.journal)
     assert_not_resumed(
         halfway,
-        f"{halfway.journal} belongs to OTHER.h5, not to OUT.h5: move it away, or begin anew with "
+        f"{halfway.journal} belongs to OTHER.h5, not to OUT.h5: move it away, or start over with "
         "--restart",
     )
 
@@ -674,7 +724,7 @@ def test_a_journal_of_another_partial_file_is_refused(halfway):
     halfway.journal.write_bytes(kept_journal)
     assert_not_resumed(
         halfway,
-        f"{halfway.journal} does not belong to {halfway.partial}: move both away, or begin anew "
+        f"{halfway.journal} does not belong to {halfway.partial}: move both away, or start over "
         "with --restart",
     )
 
@@ -683,7 +733,7 @@ def test_a_partial_file_of_something_else_is_refused_with_its_journal(halfway):
     halfway.partial.write_bytes(b"something else, and longer than a mark")
     assert_not_resumed(
         halfway,
-        f"{halfway.journal} does not belong to {halfway.partial}: move both away, or begin anew "
+        f"{halfway.journal} does not belong to {halfway.partial}: move both away, or start over "
         "with --restart",
     )
 
@@ -696,8 +746,18 @@ def test_a_journal_of_another_version_is_refused(halfway, monkeypatch):
     halfway.reads()
     assert_not_resumed(
         halfway,
-        f"{halfway.journal} is the journal of another version of the converter: go on with that "
-        "one, or begin anew with --restart",
+        f"{halfway.journal} is the journal of another version of the converter: resume with "
+        "that version, or start over with --restart",
+    )
+
+
+def test_a_journal_as_the_first_version_wrote_it_is_refused(halfway):
+    body = b'{"version": 1, "output": "OUT.h5", "mark": "", "root": "/", "manner": {}}'
+    halfway.journal.write_bytes(struct.pack("<4sIQ", b"HEAD", 0x0A0A, len(body)) + body)
+    assert_not_resumed(
+        halfway,
+        f"{halfway.journal} is the journal of another version of the converter: resume with that "
+        "version, or start over with --restart",
     )
 
 
@@ -714,51 +774,25 @@ def test_a_journal_that_cannot_be_read_is_refused(halfway):
 # Leftovers
 
 
-@pytest.fixture
-def everything_left(conversion) -> Conversion:
-    """A state with a file of each name: a run that copied, was broken off, and resumed."""
-    conversion.break_off("0021.num")
-    os.utime(conversion.folder / "0010.num", (0, 0))
-    conversion.break_off("0010.num", once=COPYING)
-    paths = Paths(conversion.output)
-    shutil.copy(paths.journal, paths.new_journal)  # as a run that goes on begins one
-    os.truncate(paths.new_journal, paths.new_journal.stat().st_size - 1)
-    assert {path.name for path in paths.all()} == set(os.listdir(conversion.output.parent))
-    conversion.reads()
-    return conversion
-
-
-@pytest.mark.slow
-def test_any_of_the_files_left_may_be_missing(everything_left):
-    """All 32 combinations, as whatever moment a run is killed at leaves them, or the user."""
-    conversion = everything_left
-    left = everything_below(conversion.output.parent)
-    paths = Paths(conversion.output)
-    whole = conversion.tmp_path / "whole.h5"
-    conversion.run(output=whole)
-    for chosen in itertools.chain.from_iterable(
-        itertools.combinations(NAMES, count) for count in range(len(NAMES) + 1)
-    ):
-        for path in conversion.output.parent.iterdir():
+def test_any_of_the_files_left_may_be_missing(halfway):
+    """Whatever moment a run is killed at leaves them, or the user."""
+    left = everything_below(halfway.output.parent)
+    paths = Paths(halfway.output)
+    whole = halfway.tmp_path / "whole.h5"
+    halfway.run(output=whole)
+    for chosen in ((), ("partial",), ("journal",), NAMES):
+        for path in halfway.output.parent.iterdir():
             path.unlink()
         for name in chosen:
             path = getattr(paths, name)
             path.write_bytes(left[path.name])
-        before = everything_below(conversion.output.parent)
-        conversion.reads()
-        ended = conversion.run()
-        read = set(conversion.reads())
-        assert "Traceback" not in ended.err
-        if ended.status == 2:  # a journal that does not belong to the file beside it
-            assert everything_below(conversion.output.parent) == before, chosen
-            assert "does not belong to" in ended.err
-            assert "--restart" in ended.err
-            ended = conversion.run("--restart")
-        elif {"aside", "aside_journal"} <= set(chosen):
-            assert read <= {"0010.num", *NOT_KEPT}, chosen
+        halfway.reads()
+        ended = halfway.run()
         assert ended.status == 0, chosen
-        assert os.listdir(conversion.output.parent) == ["OUT.h5"], chosen
-        assert conversion.output.read_bytes() == whole.read_bytes(), chosen
+        assert "Traceback" not in ended.err
+        assert set(halfway.reads()) >= {*([] if chosen == NAMES else KEPT), *NOT_KEPT}
+        assert os.listdir(halfway.output.parent) == ["OUT.h5"], chosen
+        assert halfway.output.read_bytes() == whole.read_bytes(), chosen
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x83r\xe1\x99" * 4, bytes(range(256)) * 12])
@@ -767,12 +801,6 @@ def test_garbage_under_any_of_the_names_is_removed(name, content, conversion):
     getattr(Paths(conversion.output), name).write_bytes(content)
     assert conversion.run().status == 0
     conversion.assert_as_uninterrupted()
-
-
-def test_restart_removes_all_that_was_left(everything_left):
-    ended = everything_left.run("--restart")
-    assert ended.status == 0
-    everything_left.assert_as_uninterrupted()
 
 
 def test_what_is_left_is_no_sample_of_a_folder_that_holds_the_output(tmp_path, convert):

@@ -1,0 +1,98 @@
+"""The writer's threads: what is recorded, and in which order, and whose error is whose."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from converter.codecs.filters import crc32
+from converter.errors import WriteError
+from converter.format.headers import structure_nbytes
+from converter.format.layout import Layout
+from converter.samples import Batch, Encoded, Part
+from converter.writer.journal import Head, read_rows
+from converter.writer.paths import Paths
+from converter.writer.writer import SMALLEST_FOR_THREAD_NBYTES, Writer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="one thread without pwrite")
+
+
+def batch_of(key: str, nbytes: int, released: list[str]) -> Batch:
+    layout = Layout(np.dtype("u1"), (nbytes,))
+    buffer = np.ones(nbytes + structure_nbytes(layout), np.uint8).data
+    sample = Encoded(key, layout, (Part(nbytes, crc32(buffer[:nbytes])),), nbytes, 1)
+    return Batch([sample], buffer, lambda: released.append(key))
+
+
+@pytest.fixture
+def writer(tmp_path):
+    made = Writer(Paths(tmp_path / "OUT.h5"), threads=2)
+    made.lock()
+    made.begin(Head("OUT.h5", "", "", {}))
+    yield made
+    made.close()
+
+
+def test_what_is_written_sooner_than_what_is_before_it_waits_to_be_recorded(writer, monkeypatch):
+    real, may_write = os.pwrite, threading.Event()
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            may_write.wait(30)
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    released: list[str] = []
+    batches = [
+        batch_of("large", SMALLEST_FOR_THREAD_NBYTES, released),
+        batch_of("small", 10, released),
+    ]
+    for batch in batches:
+        writer.write(batch)
+    assert all(batch.is_held for batch in batches)
+    assert not released
+    assert not list(read_rows(writer.paths.journal))
+    may_write.set()
+    writer.settle()
+    assert released == ["large", "small"]
+    assert [row.key for row in read_rows(writer.paths.journal)] == ["large", "small"]
+    assert writer.recorded == 2
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_an_error_of_a_thread_is_the_error_of_the_run(is_last, writer, monkeypatch):
+    """What was behind it is not recorded, though it may have been written."""
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    released: list[str] = []
+    writer.write(batch_of("first", SMALLEST_FOR_THREAD_NBYTES, released))
+    writer.settle()
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+    def write_more() -> None:
+        writer.write(batch_of("second", SMALLEST_FOR_THREAD_NBYTES, released))
+        if is_last:
+            writer.finish({})
+        for number in range(9):
+            writer.write(batch_of(f"more {number}", SMALLEST_FOR_THREAD_NBYTES, released))
+            writer.settle()
+
+    with pytest.raises(WriteError, match="No space left on device"):
+        write_more()
+    assert writer.recorded == 1
+    assert released == ["first"]
+    assert [row.key for row in read_rows(writer.paths.journal)] == ["first"]
+    assert not writer.paths.output.exists()
+
+
+def test_a_payload_that_fills_the_memory_is_written_before_the_next_is_taken(writer, monkeypatch):
+    monkeypatch.setattr("converter.writer.writer.MOST_WAITING_NBYTES", 1 << 20)
+    released: list[str] = []
+    writer.write(batch_of("huge", 2 << 20, released))
+    assert released == ["huge"]
