@@ -22,12 +22,15 @@ class Callbacks:
         Gives a context in which no signal handler raises: the output is being written there.
     finished
         Called within that context when the output is complete: it is too late to interrupt.
+    is_fresh
+        Whether no code but this package's has run in this process: workers may be forked from it.
     """
 
     notice: Callable[[str], None] = lambda _: None
     progress: Callable[[Progress], None] = lambda _: None
     without_signals: Callable[[], AbstractContextManager[None]] = nullcontext
     finished: Callable[[], None] = lambda: None
+    is_fresh: bool = False
 
 
 class Progress(NamedTuple):

@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not error.code and is_output_lost():  # --help
                 raise SystemExit(SOMETHING_FAILED) from None
             raise
-        status = _run_mode(parsed)
+        # with arguments a program calls, which may have run anything
+        status = _run_mode(parsed, is_fresh=argv is None)
         is_all_output = parsed.mode == arguments.VERIFY or parsed.values.get("dry_run")
         return SOMETHING_FAILED if is_all_output and not status and is_output_lost() else status
 
 
-def _run_mode(parsed: Arguments) -> int:
+def _run_mode(parsed: Arguments, *, is_fresh: bool) -> int:
     run = {
         arguments.CONVERT: _convert,
         arguments.UPDATE: _update,
@@ -68,7 +69,7 @@ def _run_mode(parsed: Arguments) -> int:
         undone = f"{parsed.values['path_output']} is checked in part"
     if parsed.mode == arguments.EXTRACT:
         undone = f"{parsed.values['extract']} holds a part of the files"
-    signals = _Signals()
+    signals = _Signals(is_fresh=is_fresh)
     try:
         with signals:
             return run(parsed, signals)
@@ -92,7 +93,10 @@ def _convert(parsed: Arguments, signals: _Signals) -> int:
     request = Request(**values)
     _say_what_is_missing()
     if dry_run:
-        advice, plan = advise(request, Callbacks(_notice, without_signals=signals.without_signals))
+        advice, plan = advise(
+            request,
+            Callbacks(_notice, without_signals=signals.without_signals, is_fresh=signals.is_fresh),
+        )
         _print(advice_lines(request, advice, plan))
         return STORED_ALL
     return _run(request, quiet, signals, address)
@@ -109,7 +113,9 @@ def _update(parsed: Arguments, signals: _Signals) -> int:
 
 def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) -> int:
     with ProgressBar(quiet=quiet) as bar:
-        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
+        caller = Callbacks(
+            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
+        )
         if address is None:
             report = run_request(request, caller)
         else:
@@ -131,7 +137,9 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
     elif "path_functions" in parsed.typed:
         raise ConverterError("--path_functions needs --path_images")
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
+        caller = Callbacks(
+            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
+        )
         if values["rebuild_index"]:
             count = rebuild_index(path, caller)
             _notice(f"an index of {count} datasets was added to {path}")
@@ -149,7 +157,9 @@ def _verify(parsed: Arguments, signals: _Signals) -> int:
 def _merge(parsed: Arguments, signals: _Signals) -> int:
     values = parsed.values
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
+        caller = Callbacks(
+            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
+        )
         report = merge(
             values["merge"], values["path_output"], caller, overwrite=values["overwrite"]
         )
@@ -168,7 +178,9 @@ def _extract(parsed: Arguments, signals: _Signals) -> int:
     values = parsed.values
     path, folder = values["path_output"], values["extract"]
     with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Callbacks(_notice, bar.show, signals.without_signals, signals.finish)
+        caller = Callbacks(
+            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
+        )
         done = extract(path, folder, overwrite=values["overwrite"], caller=caller)
     _print_failures(done.first_failures, done.failed, "that failed")
     _print([f"{folder}: {done.written} files written, {size(done.nbytes)}, {done.failed} failed"])
@@ -182,7 +194,8 @@ class _Signals:
     keeps it away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_fresh: bool) -> None:
+        self.is_fresh = is_fresh
         self._number = 0
         self._holds = 0
         self.came_too_late = False

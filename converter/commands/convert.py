@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,7 @@ from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
 from converter.streams import open_closed_descriptors
 from converter.workers.executor import ExecutorRun, check_executor
+from converter.workers.launcher import Launcher, launching
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
@@ -76,15 +77,16 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 "a time limit for files works with processes of this machine alone: drop "
                 "--file_timeout"
             )
-    found = load_functions(request, caller)
     if request.compression.needs_plugin:
         caller.notice(
             f"h5py reads {request.compression.name} only after `import hdf5plugin`; H5Folder does "
             "without (pip install hdf5plugin)"
         )
     with ExitStack() as stack:
-        # Workers first: a process forked from a small parent stays small.
-        run = stack.enter_context(encoding(request, found, caller, executor))
+        # before the user's functions are imported, so that none of these is in a worker
+        launcher = stack.enter_context(launching_for(request, caller, executor))
+        found = load_functions(request, caller)
+        run = stack.enter_context(encoding(request, found, launcher, executor))
         plan = plan_of(request, found)
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
@@ -121,11 +123,23 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
     return report
 
 
+def launching_for(
+    request: Request, caller: Callbacks, executor: Executor | None = None
+) -> AbstractContextManager[Launcher | None]:
+    """Return what starts the workers of a request, if it has any."""
+    is_needed = executor is None and not _is_alone(request)
+    return launching(is_needed=is_needed, fork=caller.is_fresh)
+
+
+def _is_alone(request: Request) -> bool:
+    return request.workers == 1 and request.file_timeout is None
+
+
 @contextmanager
 def encoding(
     request: Request,
     found: user_functions.Hooks,
-    caller: Callbacks,
+    launcher: Launcher | None,
     executor: Executor | None = None,
     *,
     choices: tuple[Choice, ...] = (),
@@ -137,12 +151,10 @@ def encoding(
             settings = replace(settings, path_functions=None, functions_text=text)
         yield ExecutorRun(executor, settings).run
         return
-    if request.workers == 1 and request.file_timeout is None:
+    if _is_alone(request):
         yield lambda keys: run_here(settings, keys)
         return
-    with caller.without_signals():
-        pool = Pool(settings, request.workers)
-    with pool:
+    with Pool(settings, request.workers, launcher) as pool:
         yield pool.run
 
 

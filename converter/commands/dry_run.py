@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.callbacks import Callbacks
 from converter.codecs.compression import ALL, AUTO
-from converter.commands.convert import encoding
+from converter.commands.convert import encoding, launching_for
 from converter.commands.estimate import SAMPLED_FILES, entries_nbytes, free_nbytes, spread
 from converter.commands.request import (
     Request,
@@ -139,7 +139,8 @@ def _source_nbytes(plan: Plan) -> int:
 def advise(request: Request, caller: Callbacks) -> tuple[Advice, Plan]:
     """Try each store and compression on a sample of the files, in memory. Writes nothing."""
     check_request(request)
-    found = load_functions(request, caller)
-    with encoding(request, found, caller, choices=choices_of(request)[0]) as run:
-        plan = plan_of(request, found)
-        return survey(request, plan, run), plan
+    with launching_for(request, caller) as launcher:
+        found = load_functions(request, caller)
+        with encoding(request, found, launcher, choices=choices_of(request)[0]) as run:
+            plan = plan_of(request, found)
+            return survey(request, plan, run), plan

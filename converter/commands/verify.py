@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from converter.format.index_reader import (
 )
 from converter.loader.h5folder import H5Folder
 from converter.loader.h5py_file import Datasets
-from converter.samples import Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
+from converter.samples import Batch, Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
 from converter.sources.encoder import Encoder, Settings
+from converter.workers.launcher import launching
 from converter.workers.pool import Pool
 
 
@@ -85,27 +86,33 @@ def verify(
         found.failed += 1
         caller.notice(what)
 
-    keys = _check_structure(path, found, wrong)
-    found.total = len(keys)
-    reading = None
-    if request is not None:
-        check_folder(request.path_images)
-        functions = load_functions(request, caller)
-        reading = encoding_settings(request, functions)
-        plan = plan_of(request, functions)
-        keys = _check_presence(plan, reading, keys, found, wrong, workers)
-    checks = Checks(path, found.has_index, reading, file_timeout)
-    with Pool(checks, workers) as pool:  # a damaged file may end the process that reads it
-        for batch in pool.run(keys):
-            for result in batch.results:
-                if isinstance(result, Failure):
-                    wrong(f"{result.key}: {result.reason}")
-                elif isinstance(result, Checked):
-                    found.good += 1
-                    found.nbytes += result.nbytes
-            caller.progress(
-                Progress(found.total, found.good + found.failed, found.failed, found.nbytes)
-            )
+    # before the user's functions are imported, so that none of these is in a worker
+    with launching(is_needed=True, fork=caller.is_fresh) as launcher:
+        keys = _check_structure(path, found, wrong)
+        found.total = len(keys)
+        reading = None
+        if request is not None:
+            check_folder(request.path_images)
+            functions = load_functions(request, caller)
+            reading = encoding_settings(request, functions)
+            plan = plan_of(request, functions)
+            absent, keys = _compare_keys(plan, keys, wrong)
+            if absent:
+                with Pool(reading, workers, launcher) as pool:
+                    _read_absent(pool.run(absent), found, wrong)
+        checks = Checks(path, found.has_index, reading, file_timeout)
+        # workers, even if it is one: a damaged file may end the process that reads it
+        with Pool(checks, workers, launcher) as pool:
+            for batch in pool.run(keys):
+                for result in batch.results:
+                    if isinstance(result, Failure):
+                        wrong(f"{result.key}: {result.reason}")
+                    elif isinstance(result, Checked):
+                        found.good += 1
+                        found.nbytes += result.nbytes
+                caller.progress(
+                    Progress(found.total, found.good + found.failed, found.failed, found.nbytes)
+                )
     found.seconds = time.perf_counter() - start
     return found
 
@@ -160,15 +167,10 @@ def _names_in_hdf5(path: Path, handle: Handle) -> list[str]:
         datasets.close()
 
 
-def _check_presence(
-    plan: Plan,
-    reading: Settings,
-    keys: KeyList,
-    found: Verification,
-    wrong: Callable[[str], None],
-    workers: int,
-) -> KeyList:
-    """Check that file and folder have the same samples; return the keys of both."""
+def _compare_keys(
+    plan: Plan, keys: KeyList, wrong: Callable[[str], None]
+) -> tuple[KeyList, KeyList]:
+    """Check that each sample has its file; return the files without a sample, and those with."""
     stored = set(keys)
     absent, present = KeyList(), KeyList()
     for key in plan.keys:
@@ -179,16 +181,19 @@ def _check_presence(
             absent.append(key.encode())
     for key in sorted(stored):
         wrong(f"{key}: its source file is not in {plan.root}")
-    if not absent:
-        return present
-    with Pool(reading, workers) as pool:
-        for batch in pool.run(absent):
-            for result in batch.results:
-                if isinstance(result, Encoded):
-                    wrong(f"{result.key}: it is not in {found.path}")
-                elif isinstance(result, Failure):
-                    found.unreadable += 1
-    return present
+    return absent, present
+
+
+def _read_absent(
+    batches: Iterator[Batch], found: Verification, wrong: Callable[[str], None]
+) -> None:
+    """Read files that have no sample: those that can be read should have one."""
+    for batch in batches:
+        for result in batch.results:
+            if isinstance(result, Encoded):
+                wrong(f"{result.key}: it is not in {found.path}")
+            elif isinstance(result, Failure):
+                found.unreadable += 1
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,23 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection
 from typing import Any
 
 from converter.errors import WorkersError
 from converter.samples import BASE_NBYTES, Batch, Failure
-from converter.workers import tasks
-from converter.workers.pool_worker import BUFFERS, Answer, Ready, Task, serve
+from converter.workers import launcher, tasks
+from converter.workers.launcher import Launcher
+from converter.workers.pool_worker import (
+    BUFFERS,
+    Answer,
+    Ready,
+    Task,
+    serve,
+    serve_descriptors,
+)
 from converter.workers.shared_memory import SharedMemory
 from converter.workers.tasks import Job
 
@@ -64,16 +71,19 @@ class Pool:
         What the workers are to do.
     count
         How many processes.
+    launcher
+        What starts them; None for a new interpreter, which ends with the pool.
     """
 
-    def __init__(self, settings: Job, count: int) -> None:
+    def __init__(self, settings: Job, count: int, launcher: Launcher | None = None) -> None:
         self._settings = settings
-        self._context = multiprocessing.get_context()
+        self._own_launcher = _new_launcher() if launcher is None else None
+        self._launcher = launcher or self._own_launcher
         self._workers: list[_Process] = []
         self._in_plan_order: deque[_Task] = deque()
         self._yielded: list[_Task] = []  # those whose buffers are not free yet
         self._released: deque[_Task] = deque()  # those of them whose buffers may be freed
-        self._heard, self._released_one = self._context.Pipe(duplex=False)
+        self._heard, self._released_one = connection.Pipe(duplex=False)
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
@@ -96,6 +106,8 @@ class Pool:
             for memory in worker.memory or ():
                 memory.close()
         self._workers.clear()
+        if self._own_launcher is not None:
+            self._own_launcher.close()
         self._heard.close()
         self._released_one.close()
 
@@ -206,12 +218,13 @@ class Pool:
 
     def _listen(self) -> None:
         """Wait until a worker answers or dies, or a buffer is released; take in what there is."""
-        ends = [end for worker in self._workers for end in worker.ends]
+        ends = {end for worker in self._workers for end in worker.ends}
         ready = set(connection.wait([self._heard, *ends]))
         for worker in [worker for worker in self._workers if ready & worker.ends]:
+            is_dead = not worker.process.is_alive()  # first: it may answer, and die then
             while (message := _message(worker)) is not None:
                 self._take(worker, message)
-            if not worker.process.is_alive():
+            if is_dead or not worker.process.is_alive():
                 self._bury(worker)
 
     def _take(self, worker: _Process, message: Answer | Ready) -> None:
@@ -284,18 +297,22 @@ class Pool:
             self._in_plan_order.insert(place + number, _Task([key], alone=True))
 
     def _start_worker(self, memory: list[SharedMemory] | None) -> _Process:
-        ours, theirs = self._context.Pipe()
-        others: list[connection.Connection] = []
-        if self._context.get_start_method() == "fork":  # it inherits them: it would keep them open
-            others = [worker.connection for worker in self._workers] + [ours]
-        process = self._context.Process(
-            target=serve, args=(self._settings, theirs, memory, others), daemon=True
-        )
-        _start_helpers(self._context)
-        with _interrupts_blocked():
+        ours, theirs = connection.Pipe()
+        process: Any
+        if self._launcher is not None:
+            descriptors = [theirs.fileno(), *(part.descriptor for part in memory or ())]
+            process = self._launcher.start(serve_descriptors, (self._settings,), descriptors)
+        else:  # Windows
+            context = multiprocessing.get_context("spawn")
+            process = context.Process(target=serve, args=(self._settings, theirs, memory))
+            process.daemon = True
             process.start()
         theirs.close()
         return _Process(process, ours, memory)
+
+
+def _new_launcher() -> Launcher | None:
+    return Launcher() if launcher.IS_AVAILABLE else None
 
 
 def _message(worker: _Process) -> Answer | Ready | None:
@@ -330,26 +347,3 @@ def _ending(process: Any) -> str:
         return f"exit status {code}"
     name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
     return name + (", out of memory or killed from outside" if name == "SIGKILL" else "")
-
-
-def _start_helpers(context: Any) -> None:
-    """Start what multiprocessing starts beside workers: in doing so it lets interrupts in."""
-    method = context.get_start_method()
-    if method != "fork" and hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()
-    if method == "forkserver":
-        with _interrupts_blocked():  # the processes it forks are as it is
-            forkserver.ensure_running()
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C from a process that is starting: it is the parent's to handle."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -43,20 +43,23 @@ class Task(NamedTuple):
     keys: list[str]
 
 
-def serve(
-    settings: Job,
-    pipe: connection.Connection,
-    memory: list[SharedMemory] | None,
-    others: list[connection.Connection],
-) -> None:
+def serve_descriptors(settings: Job, descriptors: Sequence[int]) -> None:
+    """Serve as `serve` does: with a pipe, and memory if there is any, by their descriptors."""
+    pipe, *memory = descriptors
+    shared = [SharedMemory(descriptor) for descriptor in memory]
+    serve(settings, connection.Connection(pipe), shared or None)
+
+
+def serve(settings: Job, pipe: connection.Connection, memory: list[SharedMemory] | None) -> None:
     """Work off tasks until the parent goes away."""
-    for other in others:
-        other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it raises what matters too
+    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    # before anything of the user's runs: the process ends with its parent, wherever it is
+    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
     try:
         encoder = settings.start()
     except ConverterError as error:
@@ -64,8 +67,6 @@ def serve(
         return
     with suppress(OSError):  # the parent may be gone: `_receive` ends this process
         pipe.send(Ready())
-    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
     buffers: list[Buffer] = (
         [SharedBuffer(part) for part in memory] if memory else [Buffer()] * BUFFERS
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from converter.errors import WorkersError
-from converter.workers import launcher
-from converter.workers.launcher import COULD_NOT_START, Launcher
+from converter.workers import launcher, launcher_process
+from converter.workers.launcher import Launcher
+from converter.workers.launcher_process import COULD_NOT_START
 from helpers.run import ROOT, wait_until
 
 pytestmark = pytest.mark.skipif(not launcher.IS_AVAILABLE, reason="no Unix sockets")
@@ -52,9 +53,9 @@ def is_running(process: int) -> bool:
 @pytest.fixture(params=["forked", "new interpreter", "interpreter each"])
 def started(request, monkeypatch) -> Iterator[Launcher]:
     if request.param == "interpreter each":  # as on macOS
-        monkeypatch.setattr(launcher, "CAN_FORK", False)
-        cannot = launcher.IMPORT.replace("launcher; ", "launcher; launcher.CAN_FORK = False; ")
-        monkeypatch.setattr(launcher, "IMPORT", cannot)
+        monkeypatch.setattr(launcher_process, "CAN_FORK", False)
+        cannot = launcher_process.IMPORT.replace(" as it;", " as it; it.CAN_FORK = False;")
+        monkeypatch.setattr(launcher_process, "IMPORT", cannot)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent))
         made = Launcher(fork=request.param == "forked")
