@@ -36,6 +36,7 @@ from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
 from converter.streams import open_closed_descriptors
 from converter.workers.executor import ExecutorRun, check_executor
+from converter.workers.once import ReadOnce
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
+MOST_FILES_KEPT_TRACK_OF = 100_000  # beyond, reading a few twice costs less
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -86,6 +88,9 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         # Workers first: a process forked from a small parent stays small.
         run = stack.enter_context(encoding(request, found, caller, executor))
         plan = plan_of(request, found)
+        once = ReadOnce(run)
+        if request.custom_read_func or len(plan.keys) <= MOST_FILES_KEPT_TRACK_OF:
+            run = once.run
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
         report.hidden_folders = plan.hidden_folders
@@ -98,6 +103,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 writer.discard()
         attributes = _attributes(request, found) | plan.shard_attribute()
         work = _start(request, plan, run, writer, attributes, caller)
+        once.begin()
         spare = Spare(FINISHING_FILES)
         stack.callback(spare.release)
         failures = FailureList(request.path_output)
