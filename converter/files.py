@@ -220,19 +220,20 @@ def open_handle(path: os.PathLike[str]) -> Handle:
         raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def lock(descriptor: int, *, exclusive: bool = False) -> None:
-    """Lock an open file, where system and file system have locks.
+def lock(descriptor: int, *, exclusive: bool = False) -> bool:
+    """Lock an open file; return whether system and file system have locks.
 
     Raises BlockingIOError where another process holds a lock that excludes this one.
     """
     if fcntl is None:
-        return
+        return False
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:  # a file system without locks
-        pass
+        return False
+    return True
 
 
 def write_at(file: io.FileIO, data: memoryview, offset: int) -> None:

@@ -122,7 +122,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                     report.path_failures = failures.publish()
         except OSError as error:  # payloads, or the list of failures, could not be written
             raise writer.explain(error) from error
-    report.fsync_seconds = writer.fsync_seconds
+    report.fsync_seconds, report.refused_fsync = writer.fsync_seconds, writer.refused_fsync
     report.seconds = time.perf_counter() - start
     return report
 
