@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from functools import partial
 from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
-from converter.errors import WorkersError
+from converter.errors import ConverterError, WorkersError, describe
 from converter.samples import BASE_NBYTES, Batch, Failure
 from converter.workers import tasks
 from converter.workers.pool_worker import BUFFERS, Answer, Ready, Task, serve
@@ -77,8 +78,9 @@ class Pool:
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
-        for _ in range(count):
-            self._workers.append(self._start_worker(_new_memory()))
+        with _explained_start():
+            for _ in range(count):
+                self._workers.append(self._start_worker(_new_memory()))
 
     def __enter__(self) -> Pool:
         return self
@@ -296,6 +298,31 @@ class Pool:
             process.start()
         theirs.close()
         return _Process(process, ours, memory)
+
+
+@contextmanager
+def _explained_start() -> Iterator[None]:
+    """Say what to do where the system, or multiprocessing, starts no processes."""
+    cure = "convert with workers=1 (--workers=1), which reads in this process"
+    try:
+        yield
+    except AssertionError as error:
+        if not multiprocessing.current_process().daemon:
+            raise
+        raise ConverterError(
+            "this process is daemonic, and may start no worker processes: start it with "
+            f"daemon=False, or {cure}"
+        ) from error
+    except OSError as error:
+        if "AF_UNIX path too long" in str(error):
+            reason = f"the path of {tempfile.gettempdir()} is too long for a socket"
+            raise ConverterError(
+                f"worker processes cannot be started, for {reason}: set TMPDIR to a shorter one, "
+                f"or {cure}"
+            ) from error
+        raise WorkersError(
+            f"worker processes cannot be started ({describe(error)}): {cure}"
+        ) from error
 
 
 def _message(worker: _Process) -> Answer | Ready | None:
