@@ -87,9 +87,10 @@ def synchronise(descriptor: int) -> OSError | None:
 def free_space(folder: str | os.PathLike[str]) -> int | None:
     """Return the free bytes of a disk; None where it does not tell."""
     try:
-        return shutil.disk_usage(folder).free
+        usage = shutil.disk_usage(folder)
     except OSError:
         return None
+    return usage.free if usage.total else None  # some network disks say 0 of 0
 
 
 def are_descriptors_used_up() -> bool:

@@ -215,3 +215,14 @@ def test_without_locks_two_runs_do_not_make_one_file(
         for key, array in SAMPLES.items():
             assert np.array_equal(samples[key], array)
     assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_a_disk_that_says_it_has_no_bytes_at_all_is_written_to(
+    photos: Path,
+    output: Path,
+    convert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As some network disks do."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    assert convert(photos, output, "--ext=png").status == 0

@@ -140,7 +140,7 @@ def encoding(
     if executor is not None:
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
-            settings = replace(settings, path_functions=None, functions_text=text)
+            settings = replace(settings, functions_text=text)
         yield ExecutorRun(executor, settings).run
         return
     if request.workers == 1 and request.file_timeout is None:
