@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -144,7 +145,8 @@ def encoding(
         yield ExecutorRun(executor, settings).run
         return
     if request.workers == 1 and request.file_timeout is None:
-        yield lambda keys: run_here(settings, keys)
+        start = functools.cache(settings.start)  # once: it imports my_functions.py
+        yield lambda keys: run_here(start, keys)
         return
     with caller.without_signals():
         pool = Pool(settings, request.workers)

@@ -280,10 +280,13 @@ class Writer:
 
     def _check_owner(self) -> None:
         """Raise WriteError where another run writes this file too: a disk may have no locks."""
-        with suppress(OSError), open(self.paths.partial, "rb") as file:
-            file.seek(MARK_NBYTES)
-            if file.read(OWNER_NBYTES) == self._owner:
-                return
+        try:
+            with open(self.paths.partial, "rb") as file:
+                file.seek(MARK_NBYTES)
+                if file.read(OWNER_NBYTES) == self._owner:
+                    return
+        except OSError as error:
+            raise self.explain(error) from error
         self._state = _State.TAKEN
         raise WriteError(
             f"{self.paths.partial} was taken up by another run, for this disk has no locks: let "
