@@ -286,7 +286,8 @@ class Writer:
                 if file.read(OWNER_NBYTES) == self._owner:
                     return
         except OSError as error:
-            raise self.explain(error) from error
+            if not self.paths.partial.parent.is_dir() or self.paths.partial.exists():
+                raise self.explain(error) from error
         self._state = _State.TAKEN
         raise WriteError(
             f"{self.paths.partial} was taken up by another run, for this disk has no locks: let "
