@@ -18,6 +18,7 @@ from converter.commands.dry_run import advise
 from converter.commands.extract import extract
 from converter.commands.merge import merge
 from converter.commands.rebuild_index import rebuild_index
+from converter.commands.report import Report
 from converter.commands.request import Request
 from converter.commands.update import update_request
 from converter.commands.verify import verify
@@ -122,6 +123,7 @@ def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) 
             with dask_executor(address) as executor:
                 report = run_request(request, caller, executor)
     _print_failures(report.first_failures, report.failed, f"in {report.path_failures}")
+    _say_refusal(report)
     _print(report_lines(report))
     return SOMETHING_FAILED if report.failed else STORED_ALL
 
@@ -163,6 +165,7 @@ def _merge(parsed: Arguments, signals: _Signals) -> int:
         report = merge(
             values["merge"], values["path_output"], caller, overwrite=values["overwrite"]
         )
+    _say_refusal(report)
     rate = report.output_nbytes / 1e6 / report.seconds
     _print(
         (
@@ -246,6 +249,14 @@ def _say_what_is_missing() -> None:
     if missing:
         names = " ".join(missing)
         _notice(f"slower than it could be without {names}: pip install {names}")
+
+
+def _say_refusal(report: Report) -> None:
+    if report.refused_fsync is not None:
+        _notice(
+            f"the disk of {report.path_output} cannot tell when it has all of it (fsync: "
+            f"{report.refused_fsync.strerror}): it is lost if power fails in the next seconds"
+        )
 
 
 def _notice(text: str) -> None:

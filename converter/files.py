@@ -87,9 +87,10 @@ def synchronise(descriptor: int) -> OSError | None:
 def free_space(folder: str | os.PathLike[str]) -> int | None:
     """Return the free bytes of a disk; None where it does not tell."""
     try:
-        return shutil.disk_usage(folder).free
+        usage = shutil.disk_usage(folder)
     except OSError:
         return None
+    return usage.free if usage.total else None  # some network disks say 0 of 0
 
 
 def are_descriptors_used_up() -> bool:
@@ -220,19 +221,20 @@ def open_handle(path: os.PathLike[str]) -> Handle:
         raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def lock(descriptor: int, *, exclusive: bool = False) -> None:
-    """Lock an open file, where system and file system have locks.
+def lock(descriptor: int, *, exclusive: bool = False) -> bool:
+    """Lock an open file; return whether system and file system have locks.
 
     Raises BlockingIOError where another process holds a lock that excludes this one.
     """
     if fcntl is None:
-        return
+        return False
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:  # a file system without locks
-        pass
+        return False
+    return True
 
 
 def write_at(file: io.FileIO, data: memoryview, offset: int) -> None:

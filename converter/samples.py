@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Flag
@@ -15,6 +15,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 
 BASE_NBYTES = 4 << 20
@@ -133,6 +134,11 @@ class Encoded(NamedTuple):
     source_mtime_ns: int
     note: Note = Note.NONE
 
+    @property
+    def record_nbytes(self) -> int:
+        """Return the bytes of its payload, with the space for HDF5's structures."""
+        return sum(part.nbytes for part in self.parts) + structure_nbytes(self.layout)
+
 
 class Surveyed(NamedTuple):
     """What would be stored of a sample: bytes with HDF5's structures, for each choice.
@@ -214,3 +220,41 @@ class Batch:
 
 
 Run = Callable[[Sequence[str]], Iterator[Batch]]
+
+
+class Portions:
+    """Batches to be taken in other portions than they come in.
+
+    One `Run` reads all, so that workers read on where few samples lie between copies.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._rest = Batch([], memoryview(b""))
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """Yield the next so many samples."""
+        while count > 0:
+            batch = self._rest if self._rest.results else next(self._batches)
+            first, self._rest = _cut(batch, count)
+            count -= len(first.results)
+            yield first
+
+    def finish(self) -> None:
+        """Have the iterator come to its end."""
+        deque(self._batches, maxlen=0)
+
+
+def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
+    """Cut a batch behind its first samples; the last part releases it."""
+    if len(batch.results) <= count:
+        return batch, Batch([], memoryview(b""))
+    batch.is_held = True
+    nbytes = 0
+    for result in batch.results[:count]:
+        if isinstance(result, Encoded):
+            nbytes += result.record_nbytes
+    return (
+        Batch(batch.results[:count], batch.payload[:nbytes]),
+        Batch(batch.results[count:], batch.payload[nbytes:], batch.release),
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import io
 import mmap
 import os
 import shutil
@@ -16,7 +18,8 @@ import h5py
 import numpy as np
 import pytest
 
-from converter import H5Folder
+from converter import ConverterError, H5Folder
+from converter import convert as convert_folder
 from converter.cli import main
 from helpers.images import colours, save
 from helpers.run import Finished
@@ -53,13 +56,25 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
             return usual_file(name, *arguments, locking=locking, **options)
 
         monkeypatch.setattr(h5py, "File", file)
+    elif call == "rename of an open file":
+        usual_replace = os.replace
+
+        def replace(source: Any, *arguments: Any, **options: Any) -> None:
+            for path in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if not options and os.path.samefile(path, source):
+                        refusing()
+            usual_replace(source, *arguments, **options)
+
+        monkeypatch.setattr(os, "replace", replace)
     else:
         modules = {"flock": fcntl, "mmap": mmap, "disk_usage": shutil}
         monkeypatch.setattr(modules.get(call, os), call, refusing)
 
 
 CALLS = ["flock", "mmap", "madvise", "posix_fadvise", "preadv", "preadv flags", "posix_fallocate",
-         "memfd_create", "disk_usage", "sched_getaffinity", "HDF5's lock"]  # fmt: skip
+         "memfd_create", "fsync", "rename of an open file",
+         "disk_usage", "sched_getaffinity", "HDF5's lock"]  # fmt: skip
 
 
 @pytest.fixture
@@ -135,3 +150,79 @@ def test_it_is_said_once_that_a_disk_cannot_map(
             assert np.array_equal(check_one[key], SAMPLES[key])
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert "cannot map files into memory (No such device)" in str(caught[0].message)
+
+
+def test_it_is_said_once_that_a_disk_cannot_synchronise(
+    photos: Path,
+    output: Path,
+    convert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse(monkeypatch, "fsync", errno.EINVAL)
+    ended = convert(photos, output, "--ext=png")
+    assert ended.status == 0
+    assert ended.err.count("cannot tell when it has all of it (fsync: Invalid argument)") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE])
+@pytest.mark.parametrize("call", ["fsync", "pwrite", "close"])
+def test_lost_bytes_are_an_error_and_there_is_no_output(
+    photos: Path,
+    output: Path,
+    convert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+) -> None:
+    def failing(*arguments: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    if call == "close":  # which alone can tell where fsync is refused
+        refuse(monkeypatch, "fsync", errno.EINVAL)
+
+        class File(io.FileIO):
+            def close(self) -> None:
+                is_output = not self.closed and self.writable() and self.readable()
+                super().close()
+                if is_output:
+                    failing()
+
+        monkeypatch.setattr(io, "FileIO", File)
+    else:
+        monkeypatch.setattr(os, call, failing)
+    ended = convert(photos, output, "--ext=png")
+    assert ended.status == 1
+    assert "could not be written" in ended.err
+    assert not output.exists()
+
+
+def test_without_locks_two_runs_do_not_make_one_file(
+    photos: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins anew, or resumes, what the first is at; the first then gives up."""
+    refuse(monkeypatch, "flock", errno.ENOLCK)
+    seen = []
+
+    def second(progress: Any) -> None:
+        if progress.done and not seen:
+            seen.append(progress)
+            seen.append(convert_folder(photos, output, ext="png", workers=1))
+
+    with pytest.raises(ConverterError, match="another run"):
+        convert_folder(photos, output, ext="png", workers=2, progress=second)
+    assert seen[1].stored == len(SAMPLES)
+    with H5Folder(output, verify=True) as samples:
+        for key, array in SAMPLES.items():
+            assert np.array_equal(samples[key], array)
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_a_disk_that_says_it_has_no_bytes_at_all_is_written_to(
+    photos: Path,
+    output: Path,
+    convert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As some network disks do."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    assert convert(photos, output, "--ext=png").status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from converter.sources.readers import READERS
 from converter.streams import open_closed_descriptors
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.launcher import Launcher, launching
+from converter.workers.once import ReadOnce
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
+MOST_FILES_KEPT_TRACK_OF = 100_000  # beyond, reading a few twice costs less
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -88,6 +91,9 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         found = load_functions(request, caller)
         run = stack.enter_context(encoding(request, found, launcher, executor))
         plan = plan_of(request, found)
+        once = ReadOnce(run)
+        if request.custom_read_func or len(plan.keys) <= MOST_FILES_KEPT_TRACK_OF:
+            run = once.run
         report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
         report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
         report.hidden_folders = plan.hidden_folders
@@ -100,6 +106,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 writer.discard()
         attributes = _attributes(request, found) | plan.shard_attribute()
         work = _start(request, plan, run, writer, attributes, caller)
+        once.begin()
         spare = Spare(FINISHING_FILES)
         stack.callback(spare.release)
         failures = FailureList(request.path_output)
@@ -118,7 +125,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                     report.path_failures = failures.publish()
         except OSError as error:  # payloads, or the list of failures, could not be written
             raise writer.explain(error) from error
-    report.fsync_seconds = writer.fsync_seconds
+    report.fsync_seconds, report.refused_fsync = writer.fsync_seconds, writer.refused_fsync
     report.seconds = time.perf_counter() - start
     return report
 
@@ -148,11 +155,12 @@ def encoding(
     if executor is not None:
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
-            settings = replace(settings, path_functions=None, functions_text=text)
+            settings = replace(settings, functions_text=text)
         yield ExecutorRun(executor, settings).run
         return
     if _is_alone(request):
-        yield lambda keys: run_here(settings, keys)
+        start = functools.cache(settings.start)  # once: it imports my_functions.py
+        yield lambda keys: run_here(start, keys)
         return
     with Pool(settings, request.workers, launcher) as pool:
         yield pool.run

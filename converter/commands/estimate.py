@@ -13,12 +13,13 @@ from converter.commands.request import Request, nearest_folder
 from converter.errors import ConverterError
 from converter.files import free_space
 from converter.format.groups import MOST_LINKS_IN_HEADER, SMALLEST_HEAP_NBYTES
-from converter.format.headers import structure_nbytes
 from converter.samples import Encoded, KeyList, Plan, Run
+from converter.workers.once import FEWEST_KEPT, MOST_NBYTES
 
 SAMPLED_FILES = 64
-SHARE_SAMPLED = 20  # 1 in so many at most: the real conversion reads these files again
-FEWEST_SAMPLED = 4
+SHARE_SAMPLED = 20  # 1 in so many at most
+FEWEST_SAMPLED = FEWEST_KEPT  # or all, of fewer files
+MOST_SAMPLED_NBYTES = MOST_NBYTES // 4  # more are not begun: what is read is kept meanwhile
 #: A sample's row, slot and bucket, and its link where a folder has few or many, without names.
 ENTRY_NBYTES = 32 + 16 + 4 + 6
 LINK_NBYTES, LINK_AMONG_MANY_NBYTES = 20, 50
@@ -59,16 +60,18 @@ def estimate(request: Request, plan: Plan, run: Run, known: Known, absent: KeyLi
         return Estimate(ratio=0.0, output_nbytes=nbytes)
     most = max(math.ceil(len(absent) / SHARE_SAMPLED), FEWEST_SAMPLED)
     sample = spread(absent, min(SAMPLED_FILES, most))
-    stored, sources, payloads = 0, 0, 0
-    for batch in run(sample):
-        for result in batch.results:
-            if isinstance(result, Encoded):
-                stored += 1
-                sources += result.source_nbytes
-                payloads += sum(part.nbytes for part in result.parts)
-                payloads += structure_nbytes(result.layout)
+    stored, sources, payloads, read = 0, 0, 0, 0
+    while read < len(sample) and payloads < MOST_SAMPLED_NBYTES:
+        some = sample[read : max(2 * read, FEWEST_SAMPLED)]
+        read += len(some)
+        for batch in run(some):
+            for result in batch.results:
+                if isinstance(result, Encoded):
+                    stored += 1
+                    sources += result.source_nbytes
+                    payloads += result.record_nbytes
     nbytes = known.payload_nbytes + STRUCTURE_NBYTES * known.samples + entries
-    nbytes += payloads * len(absent) // len(sample)
+    nbytes += payloads * len(absent) // read
     return Estimate(
         ratio=payloads / sources if sources else None,
         output_nbytes=nbytes if stored else None,

@@ -87,7 +87,7 @@ def merge(
         except BaseException:
             writer.discard()  # joining anew costs no decoding
             raise
-    report.fsync_seconds = writer.fsync_seconds
+    report.fsync_seconds, report.refused_fsync = writer.fsync_seconds, writer.refused_fsync
     report.seconds = time.perf_counter() - start
     return report
 

@@ -31,6 +31,7 @@ class Report:
     output_nbytes: int = 0
     seconds: float = 0.0
     fsync_seconds: float = 0.0
+    refused_fsync: OSError | None = None  # of a disk that cannot tell when it has all
     is_unchanged: bool = False
     changes: Changes | None = None
     notes: Counter[Note] = field(default_factory=Counter)  # files for each thing noted

@@ -59,7 +59,7 @@ class Settings:
     check_decoding: bool = True
     max_pixels: int | None = None
     path_functions: Path | None = None
-    functions_text: bytes | None = None  # in its place, where that file may not be at hand
+    functions_text: bytes | None = None  # of that file, where it may not be at hand
     choices: tuple[Choice, ...] = ()
     file_timeout: float | None = None  # seconds; for `pool`
 
@@ -78,11 +78,11 @@ class Encoder:
         self._choices = settings.choices
         self._check_decoding = settings.check_decoding
         self._my_read = None
-        if settings.path_functions is not None:
-            found = user_functions.load_hooks(settings.path_functions, read=True, prune=False)
-            self._my_read = found.read
-        if settings.functions_text is not None:
-            self._my_read = user_functions.load_read(settings.functions_text)
+        path, text = settings.path_functions, settings.functions_text
+        if text is not None:
+            self._my_read = user_functions.load_read(text, path)
+        elif path is not None:
+            self._my_read = user_functions.load_hooks(path, read=True, prune=False).read
         self._read = READERS[settings.reader].read_noted
         images.limit_pixels(settings.max_pixels)
         self._scratch = Buffer()

@@ -45,12 +45,12 @@ def find_functions(path_functions: Path | None) -> Path:
     return WITHIN_PACKAGE
 
 
-def load_hooks(path: Path, *, read: bool, prune: bool) -> Hooks:
-    """Import ``path`` and take from it the functions asked for.
+def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = None) -> Hooks:
+    """Import ``path``, a copy of ``origin`` if that is given, and take functions from it.
 
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
-    module = _import(path)
+    module = _import(path, origin or path)
     functions = {}
     for name, wanted in (("my_read", read), ("my_prune", prune)):
         function = getattr(module, name, None) if wanted else None
@@ -65,12 +65,15 @@ def load_hooks(path: Path, *, read: bool, prune: bool) -> Hooks:
     )
 
 
-def load_read(text: bytes) -> Callable[[str], Any] | None:
-    """Return my_read of a file of functions that is not at hand, from its bytes."""
+def load_read(text: bytes, origin: Path | None) -> Callable[[str], Any] | None:
+    """Return my_read of a file of functions that may not be at hand, from its bytes.
+
+    What it imports is looked for beside ``origin``, where that is on this machine.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
         path.write_bytes(text)
-        return load_hooks(path, read=True, prune=False).read
+        return load_hooks(path, read=True, prune=False, origin=origin).read
 
 
 def hash_of(path: Path) -> str:
@@ -78,13 +81,13 @@ def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _import(path: Path) -> Any:
+def _import(path: Path, origin: Path) -> Any:
     name = Path(FILE_NAME).stem  # whatever the file is called: json.py must not become json
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConverterError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    module.__dict__["__builtins__"] = builtins_for(path)  # its neighbours can be imported
+    module.__dict__["__builtins__"] = builtins_for(origin)  # its neighbours can be imported
     replaced = sys.modules.get(name)
     sys.modules[name] = module
     writes_no_bytecode = sys.dont_write_bytecode

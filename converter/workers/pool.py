@@ -11,12 +11,13 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection
 from typing import Any
 
-from converter.errors import WorkersError
+from converter.errors import ConverterError, WorkersError, describe
 from converter.samples import BASE_NBYTES, Batch, Failure
 from converter.workers import launcher, tasks
 from converter.workers.launcher import Launcher
@@ -87,8 +88,9 @@ class Pool:
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
-        for _ in range(count):
-            self._workers.append(self._start_worker(_new_memory()))
+        with _explained_start():
+            for _ in range(count):
+                self._workers.append(self._start_worker(_new_memory()))
 
     def __enter__(self) -> Pool:
         return self
@@ -313,6 +315,25 @@ class Pool:
 
 def _new_launcher() -> Launcher | None:
     return Launcher() if launcher.IS_AVAILABLE else None
+
+
+@contextmanager
+def _explained_start() -> Iterator[None]:
+    """Say what to do where the system, or multiprocessing, starts no processes."""
+    cure = "convert with workers=1 (--workers=1), which reads in this process"
+    try:
+        yield
+    except AssertionError as error:  # of multiprocessing, on Windows
+        if not multiprocessing.current_process().daemon:
+            raise
+        raise ConverterError(
+            "this process is daemonic, and may start no worker processes: start it with "
+            f"daemon=False, or {cure}"
+        ) from error
+    except OSError as error:
+        raise WorkersError(
+            f"worker processes cannot be started ({describe(error)}): {cure}"
+        ) from error
 
 
 def _message(worker: _Process) -> Answer | Ready | None:

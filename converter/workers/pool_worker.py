@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from converter.errors import ConverterError
 from converter.samples import Buffer, Result
+from converter.streams import unfailing_streams
 from converter.workers.shared_memory import SharedBuffer, SharedMemory
 from converter.workers.tasks import Job, Worker, work_on
 
@@ -52,6 +53,11 @@ def serve_descriptors(settings: Job, descriptors: Sequence[int]) -> None:
 
 def serve(settings: Job, pipe: connection.Connection, memory: list[SharedMemory] | None) -> None:
     """Work off tasks until the parent goes away."""
+    with unfailing_streams():  # my_read may print
+        _serve(settings, pipe, memory)
+
+
+def _serve(settings: Job, pipe: connection.Connection, memory: list[SharedMemory] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

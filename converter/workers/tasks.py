@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TextIO
 
 from converter.samples import BASE_NBYTES, Batch, Buffer, Result
@@ -32,9 +32,9 @@ class Job(Protocol):
         """Return what does the work, in this process."""
 
 
-def run_here(work: Job, keys: Sequence[str]) -> Iterator[Batch]:
+def run_here(start_work: Callable[[], Worker], keys: Sequence[str]) -> Iterator[Batch]:
     """Do the work in this process, without a pool."""
-    worker, start = work.start(), 0
+    worker, start = start_work(), 0
     free: list[Buffer] = []
     while start < len(keys):
         buffer = free.pop() if free else Buffer()

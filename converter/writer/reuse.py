@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE
-from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
+from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Portions, Run
 from converter.threads import Threads
 from converter.writer.stored import BATCH_FILES, StoredSamples
 
@@ -102,7 +100,7 @@ class Reuse:
 
     def batches(self, run: Run) -> Iterator[Batch]:
         """Yield all samples in plan order."""
-        fresh = _Fresh(run(self.keys_to_read()))
+        fresh = Portions(run(self.keys_to_read()))
         for origin, begin, end in self._runs():
             if origin == TO_READ:
                 yield from fresh.take(end - begin)
@@ -161,44 +159,6 @@ def map_in_threads(function: Callable[[Any], bool], items: Sequence[Any]) -> lis
 def _blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(indices), KEYS_AT_ONCE):
         yield indices[first : first + KEYS_AT_ONCE]
-
-
-class _Fresh:
-    """Batches to be taken in other portions than they come in.
-
-    One `Run` reads all, so that workers read on where few samples lie between copies.
-    """
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self._rest = Batch([], memoryview(b""))
-
-    def take(self, count: int) -> Iterator[Batch]:
-        """Yield the next so many samples."""
-        while count > 0:
-            batch = self._rest if self._rest.results else next(self._batches)
-            first, self._rest = _cut(batch, count)
-            count -= len(first.results)
-            yield first
-
-    def finish(self) -> None:
-        """Have the iterator come to its end."""
-        deque(self._batches, maxlen=0)
-
-
-def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
-    """Cut a batch behind its first samples; the last part releases it."""
-    if len(batch.results) <= count:
-        return batch, Batch([], memoryview(b""))
-    batch.is_held = True
-    nbytes = 0
-    for result in batch.results[:count]:
-        if isinstance(result, Encoded):
-            nbytes += sum(part.nbytes for part in result.parts) + structure_nbytes(result.layout)
-    return (
-        Batch(batch.results[:count], batch.payload[:nbytes]),
-        Batch(batch.results[count:], batch.payload[nbytes:], batch.release),
-    )
 
 
 @dataclass

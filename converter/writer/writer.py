@@ -25,7 +25,7 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
-from converter.files import DISK_FULL, lock, write_at
+from converter.files import DISK_FULL, lock, synchronise, write_at
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
@@ -37,6 +37,7 @@ from converter.writer.journal import Head, Journal, Row
 from converter.writer.paths import MARK_NBYTES, Paths
 from converter.writer.resume import Prefix
 
+OWNER_NBYTES = 16
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
 #: Payloads that are not written yet, beyond which `Writer.write` waits.
@@ -48,6 +49,7 @@ class _State(Enum):
     LOCKED = auto()  # nothing is changed yet
     WRITING = auto()
     FINISHED = auto()
+    TAKEN = auto()  # by another run, whose all there is now is
 
 
 @dataclass(eq=False)
@@ -71,6 +73,9 @@ class Writer:
         self.paths = paths
         self.payload_nbytes = 0
         self.fsync_seconds = 0.0
+        self.refused_fsync: OSError | None = None  # of a disk that cannot say what it has
+        self._is_locked = True
+        self._owner = os.urandom(OWNER_NBYTES)  # stands behind the mark, of this run alone
         self.expected_nbytes: int | None = None
         self.recorded = 0  # samples that a next run need not read
         self._index = IndexBuilder()
@@ -91,7 +96,7 @@ class Writer:
         Raises ConverterError while another run writes, WriteError where nothing can be made.
         """
         try:
-            self._file = _open_locked(self.paths.partial)
+            self._file, self._is_locked = _open_locked(self.paths.partial)
         except OSError as error:
             raise self.explain(error) from error
 
@@ -101,7 +106,7 @@ class Writer:
         mark = os.urandom(MARK_NBYTES)
         self.discard()
         try:
-            write_at(self._file, memoryview(mark), 0)
+            write_at(self._file, memoryview(mark + self._owner), 0)
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
         except OSError as error:
             raise self.explain(error) from error
@@ -112,6 +117,7 @@ class Writer:
         assert self._file is not None
         try:
             self._journal = Journal.resume(self.paths.journal, prefix.rows)
+            write_at(self._file, memoryview(self._owner), MARK_NBYTES)
             self._file.truncate(prefix.nbytes)
         except OSError as error:
             raise self.explain(error) from error
@@ -133,7 +139,9 @@ class Writer:
             status = os.stat(self.paths.partial)
         except OSError:
             return False
-        is_own = self._file is not None and os.path.samestat(status, os.fstat(self._file.fileno()))
+        if self._file is None or self._file.closed:
+            return False
+        is_own = os.path.samestat(status, os.fstat(self._file.fileno()))
         return is_own and self.paths.journal.exists()
 
     def write(self, batch: Batch) -> None:
@@ -144,6 +152,8 @@ class Writer:
         if batch.is_in_place:
             self._take_in(batch)
             return
+        if not self._is_locked:
+            self._check_owner()
         offset = self._end
         rows = self._complete(batch)
         batch.is_held = True
@@ -212,6 +222,7 @@ class Writer:
         self.settle()
         self._check()
         try:
+            self._check_owner()
             self._file.seek(self._end)
             buffered = io.BufferedWriter(self._file)  # it writes on after a short write
             begin = self._end
@@ -221,11 +232,12 @@ class Writer:
             buffered.flush()
             buffered.detach()
             self._file.truncate(nbytes)
+            self._check_owner()
             write_at(self._file, memoryview(superblock(root, self._end)), 0)
             self._synchronise(self._file.fileno())
-            if os.name == "nt":  # no open file can be renamed there
-                self._file.close()
-            os.replace(self.paths.partial, self.paths.output)
+            if os.name == "nt" or self.refused_fsync is not None:
+                self._file.close()  # Windows renames no open file; elsewhere it may tell of losses
+            self._rename()
             self._state = _State.FINISHED
             self._synchronise_folder()
         except OSError as error:
@@ -244,7 +256,7 @@ class Writer:
         leftovers: tuple[Path, ...] = ()
         if self._state is _State.FINISHED:  # another run's file may be called partial by now
             leftovers = (self.paths.journal,)
-        elif self._state is _State.WRITING and self.recorded:
+        elif self._state is _State.TAKEN or (self._state is _State.WRITING and self.recorded):
             leftovers = ()
         elif self._state is _State.WRITING or not os.fstat(self._file.fileno()).st_size:
             leftovers = self.paths.all()
@@ -257,6 +269,8 @@ class Writer:
     def discard(self) -> None:
         """Remove what earlier runs have left."""
         assert self._file is not None
+        if self._state is _State.TAKEN:
+            return
         try:
             self.paths.journal.unlink(missing_ok=True)  # first: it tells of what is cut off now
             self._file.truncate(0)
@@ -264,21 +278,49 @@ class Writer:
             raise self.explain(error) from error
         self.recorded = 0
 
+    def _check_owner(self) -> None:
+        """Raise WriteError where another run writes this file too: a disk may have no locks."""
+        try:
+            with open(self.paths.partial, "rb") as file:
+                file.seek(MARK_NBYTES)
+                if file.read(OWNER_NBYTES) == self._owner:
+                    return
+        except OSError as error:
+            if not self.paths.partial.parent.is_dir() or self.paths.partial.exists():
+                raise self.explain(error) from error
+        self._state = _State.TAKEN
+        raise WriteError(
+            f"{self.paths.partial} was taken up by another run, for this disk has no locks: let "
+            "one run at a time write it"
+        )
+
+    def _rename(self) -> None:
+        assert self._file is not None
+        try:
+            os.replace(self.paths.partial, self.paths.output)
+        except OSError:
+            if self._file.closed:
+                raise
+            self._file.close()  # some network disks rename no open file
+            os.replace(self.paths.partial, self.paths.output)
+
     def _synchronise(self, descriptor: int) -> None:
         start = time.perf_counter()
-        os.fsync(descriptor)
+        self.refused_fsync = synchronise(descriptor)
         self.fsync_seconds += time.perf_counter() - start
 
     def _synchronise_folder(self) -> None:
         """Have the disk know the new name too; not all file systems can."""
         if os.name == "nt":
             return
-        descriptor = os.open(self.paths.output.parent, os.O_RDONLY)
-        try:
-            with suppress(OSError):
-                self._synchronise(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = os.open(self.paths.output.parent, os.O_RDONLY)
+            try:
+                start = time.perf_counter()
+                os.fsync(descriptor)
+                self.fsync_seconds += time.perf_counter() - start
+            finally:
+                os.close(descriptor)
 
     def explain(self, error: OSError) -> WriteError:
         """Return the error to raise when the file system refuses."""
@@ -415,12 +457,12 @@ def _extents(sample: Encoded, offset: int) -> list[Extent]:
     return extents
 
 
-def _open_locked(path: Path) -> io.FileIO:
-    """Open a file for writing and keep others from writing it, where the file system can."""
+def _open_locked(path: Path) -> tuple[io.FileIO, bool]:
+    """Open a file for writing and keep others from writing it; tell whether the disk has locks."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
     file = io.FileIO(os.open(path, flags, 0o666), "r+")
     try:
-        lock(file.fileno(), exclusive=True)
+        is_locked = lock(file.fileno(), exclusive=True)
     except BlockingIOError:
         file.close()
         raise _in_use(path) from None
@@ -428,7 +470,7 @@ def _open_locked(path: Path) -> io.FileIO:
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
         file.close()
         raise _in_use(path)
-    return file
+    return file, is_locked
 
 
 def _in_use(path: Path) -> ConverterError:

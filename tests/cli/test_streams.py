@@ -11,7 +11,7 @@ import pytest
 
 from converter import H5Folder
 from helpers.images import save_jpegs
-from helpers.run import command, program, write_functions
+from helpers.run import ROOT, command, program, write_functions
 
 LOST = [">&-", ">/dev/full", "| true", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1", "2>&1 | true"]
 KEPT = ["2>&-", "2>/dev/full", "<&-", "2> >(true)"]
@@ -103,3 +103,33 @@ def test_a_call_from_a_process_without_streams_writes_a_sound_file(
     assert ended.returncode == 0
     with H5Folder(output, verify=True) as samples:
         assert len(samples) == 2
+
+
+def test_a_reader_may_print_in_a_worker_that_is_a_new_interpreter(
+    photos: Path, output: Path, tmp_path: Path
+) -> None:
+    functions = write_functions(
+        tmp_path / "functions.py",
+        """
+        def my_read(path):
+            print("reading", path, flush=True)
+            return open(path, "rb").read()
+        """,
+    )
+    script = write_functions(
+        tmp_path / "script.py",
+        f"""
+        import multiprocessing, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        if __name__ == "__main__":
+            import converter
+            multiprocessing.set_start_method("spawn")
+            report = converter.convert(
+                {str(photos)!r}, {str(output)!r}, workers=2, custom_read_func=True,
+                path_functions={str(functions)!r},
+            )
+            sys.exit(report.failed)
+        """,
+    )
+    assert shell([sys.executable, str(script)], ">/dev/full") == 0
+    assert len(H5Folder(output)) == 2

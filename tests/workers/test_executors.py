@@ -6,6 +6,7 @@ import dataclasses
 import filecmp
 import io
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -585,18 +586,40 @@ def test_functions_that_a_worker_cannot_import_end_the_run(
     )
 
     class Bare(Here):
+        """A worker on another machine, which has not the file beside the functions."""
+
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            path, module = list(sys.path), sys.modules.pop("helper_of_functions", None)
-            sys.path[:] = [entry for entry in path if entry != str(tmp_path)]
+            for name in [name for name in sys.modules if name.endswith("helper_of_functions")]:
+                del sys.modules[name]
+            os.rename(tmp_path / "helper_of_functions.py", tmp_path / "elsewhere")
             try:
                 return super().answer(function, *args, **kwargs)
             finally:
-                sys.path[:] = path
-                if module is not None:
-                    sys.modules["helper_of_functions"] = module
+                os.rename(tmp_path / "elsewhere", tmp_path / "helper_of_functions.py")
 
     with pytest.raises(StoppedError, match="helper_of_functions"):
         convert_folder(folder, output, executor=Bare(), **read_numbers(functions))
+
+
+def test_functions_import_what_lies_beside_them_in_workers_that_have_it(
+    folder: Path, output: Path, tmp_path: Path
+) -> None:
+    write_numbers(folder, 20)
+    (tmp_path / "benchmark.py").write_text("number = 4")
+    functions = write_functions(
+        tmp_path / "functions.py",
+        """
+        import benchmark
+
+        def my_read(path_sample):
+            return benchmark.number
+        """,
+    )
+    finders = len(sys.meta_path)
+    with ThreadPoolExecutor(2) as executor:
+        convert_folder(folder, output, executor=executor, **read_numbers(functions))
+    assert {int(value) for value in stored(output).values()} == {4}
+    assert len(sys.meta_path) <= finders + 1
 
 
 def test_threads_of_a_worker_each_have_a_reader_of_their_own(
