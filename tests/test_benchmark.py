@@ -86,13 +86,13 @@ def test_both_pickle_without_their_handles(path, samples, images):
     assert_same(copy[3], dataset[3])
 
 
-def test_the_plain_one_survives_a_failed_init(tmp_path, capsys):
+def test_the_plain_one_survives_a_failed_init(tmp_path, capfd):
     (tmp_path / "bad.h5").write_bytes(b"x")
     with pytest.raises(OSError, match="signature"):
         benchmark.H5pyImages(tmp_path / "bad.h5")
     benchmark.H5pyImages.__new__(benchmark.H5pyImages)  # not even begun
     gc.collect()
-    assert "ignored" not in capsys.readouterr().err
+    assert "ignored" not in capfd.readouterr().err
 
 
 def test_the_plain_one_closes_its_file_at_the_end(path):
