@@ -79,9 +79,7 @@ def batch_of(samples: Sequence[Sample]) -> Batch:
 def payloads_of(sample: Sample, filters: FilterPipeline) -> Iterable[bytes]:
     if sample.chunks is None:
         return [sample.array.tobytes()]
-    return encode_chunks(
-        sample.array, sample.chunks, lambda chunk: encode(np.ascontiguousarray(chunk), filters)
-    )  # the converter cuts so that chunks are
+    return encode_chunks(sample.array, sample.chunks, lambda chunk: encode(chunk, filters))
 
 
 def numbers(count: int, folder: str = "") -> Iterator[Sample]:
