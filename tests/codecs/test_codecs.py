@@ -328,11 +328,8 @@ def test_h5folder_reads_every_array_without_the_index(compression, files_without
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["zstd:19", "blosc2:9"])
 def test_without_zstandard_and_blosc2_h5folder_reads_through_hdf5plugin(
-    compression, files, monkeypatch, request
+    compression, files, monkeypatch
 ):
-    path = files(compression)
-    request.getfixturevalue("_without_decoders")
-
     def refuse(*_):
         raise AssertionError("the package is used, which is not there")
 
