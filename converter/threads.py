@@ -28,10 +28,13 @@ class Threads:
     beside it.
     """
 
-    def __init__(self, count: int | None = None) -> None:
+    def __init__(
+        self, count: int | None = None, *, clock: Callable[[], float] = time.thread_time
+    ) -> None:
         in_worker = multiprocessing.parent_process() is not None
         self.count = (1 if in_worker else usable_cores()) if count is None else count
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._clock = clock  # of a thread: without waiting for others, or a disk
         self._seconds: float | None = None  # of CPU time that an item took last
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -57,10 +60,10 @@ class Threads:
         return min(self.count, items, int(items * self._seconds / SECONDS_A_THREAD)) - 1
 
     def _work(self, tasks: _Tasks, most: int | None = None) -> None:
-        start = time.thread_time()  # without waiting for other threads, or a disk
+        start = self._clock()
         done = tasks.work(most)
         if done:
-            self._seconds = (time.thread_time() - start) / done
+            self._seconds = (self._clock() - start) / done
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork

@@ -329,7 +329,7 @@ def test_the_shards_are_joined_to_what_one_conversion_makes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=str)
 def test_a_python_block_runs_and_prints_what_its_comments_say(
-    block: Block, in_converted_checkout: Path, capsys: pytest.CaptureFixture[str]
+    block: Block, in_converted_checkout: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = compile(block.code, block.page, "exec")
     if "notest" in block.words:
@@ -342,7 +342,7 @@ def test_a_python_block_runs_and_prints_what_its_comments_say(
         pytest.skip(f"{error.name} is not installed")
     said = re.findall(r"print\(.*\)  # (.*)$", block.code, re.MULTILINE)
     if said:
-        assert capsys.readouterr().out.splitlines() == said
+        assert capfd.readouterr().out.splitlines() == said
 
 
 def test_the_shapes_before_and_after_are_those_stored(in_converted_checkout: Path) -> None:

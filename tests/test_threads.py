@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,16 +23,29 @@ def work_for(seconds: float) -> None:
         pass
 
 
+class Clock(threading.local):
+    """CPU time of each thread, as much as it says it worked."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def work(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
 class Meeting:
     """Says which threads did items; from the second item on waits until there are ``count``."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, work: Callable[[float], None] = work_for) -> None:
         self.seen: set[int] = set()
+        self._work = work
         self._count = count
         self._all_there = threading.Event()
 
     def __call__(self, item: int) -> int:
-        work_for(5 * SECONDS_AN_ITEM)
+        self._work(5 * SECONDS_AN_ITEM)
         self.seen.add(threading.get_ident())
         if len(self.seen) >= self._count:
             self._all_there.set()
@@ -42,24 +56,27 @@ class Meeting:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_items_that_take_long_are_done_by_all_threads(count):
-    meet = Meeting(count)
-    assert Threads(count).map(meet, range(40)) == [-item for item in range(40)]
+    clock = Clock()
+    meet = Meeting(count, clock.work)
+    assert Threads(count, clock=clock).map(meet, range(40)) == [-item for item in range(40)]
     assert threading.get_ident() in meet.seen
     assert len(meet.seen) == count
 
 
 def test_quick_items_are_done_by_the_caller_alone():
-    threads, seen = Threads(4), set()
+    clock, before = Clock(), set(threading.enumerate())
+    threads = Threads(4, clock=clock)
     for _ in range(20):
-        threads.map(lambda item: seen.add(threading.get_ident()), range(100))
-    assert seen == {threading.get_ident()}
+        threads.map(lambda item: clock.work(SECONDS_AN_ITEM / 2), range(100))
+    assert set(threading.enumerate()) <= before
 
 
 def test_it_changes_as_items_do():
-    threads, seen = Threads(2), set()
+    clock = Clock()
+    threads, seen = Threads(2, clock=clock), set()
     threads.map(lambda item: None, range(100))
-    threads.map(lambda item: work_for(10 * SECONDS_AN_ITEM), range(3))
-    meet = Meeting(2)
+    threads.map(lambda item: clock.work(10 * SECONDS_AN_ITEM), range(3))
+    meet = Meeting(2, clock.work)
     threads.map(meet, range(10))
     assert len(meet.seen) == 2
     for _ in range(2):
@@ -72,11 +89,13 @@ def test_it_changes_as_items_do():
 @pytest.mark.parametrize("items", [0, 1, 2, 3, 100])
 @pytest.mark.parametrize("seconds", [0, 3 * SECONDS_AN_ITEM])
 def test_the_results_are_in_order(seconds, items, count):
+    clock = Clock()
+
     def square(item):
-        work_for(seconds)
+        clock.work(seconds)
         return item * item
 
-    threads = Threads(count)
+    threads = Threads(count, clock=clock)
     for _ in range(3):
         assert threads.map(square, range(items)) == [n * n for n in range(items)]
 

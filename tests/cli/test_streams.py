@@ -35,7 +35,7 @@ def photos(folder: Path) -> Path:
     return save_jpegs(folder, ["a.jpg", "b/c.jpg"])
 
 
-@pytest.mark.everyday(6)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("redirect", LOST + KEPT)
 def test_a_conversion_ends_as_if_all_were_read(
@@ -55,7 +55,7 @@ def test_a_conversion_ends_as_if_all_were_read(
     assert shell(command(photos, output, flag), redirect) == 2  # it exists
 
 
-@pytest.mark.everyday(4)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("redirect", LOST + KEPT)
 def test_what_gives_nothing_but_its_output_fails_where_that_is_lost(
     photos: Path, output: Path, redirect: str
@@ -67,6 +67,7 @@ def test_what_gives_nothing_but_its_output_fails_where_that_is_lost(
     assert shell(program("--help"), redirect) == status
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("redirect", [">&- 2>&-", ">/dev/full 2>&1", "2>&1 | true"])
 def test_a_reader_may_print(

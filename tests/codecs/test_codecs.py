@@ -143,13 +143,6 @@ def files_without_tail(files, tmp_path_factory) -> Callable[[str], Path]:
     return file_of
 
 
-@pytest.fixture
-def _without_decoders(monkeypatch):
-    """Have the packages that undo zstd and Blosc2 without HDF5 be missing."""
-    monkeypatch.setattr(zstd, "is_installed", lambda: False)
-    monkeypatch.setattr(blosc, "is_installed", lambda: False)
-
-
 def read_in_every_way(path: Path, kind: str, **options) -> None:
     """Compare what H5Folder gives by key, by position, as a part, and as a batch."""
     folder, arrays = H5Folder(path, **options), samples_of(kind)
@@ -335,16 +328,15 @@ def test_h5folder_reads_every_array_without_the_index(compression, files_without
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["zstd:19", "blosc2:9"])
 def test_without_zstandard_and_blosc2_h5folder_reads_through_hdf5plugin(
-    compression, files, monkeypatch, request
+    compression, files, monkeypatch
 ):
-    path = files(compression)
-    request.getfixturevalue("_without_decoders")
-
     def refuse(*_):
         raise AssertionError("the package is used, which is not there")
 
-    monkeypatch.setattr(zstd, "decode", refuse)
-    monkeypatch.setattr(blosc, "decode", refuse)
+    path = files(compression)  # which takes them
+    for package in (zstd, blosc):
+        monkeypatch.setattr(package, "is_installed", lambda: False)
+        monkeypatch.setattr(package, "decode", refuse)
     for kind in DTYPES:
         read_in_every_way(path, kind, verify=True)
 

@@ -1041,7 +1041,7 @@ def test_a_file_whose_index_was_rebuilt_does_not_know_its_sources(
     assert everything_below(tmp_path) == before
 
 
-def make_foreign(path: Path) -> None:
+def make_other(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["a.jpg"] = np.arange(5)
 
@@ -1057,7 +1057,7 @@ NO_FILES = {
     "empty": (lambda path: path.write_bytes(b""), "--overwrite"),
     "text": (lambda path: path.write_bytes(b"a text" * 100), "--overwrite"),
     "truncated": (cut_in_half, "--overwrite"),
-    "foreign": (make_foreign, "--overwrite"),
+    "foreign": (make_other, "--overwrite"),
     "strange": (make_strange, "--overwrite"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "folder"),
 }

@@ -103,15 +103,7 @@ def test_the_reason_names_the_signal_or_the_exit_status(folder, output, tmp_path
             return 1
         """,
     )
-    run(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            "--workers=2",
-            *read_with(functions),
-        )
-    )
+    run(command(folder, output, "--ext=num", "--workers=2", *read_with(functions)))
     reasons = failures(output)
     assert "SIGKILL" in reasons["0000.num"]
     assert "exit status 7" in reasons["0001.num"]
@@ -124,13 +116,7 @@ def test_when_every_file_kills_its_worker_the_run_ends_without_output(
     write_numbered(folder, 30)
     functions = write_killing_reader(tmp_path / "killing_functions.py", "os.abort()", "True")
     process = start(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            f"--workers={workers}",
-            *read_with(functions),
-        )
+        command(folder, output, "--ext=num", f"--workers={workers}", *read_with(functions))
     )
     ended = finish(process)
     assert ended.status == 1
@@ -156,15 +142,7 @@ def test_a_file_that_kills_only_once_is_stored(folder, output, tmp_path):
             return 1
         """,
     )
-    ended = run(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            "--workers=2",
-            *read_with(functions),
-        )
-    )
+    ended = run(command(folder, output, "--ext=num", "--workers=2", *read_with(functions)))
     assert ended.status == 0, ended.err
     assert len(stored(output)) == 10
 
@@ -185,15 +163,7 @@ def test_large_arrays_before_and_after_a_killing_file_are_stored_whole(folder, o
             return array
         """,
     )
-    ended = run(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            "--workers=2",
-            *read_with(functions),
-        )
-    )
+    ended = run(command(folder, output, "--ext=num", "--workers=2", *read_with(functions)))
     assert ended.status == 1, ended.err
     assert set(failures(output)) == {"0000.num", "0005.num", "0006.num"}
     found = stored(output)
@@ -219,15 +189,7 @@ def test_workers_killed_from_outside_are_replaced_and_at_most_their_files_are_lo
             return int(os.path.basename(path_sample)[:4])
         """,
     )
-    process = start(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            "--workers=2",
-            *read_with(functions),
-        )
-    )
+    process = start(command(folder, output, "--ext=num", "--workers=2", *read_with(functions)))
     wait_until(output.with_name("OUT.h5.partial").exists)
     killed = 0
     while killed < 3 and process.poll() is None:
@@ -360,15 +322,7 @@ def test_workers_go_away_when_their_parent_is_killed(folder, output, tmp_path):
             return 1
         """,
     )
-    process = start(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            "--workers=3",
-            *read_with(functions),
-        )
-    )
+    process = start(command(folder, output, "--ext=num", "--workers=3", *read_with(functions)))
     wait_until(lambda: len(children_of(process.pid)) >= 3)
     wait_until(output.with_name("OUT.h5.partial").exists)
     process.kill()

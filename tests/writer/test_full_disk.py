@@ -362,15 +362,7 @@ def test_scarce_memory_fails_the_files_that_need_it_and_stores_the_rest(folder, 
             return np.ones((1 << 42) if large else 3, np.uint8)
         """,
     )
-    ended = run(
-        command(
-            folder,
-            output,
-            "--ext=num",
-            "--workers=2",
-            *read_with(functions),
-        )
-    )
+    ended = run(command(folder, output, "--ext=num", "--workers=2", *read_with(functions)))
     assert ended.status == 1
     assert set(failures(output)) == {"3.num", "6.num"}
     assert all("MemoryError" in reason for reason in failures(output).values())

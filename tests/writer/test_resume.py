@@ -15,6 +15,7 @@ import pytest
 from converter.writer.journal import read_lines, read_rows
 from converter.writer.paths import Paths
 from helpers.check import everything_below, failures
+from helpers.damage import flip
 from helpers.images import colours, save
 from helpers.resuming import KINDS, Conversion, counts, files_in, kept, taken_over
 from helpers.run import command, finish, processes_left, run, start, wait_until, without_root_rights
@@ -553,12 +554,6 @@ def payload_places(conversion: Conversion) -> dict[str, tuple[int, int]]:
         for row in read_rows(conversion.journal)
         if len(row.extents) == 1
     }
-
-
-def flip(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 0x10
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
