@@ -1,0 +1,132 @@
+"""Nothing of the user's has run in the process that workers come from: no library hangs in them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.check import stored
+from helpers.run import (
+    ROOT,
+    command,
+    finish,
+    processes_left,
+    read_with,
+    run,
+    start,
+    wait_until,
+    write_functions,
+)
+
+#: Notes in the process that it has been imported; a fork of that process would find the note.
+TELLING = """
+import os, sys
+
+INHERITED = getattr(sys, "imported_in", None)
+sys.imported_in = os.getpid()
+
+
+def my_read(path_sample):
+    return [INHERITED is not None, os.getpid()]
+"""
+
+#: Copying large weights starts the threads of OpenMP, which do not survive a fork.
+WITH_TORCH = """
+import torch
+
+torch.zeros(2000, 2000).add(1).sum()
+
+
+def my_read(path_sample):
+    return (torch.ones(500, 500) * 2).sum(0)
+"""
+
+SLOW_IMPORT = """
+import os, time
+
+open(os.environ["NOTES"] + f"/{os.getpid()}", "w").close()
+if len(os.listdir(os.environ["NOTES"])) > 1:  # the first is the parent's
+    time.sleep(600)
+
+
+def my_read(path_sample):
+    return 1
+"""
+
+
+@pytest.fixture
+def numbers(folder: Path) -> Path:
+    for number in range(12):
+        (folder / f"{number}.num").write_text(str(number))
+    return folder
+
+
+def test_no_worker_is_forked_from_where_functions_were_imported(numbers, output, tmp_path):
+    functions = write_functions(tmp_path / "telling.py", TELLING)
+    ended = run(command(numbers, output, "--ext=num", "--workers=3", *read_with(functions)))
+    assert ended.status == 0, ended.err
+    arrays = stored(output)
+    assert not any(inherited for inherited, _ in arrays.values())
+
+
+def program_of(text: str, numbers: Path, output: Path, functions: Path) -> str:
+    call = (
+        f"converter.convert({str(numbers)!r}, {str(output)!r}, ext='num', custom_read_func=True, "
+        f"path_functions={str(functions)!r}, workers=2)"
+    )
+    return f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text.format(call=call)}\n"
+
+
+@pytest.mark.parametrize("how", ["script", "-c", "standard input"])
+def test_a_program_without_a_guard_converts_and_runs_once(numbers, output, tmp_path, how):
+    functions = write_functions(tmp_path / "telling.py", TELLING)
+    text = "import converter\nprint('once')\nreport = {call}\nprint(report.stored, report.failed)"
+    program = program_of(text, numbers, output, functions)
+    arguments, given = [sys.executable, "-c", program], None
+    if how == "script":
+        arguments = [sys.executable, str(write_functions(tmp_path / "program.py", program))]
+    if how == "standard input":
+        arguments, given = [sys.executable, "-"], program
+    ended = subprocess.run(arguments, input=given, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.splitlines() == ["once", "12 0"], ended.stderr
+    assert not any(inherited for inherited, _ in stored(output).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["import", "timeout", "convert()"])
+def test_torch_before_the_workers_start_does_not_hang_them(numbers, output, tmp_path, way):
+    pytest.importorskip("torch")
+    functions = write_functions(tmp_path / "with_torch.py", WITH_TORCH)
+    if way == "convert()":
+        text = "import converter, torch\ntorch.zeros(2000, 2000).add(1).sum()\n{call}"
+        arguments = [sys.executable, "-c", program_of(text, numbers, output, functions)]
+    else:
+        flags = ["--file_timeout=60"] if way == "timeout" else []
+        arguments = command(
+            numbers, output, "--ext=num", "--workers=2", *flags, *read_with(functions)
+        )
+    ended = run(arguments)
+    assert ended.status == 0, ended.err
+    for array in stored(output).values():
+        np.testing.assert_array_equal(array, np.full(500, 1000, np.float32))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+def test_workers_that_are_importing_end_with_their_parent(numbers, output, tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    functions = write_functions(tmp_path / "slow_import.py", SLOW_IMPORT)
+    arguments = command(numbers, output, "--ext=num", "--workers=2", *read_with(functions))
+    process = start(arguments, env={**os.environ, "NOTES": str(notes)})
+    wait_until(lambda: len(list(notes.iterdir())) == 3)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    finish(process)
+    assert not processes_left(process.pid)
