@@ -5,28 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from converter.codecs.compression import (
     ALL,
     CODECS,
     OF_AUTO,
     WORTHWHILE_RATIO,
-    Compression,
-    parse_compression,
 )
-from converter.commands.request import FIELDS, default_of, parse_shard
+from converter.commands.request import FIELDS, default_of
 from converter.errors import ConverterError
 from converter.files import local_path
 from converter.sources.readers import DEFAULT_READER, READERS
 
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
-CONVERT, UPDATE, VERIFY = "convert", "update", "verify"
-MERGE, EXTRACT = "merge", "extract"
-#: The flag that asks for a mode; without any it is a conversion.
-MODE_FLAGS = {UPDATE: "update", VERIFY: "verify", MERGE: "merge", EXTRACT: "extract"}
+CONVERT, UPDATE, VERIFY, MERGE, EXTRACT = "convert", "update", "verify", "merge", "extract"
 #: Of two flags the first would do nothing, and why.
 CONTRADICTIONS = (
     ("workers", "dask", "whose workers are those of the scheduler"),
@@ -53,11 +47,16 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     flags = _Flags()
     _add_common(flags)
     _add_convert(flags)
-    _add_update(flags)
-    _add_verify(flags)
-    _add_merge(flags)
-    _add_extract(flags)
+    _add_other_modes(flags)
     return flags.parse(argv)
+
+
+class _Flag(NamedTuple):
+    """In which modes there is a flag, which of them need it, and what it is if not typed."""
+
+    modes: tuple[str, ...]
+    needed_in: tuple[str, ...]
+    default: Any
 
 
 class _Flags:
@@ -73,75 +72,72 @@ class _Flags:
             argument_default=argparse.SUPPRESS,  # only what was typed is there
             formatter_class=_HelpFormatter,
         )
-        self._modes: dict[str, tuple[str, ...]] = {}
-        self._required: dict[str, tuple[str, ...]] = {}
-        self._defaults: dict[str, Any] = {}
+        self._flags: dict[str, _Flag] = {}
 
     def group(self, title: str, *modes: str) -> Callable[..., None]:
         """Return a function that adds a flag to a new group of the help.
 
-        Its default and its choices are those of the field of `Request` of its name, if any.
+        Its type, choices and default are those of the field of `Request` of its name, if any. A
+        flag of which nothing else is said takes no value.
         """
         group = self._parser.add_argument_group(title)
 
         def add(
             name: str,
             *,
+            help: str,
             required: bool = False,
             also: tuple[str, ...] = (),
             **options: Any,
         ) -> None:
             default = None
             if name in FIELDS:
-                default = default_of(name)
-                options |= {k: v for k, v in FIELDS[name].metadata.items() if k == "choices"}
-            action = group.add_argument("--" + name, **options)
-            if action.const is True:
-                default = False
-            self._modes[name] = (*modes, *also)
-            self._defaults[name] = default
-            self._required[name] = modes if required else ()
+                default, metadata = default_of(name), FIELDS[name].metadata
+                if "choices" in metadata:
+                    options["choices"] = metadata["choices"]
+                if "parse" in metadata:
+                    options["type"] = _checked(metadata["parse"])
+            if not options:
+                default, options["action"] = False, "store_true"
+            group.add_argument("--" + name, help=help, **options)
+            self._flags[name] = _Flag((*modes, *also), modes if required else (), default)
 
         return add
 
     def parse(self, argv: Sequence[str] | None) -> Arguments:
         """Refuse flags of a mode that was not asked for, and the lack of those it needs."""
         typed = vars(self._parser.parse_args(argv))
-        mode = next((mode for mode, flag in MODE_FLAGS.items() if flag in typed), CONVERT)
+        mode = next((mode for mode in (UPDATE, VERIFY, MERGE, EXTRACT) if mode in typed), CONVERT)
         for name in typed:
-            if mode not in self._modes[name]:
-                self._parser.error(_of_another_mode(name, mode, self._modes[name]))
+            modes = self._flags[name].modes
+            if mode not in modes and mode == CONVERT:
+                self._parser.error(f"--{name} needs --{modes[0]}")
+            if mode not in modes:
+                self._parser.error(f"--{name} changes nothing with --{mode}: drop one of them")
         for one, other, why in CONTRADICTIONS:
             if one in typed and other in typed:
-                self._parser.error(f"--{one} does not go with --{other}, {why}: leave one out")
-        missing = [n for n, modes in self._required.items() if mode in modes and n not in typed]
+                self._parser.error(f"--{one} does not go with --{other}, {why}: drop one of them")
+        flags = {name: flag for name, flag in self._flags.items() if mode in flag.modes}
+        needed = [name for name, flag in flags.items() if mode in flag.needed_in]
+        missing = [f"--{name}" for name in needed if name not in typed]
         if missing:
-            names = ", ".join("--" + name for name in missing)
-            self._parser.error(f"the following arguments are required: {names}")
-        values = {n: self._defaults[n] for n, modes in self._modes.items() if mode in modes}
-        return Arguments(mode, {**values, **typed}, frozenset(typed))
-
-
-def _of_another_mode(name: str, mode: str, modes: tuple[str, ...]) -> str:
-    if mode == CONVERT:
-        return f"--{name} needs --{MODE_FLAGS[modes[0]]}"
-    return f"--{name} changes nothing with --{MODE_FLAGS[mode]}: drop one of them"
+            self._parser.error(f"{' and '.join(missing)} must be given")
+        values = {name: flag.default for name, flag in flags.items()}
+        return Arguments(mode, values | typed, frozenset(typed))
 
 
 def _add_common(flags: _Flags) -> None:
     add = flags.group("every mode", CONVERT, UPDATE, VERIFY, MERGE, EXTRACT)
     add(
         "path_output",
-        type=_path,
         required=True,
         metavar="OUT.h5",
         help="the HDF5 file to make, update, verify or extract; its folder is made if missing",
     )
-    add("quiet", action="store_true", help="no progress bar")
+    add("quiet", help="no progress bar")
     add = flags.group("convert, merge and extract", CONVERT, MERGE, EXTRACT)
     add(
         "overwrite",
-        action="store_true",
         help="replace an existing OUT.h5, once the new one is complete; with --extract: replace "
         "existing files",
     )
@@ -152,7 +148,6 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "path_images",
         also=(VERIFY,),
-        type=_path,
         required=True,
         metavar="FOLDER",
         help="the folder to walk; with --verify: the folder to compare OUT.h5 with",
@@ -164,18 +159,15 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "custom_prune_func",
-        action="store_true",
         help="keep a file where my_prune(filename_str, ext_str) of my_functions.py is true: "
         "filename_str is the bare file name, ext_str is --ext as typed",
     )
     add(
         "follow_links",
-        action="store_true",
         help="enter symlinked folders, each real folder once",
     )
     add(
         "hidden_folders",
-        action="store_true",
         help="enter hidden folders too: names that begin with a dot, and those that systems make, "
         "such as @eaDir, __MACOSX, lost+found and $RECYCLE.BIN",
     )
@@ -187,13 +179,11 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "custom_read_func",
-        action="store_true",
         help="read with my_read of my_functions.py instead",
     )
     add(
         "path_functions",
         also=(VERIFY,),
-        type=_path,
         metavar="FILE.py",
         help="take my_read and my_prune from this file (default: my_functions.py in the current "
         "folder, else the one that comes with the converter)",
@@ -209,6 +199,7 @@ def _add_convert(flags: _Flags) -> None:
         help="skip: leave out a file that cannot be read, report it, go on; stop: end at the "
         "first, no output (default: skip)",
     )
+    plugins = " and ".join(one.name for one in ALL if one.needs_plugin)
     add = flags.group("convert: how to store them", CONVERT, UPDATE)
     add(
         "store",
@@ -217,13 +208,13 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "compression",
-        type=_compression,
         metavar="{" + ",".join(one.name for one in ALL) + "}",
-        help=_help_of_compression(),
+        help=f"auto: {OF_AUTO.name} where an array becomes at least {WORTHWHILE_RATIO:.0f} times "
+        f"smaller; {', '.join(CODECS)}: where it becomes smaller; a level may follow, as in "
+        f"{OF_AUTO.name}:6 (h5py reads {plugins} after import hdf5plugin) (default: auto)",
     )
     add(
         "skip_decode_check",
-        action="store_true",
         help="with --store=encoded: do not decode each file once to see that it is whole",
     )
     add = flags.group("convert: how to run", CONVERT, UPDATE)
@@ -244,7 +235,6 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "shard",
-        type=_shard,
         metavar="K/N",
         help="convert the K-th of N equal parts of the files, the same on every machine, into a "
         "file of its own, to be joined by --merge",
@@ -257,71 +247,41 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "restart",
-        action="store_true",
         help="start over: ignore what an interrupted run left",
     )
     add = flags.group("convert: try first", CONVERT)
     add(
         "dry_run",
-        action="store_true",
         help="read a sample of the files in memory, and print how large OUT.h5 would be with each "
         "store and compression; write nothing",
     )
 
 
-def _help_of_compression() -> str:
-    plugins = " and ".join(one.name for one in ALL if one.needs_plugin)
-    return (
-        f"auto: {OF_AUTO.name} where an array becomes at least "
-        f"{WORTHWHILE_RATIO:.0f} times smaller; "
-        f"{', '.join(CODECS)}: where it becomes smaller; a level may follow, as in "
-        f"{OF_AUTO.name}:6 (h5py reads {plugins} after import hdf5plugin) (default: auto)"
-    )
-
-
-def _add_update(flags: _Flags) -> None:
-    add = flags.group("update", UPDATE)
-    add(
+def _add_other_modes(flags: _Flags) -> None:
+    flags.group("update", UPDATE)(
         "update",
-        action="store_true",
         help="bring OUT.h5 in line with the folder: read what is new or changed and what failed, "
         "drop what is gone, keep the rest; flags that are not typed are those OUT.h5 was made with",
     )
-
-
-def _add_verify(flags: _Flags) -> None:
     add = flags.group("verify", VERIFY)
     add(
         "verify",
-        action="store_true",
         help="check OUT.h5: its structure, its index, the checksum of each payload, and that h5py "
         "and H5Folder read the same; with --path_images also that each source file still gives "
         "what is stored, and that none is missing",
     )
-    add(
-        "rebuild_index",
-        action="store_true",
-        help="before that, add an index to an OUT.h5 that has none",
-    )
-
-
-def _add_merge(flags: _Flags) -> None:
-    add = flags.group("merge", MERGE)
-    add(
+    add("rebuild_index", help="before that, add an index to an OUT.h5 that has none")
+    flags.group("merge", MERGE)(
         "merge",
-        type=_path,
+        type=_checked(local_path),
         nargs="+",
         metavar="PART.h5",
         help="join files into OUT.h5 without decoding: the shards of one folder, or files made "
         "with the same options",
     )
-
-
-def _add_extract(flags: _Flags) -> None:
-    add = flags.group("extract: back to files", EXTRACT)
-    add(
+    flags.group("extract: back to files", EXTRACT)(
         "extract",
-        type=_path,
+        type=_checked(local_path),
         metavar="FOLDER",
         help="write what OUT.h5 holds to files below FOLDER: the original files of "
         "--store=encoded, one .npy for each array otherwise",
@@ -340,13 +300,16 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=28, width=96)
 
 
-def _path(text: str) -> Path:
-    if not text:  # such as a shell variable that is not set
-        raise argparse.ArgumentTypeError("the name is empty")
-    try:
-        return local_path(text)
-    except ConverterError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Have argparse print the error of a function of ours."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ConverterError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
 
 
 def _positive(text: str) -> int:
@@ -363,17 +326,3 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
     return seconds
-
-
-def _shard(text: str) -> tuple[int, int]:
-    try:
-        return parse_shard(text)
-    except ConverterError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _compression(text: str) -> Compression:
-    try:
-        return parse_compression(text)
-    except ConverterError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -38,10 +38,12 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 def local_path(given: str | os.PathLike[str]) -> Path:
     """Return the absolute path of what a user named, ``~`` being the home folder as in a shell.
 
-    Links and ``..`` stay as they are. Raises ConverterError for a URL, and for the home folder of
-    a user who does not exist.
+    Links and ``..`` stay as they are. Raises ConverterError for an empty name, for a URL, and for
+    the home folder of a user who does not exist.
     """
     text = os.fsdecode(given)
+    if not text:  # such as a shell variable that is not set
+        raise ConverterError("the name is empty: give a path")
     url = URL.match(text)
     if url and (text.startswith("//", url.end() - 1) or not os.path.isdir(url[1] + ":")):
         if url[1].lower() == "file":

@@ -56,8 +56,8 @@ class Request:
     ("choices"), and what makes its value from that given to `convert` ("parse").
     """
 
-    path_images: Path
-    path_output: Path
+    path_images: Path = field(metadata={"parse": local_path})
+    path_output: Path = field(metadata={"parse": local_path})
     ext: str = field(default="jpg", metadata={"recorded": True, "parse": _joined})
     custom_read_func: bool = False  # these two are recorded by the hash of their file
     custom_prune_func: bool = False
@@ -125,13 +125,12 @@ def request_of(
 
     Raises TypeError for a name that is no option.
     """
-    given = {name: value for name, value in options.items() if value is not None}
     for name in options:
         if name not in Options.__annotations__:
             known = ", ".join(Options.__annotations__)
             raise TypeError(f"convert() has no option {name!r}: it has {known}")
-    parsed = {name: parsed_value(name, value) for name, value in given.items()}
-    return Request(local_path(path_images), local_path(path_output), **parsed)
+    given = {"path_images": path_images, "path_output": path_output, **options}
+    return Request(**{n: parsed_value(n, v) for n, v in given.items() if v is not None})
 
 
 def parsed_value(name: str, value: Any) -> Any:
