@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -18,19 +18,28 @@ from converter.commands.dry_run import advise
 from converter.commands.extract import extract
 from converter.commands.merge import merge
 from converter.commands.rebuild_index import rebuild_index
-from converter.commands.report import Report
-from converter.commands.request import Request
+from converter.commands.report import Counts, Report
+from converter.commands.request import FIELDS, Request
 from converter.commands.update import update_request
 from converter.commands.verify import verify
 from converter.errors import ConverterError, StoppedError
 from converter.images import jpeg
-from converter.messages import advice_lines, report_lines, size, verification_lines
+from converter.messages import (
+    advice_lines,
+    merge_lines,
+    report_lines,
+    size,
+    verification_lines,
+)
 from converter.progress import ProgressBar
-from converter.samples import Failure
 from converter.streams import is_output_lost, unfailing_streams
 from converter.workers.dask import dask_executor
 
-STORED_ALL, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
+ALL_DONE, SOMETHING_FAILED, INTERRUPTED = 0, 1, 128
+
+
+#: What a mode has done, and the lines that say so.
+_Done = tuple[Counts, Iterable[str]]
 
 
 class _Signalled(KeyboardInterrupt):
@@ -56,149 +65,102 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_mode(parsed: Arguments, *, is_fresh: bool) -> int:
-    run = {
-        arguments.CONVERT: _convert,
-        arguments.UPDATE: _update,
-        arguments.VERIFY: _verify,
-        arguments.MERGE: _merge,
-        arguments.EXTRACT: _extract,
-    }[parsed.mode]
-    undone = f"{parsed.values['path_output']} was not made"
-    if parsed.mode == arguments.UPDATE:
-        undone = f"{parsed.values['path_output']} is as it was"
-    if parsed.mode == arguments.VERIFY:
-        undone = f"{parsed.values['path_output']} is checked in part"
-    if parsed.mode == arguments.EXTRACT:
-        undone = f"{parsed.values['extract']} holds a part of the files"
-    signals = _Signals(is_fresh=is_fresh)
+    run, undone = _MODES[parsed.mode]
+    signals = _Signals()
     try:
         with signals:
-            return run(parsed, signals)
-    except StoppedError as error:
-        print(f"converter: {error}", file=sys.stderr)
-        return SOMETHING_FAILED
+            with ProgressBar(quiet=parsed.values["quiet"]) as bar:
+                caller = Callbacks(
+                    _notice, bar.show, signals.without_signals, signals.finish, is_fresh
+                )
+                counts, lines = run(parsed, caller)
+            _print_failures(counts)
+            for line in lines:
+                print(line)
+            return SOMETHING_FAILED if counts.failed else ALL_DONE
     except ConverterError as error:
-        print(f"converter: {error}", file=sys.stderr)
-        return WRONG_USAGE
+        _notice(str(error))
+        return SOMETHING_FAILED if isinstance(error, StoppedError) else WRONG_USAGE
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, _Signalled) else int(signal.SIGINT)
         if signals.came_too_late:
-            undone = f"but {parsed.values['path_output']} is complete"
-        print(f"converter: interrupted, {undone}", file=sys.stderr)
+            undone = "but {path_output} is complete"
+        _notice(f"interrupted, {undone.format(**parsed.values)}")
         return INTERRUPTED + number
 
 
-def _convert(parsed: Arguments, signals: _Signals) -> int:
-    values = dict(parsed.values)
-    quiet, dry_run, address = values.pop("quiet"), values.pop("dry_run"), values.pop("dask")
-    request = Request(**values)
+def _convert(parsed: Arguments, caller: Callbacks) -> _Done:
+    typed, address = _typed(parsed), parsed.values["dask"]
     _say_what_is_missing()
-    if dry_run:
-        advice, plan = advise(
-            request,
-            Callbacks(_notice, without_signals=signals.without_signals, is_fresh=signals.is_fresh),
-        )
-        _print(advice_lines(request, advice, plan))
-        return STORED_ALL
-    return _run(request, quiet, signals, address)
-
-
-def _update(parsed: Arguments, signals: _Signals) -> int:
-    values = dict(parsed.values)
-    quiet, _, address = values.pop("quiet"), values.pop("update"), values.pop("dask")
-    typed = {name: value for name, value in values.items() if name in parsed.typed}
-    untyped = {name: value for name, value in values.items() if name not in parsed.typed}
-    _say_what_is_missing()
-    return _run(update_request(typed, untyped, notice=_notice), quiet, signals, address)
-
-
-def _run(request: Request, quiet: bool, signals: _Signals, address: str | None) -> int:
-    with ProgressBar(quiet=quiet) as bar:
-        caller = Callbacks(
-            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
-        )
-        if address is None:
-            report = run_request(request, caller)
-        else:
-            with dask_executor(address) as executor:
-                report = run_request(request, caller, executor)
-    _print_failures(report.first_failures, report.failed, f"in {report.path_failures}")
+    if parsed.mode == arguments.UPDATE:
+        request = update_request(typed, notice=caller.notice)
+    else:
+        request = Request(**typed)
+    if parsed.values.get("dry_run"):
+        return Counts(), advice_lines(request, advise(request, caller))
+    with nullcontext() if address is None else dask_executor(address) as executor:
+        report = run_request(request, caller, executor)
     _say_refusal(report)
-    _print(report_lines(report))
-    return SOMETHING_FAILED if report.failed else STORED_ALL
+    return report, report_lines(report)
 
 
-def _verify(parsed: Arguments, signals: _Signals) -> int:
-    values = parsed.values
-    path = values["path_output"]
+def _verify(parsed: Arguments, caller: Callbacks) -> _Done:
+    typed, values = _typed(parsed), parsed.values
     request = None
-    if values["path_images"] is not None:
-        names = ("path_output", "path_images", "path_functions", "workers", "file_timeout")
-        typed = {name: values[name] for name in names if name in parsed.typed}
-        request = update_request(typed, {}, purpose="--verify with --path_images", notice=_notice)
-    elif "path_functions" in parsed.typed:
+    if "path_images" in typed:
+        request = update_request(typed, purpose="--verify with --path_images", notice=caller.notice)
+    elif "path_functions" in typed:
         raise ConverterError("--path_functions needs --path_images")
-    with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Callbacks(
-            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
-        )
-        if values["rebuild_index"]:
-            count = rebuild_index(path, caller)
-            _notice(f"an index of {count} datasets was added to {path}")
-        found = verify(
-            path,
-            caller,
-            request=request,
-            workers=values["workers"],
-            file_timeout=values["file_timeout"],
-        )
-    _print(verification_lines(found))
-    return SOMETHING_FAILED if found.failed else STORED_ALL
-
-
-def _merge(parsed: Arguments, signals: _Signals) -> int:
-    values = parsed.values
-    with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Callbacks(
-            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
-        )
-        report = merge(
-            values["merge"], values["path_output"], caller, overwrite=values["overwrite"]
-        )
-    _say_refusal(report)
-    rate = report.output_nbytes / 1e6 / report.seconds
-    _print(
-        (
-            f"{report.path_output}: {report.stored} files joined, {size(report.output_nbytes)}",
-            f"{report.seconds:.2f} s, {report.stored / report.seconds:.0f} files/s, "
-            f"{rate:.0f} MB/s, {report.fsync_seconds:.2f} s of it waiting for the disk (fsync)",
-        )
+    path = values["path_output"]
+    if values["rebuild_index"]:
+        count = rebuild_index(path, caller)
+        caller.notice(f"an index of {count} datasets was added to {path}")
+    found = verify(
+        path,
+        caller,
+        request=request,
+        workers=values["workers"],
+        file_timeout=values["file_timeout"],
     )
-    return STORED_ALL
+    return found, verification_lines(found)
 
 
-def _extract(parsed: Arguments, signals: _Signals) -> int:
+def _merge(parsed: Arguments, caller: Callbacks) -> _Done:
     values = parsed.values
-    path, folder = values["path_output"], values["extract"]
-    with ProgressBar(quiet=values["quiet"]) as bar:
-        caller = Callbacks(
-            _notice, bar.show, signals.without_signals, signals.finish, signals.is_fresh
-        )
-        done = extract(path, folder, overwrite=values["overwrite"], caller=caller)
-    _print_failures(done.first_failures, done.failed, "that failed")
-    _print([f"{folder}: {done.written} files written, {size(done.nbytes)}, {done.failed} failed"])
-    return SOMETHING_FAILED if done.failed else STORED_ALL
+    report = merge(values["merge"], values["path_output"], caller, overwrite=values["overwrite"])
+    _say_refusal(report)
+    return report, merge_lines(report)
+
+
+def _extract(parsed: Arguments, caller: Callbacks) -> _Done:
+    path, folder = parsed.values["path_output"], parsed.values["extract"]
+    done = extract(path, folder, caller, overwrite=parsed.values["overwrite"])
+    return done, [f"{folder}: {done.done} files written, {size(done.nbytes)}, {done.failed} failed"]
+
+
+#: For each mode what runs it, and what is left when it is interrupted.
+_MODES: dict[str, tuple[Callable[[Arguments, Callbacks], _Done], str]] = {
+    arguments.CONVERT: (_convert, "{path_output} was not made"),
+    arguments.UPDATE: (_convert, "{path_output} is as it was"),
+    arguments.VERIFY: (_verify, "a part of {path_output} was checked"),
+    arguments.MERGE: (_merge, "{path_output} was not made"),
+    arguments.EXTRACT: (_extract, "{extract} holds a part of the files"),
+}
+
+
+def _typed(parsed: Arguments) -> dict[str, Any]:
+    """Return the fields of a `Request` that were typed."""
+    return {name: parsed.values[name] for name in parsed.typed if name in FIELDS}
 
 
 class _Signals:
     """Turn signals that would end the process into an exception, so that it can clean up.
 
-    An exception that strikes within h5py may surface as another one, or be lost: `held`
-    keeps it away.
+    An exception within h5py may become another one, or be lost: none is raised within
+    `without_signals`.
     """
 
-    def __init__(self, *, is_fresh: bool) -> None:
-        self.is_fresh = is_fresh
+    def __init__(self) -> None:
         self._number = 0
         self._holds = 0
         self.came_too_late = False
@@ -213,17 +175,17 @@ class _Signals:
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         if self._number:  # they stay ignored: the process is about to end
-            raise _Signalled(self._number) from None  # whatever came of it in between
+            raise _Signalled(self._number) from None  # whatever else was raised since
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def finish(self) -> None:
-        """Note that all is done, whatever comes."""
+        """Note that the output is complete: a signal is too late."""
         self.came_too_late = True
 
     @contextmanager
     def without_signals(self) -> Iterator[None]:
-        """Raise nothing within; what came in the meantime at the end."""
+        """Raise nothing within; raise at the end what came in the meantime."""
         self._holds += 1
         try:
             yield
@@ -241,14 +203,11 @@ class _Signals:
 
 
 def _say_what_is_missing() -> None:
-    missing = []
-    if not jpeg.HAS_SIMPLEJPEG:
-        missing.append("simplejpeg")
-    if not filters.HAS_ZLIB_NG:
-        missing.append("zlib-ng")
+    packages = {"simplejpeg": jpeg.HAS_SIMPLEJPEG, "zlib-ng": filters.HAS_ZLIB_NG}
+    missing = [name for name, is_there in packages.items() if not is_there]
     if missing:
-        names = " ".join(missing)
-        _notice(f"slower than it could be without {names}: pip install {names}")
+        names = " and ".join(missing)
+        _notice(f"converting would be faster with {names}: pip install {' '.join(missing)}")
 
 
 def _say_refusal(report: Report) -> None:
@@ -263,13 +222,10 @@ def _notice(text: str) -> None:
     print(f"converter: {text}", file=sys.stderr)
 
 
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _print_failures(first: Sequence[Failure], count: int, where: str) -> None:
-    for failure in first:
+def _print_failures(counts: Counts) -> None:
+    """Print the first; a list of failures, if there is one, has the rest."""
+    for failure in counts.first_failures:
         print(f"{failure.key}: {failure.reason}", file=sys.stderr)
-    if count > len(first):
-        print(f"... and {count - len(first)} more {where}", file=sys.stderr)
+    more = counts.failed - len(counts.first_failures)
+    if counts.first_failures and more:
+        print(f"... and {more} more failed", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from converter.codecs.compression import AUTO, OF_AUTO
@@ -50,7 +51,7 @@ def report_lines(report: Report) -> Iterator[str]:
 
 
 def verification_lines(found: Verification) -> Iterator[str]:
-    yield f"{found.path}: {found.good} of {found.total} samples good, {found.failed} faults"
+    yield f"{found.path}: {found.done} of {found.total} samples good, {found.failed} faults"
     if not found.has_index:
         yield (
             "without an index there are no checksums: all that could be checked is that h5py "
@@ -59,35 +60,46 @@ def verification_lines(found: Verification) -> Iterator[str]:
     if found.compared:
         yield f"compared with the folder; {found.unreadable} files in it cannot be read"
     rate = found.nbytes / 1e6 / found.seconds
-    yield f"{found.seconds:.2f} s, {found.good / found.seconds:.0f} samples/s, {rate:.0f} MB/s"
+    yield f"{found.seconds:.2f} s, {found.done / found.seconds:.0f} samples/s, {rate:.0f} MB/s"
+
+
+def merge_lines(report: Report) -> Iterator[str]:
+    yield f"{report.path_output}: {report.done} files joined, {size(report.output_nbytes)}"
+    rate = report.output_nbytes / 1e6 / report.seconds
+    yield (
+        f"{report.seconds:.2f} s, {report.done / report.seconds:.0f} files/s, {rate:.0f} MB/s, "
+        f"{report.fsync_seconds:.2f} s of it waiting for the disk (fsync)"
+    )
 
 
 def left_out_lines(found: Report | Plan) -> Iterator[str]:
     if found.left_out:
-        kinds = ", ".join(f"{count} {name}" for name, count in found.left_out.most_common(10))
-        others = len(found.left_out) - 10
-        yield f"left out: {kinds}" + (f" and {others} more kinds" if others > 0 else "")
+        yield f"left out: {_most_common(found.left_out, 'kinds')}"
     if found.linked_folders:
         yield f"{found.linked_folders} linked folders not entered (--follow_links)"
     if found.hidden_folders:
         count = sum(found.hidden_folders.values())
-        kinds = ", ".join(f"{n} {name}" for name, n in found.hidden_folders.most_common(10))
-        others = len(found.hidden_folders) - 10
-        kinds += f" and {others} more names" if others > 0 else ""
-        yield f"{count} hidden folders not entered (--hidden_folders): {kinds}"
+        names = _most_common(found.hidden_folders, "names")
+        yield f"{count} hidden folders not entered (--hidden_folders): {names}"
 
 
-def advice_lines(request: Request, advice: Advice, plan: Plan) -> Iterator[str]:
-    free = advice.free_nbytes
+def _most_common(counts: Counter[str], what: str) -> str:
+    listed = ", ".join(f"{count} {name}" for name, count in counts.most_common(10))
+    return listed + (f" and {len(counts) - 10} more {what}" if len(counts) > 10 else "")
+
+
+def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
+    plan = advice.plan
+    free = "unknown space" if advice.free_nbytes is None else size(advice.free_nbytes)
     yield (
-        f"{advice.files} files below {request.path_images}, {size(advice.source_nbytes)}; "
-        f"{'unknown space' if free is None else size(free)} free for {request.path_output}"
+        f"{len(plan.keys)} files below {request.path_images}, {size(advice.source_nbytes)}; "
+        f"{free} free for {request.path_output}"
     )
     if plan.failures:
         yield f"{len(plan.failures)} names or folders cannot be read"
     yield from left_out_lines(plan)
     if not advice.outcomes:
-        yield f"none of the {advice.sampled} files of a sample could be read"
+        yield f"none of the {advice.sampled} files that were tried could be read"
         return
     yield (
         f"{request.path_output} would be about this large, judged from {advice.sampled} files "

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.callbacks import Callbacks, Progress
 from converter.codecs import compression
-from converter.commands.estimate import Known, check_size, estimate
+from converter.commands.estimate import check_size, estimate
 from converter.commands.report import FailureList, Report
 from converter.commands.request import (
     MY_READ,
@@ -60,9 +60,8 @@ MOST_FILES_KEPT_TRACK_OF = 100_000  # beyond, reading a few twice costs less
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
     """Convert the folder to one HDF5 file; see `Request` for what can be asked.
 
-    With an ``executor`` that reads and encodes, and this process writes.
-
-    The file appears under its name only when it is complete.
+    An ``executor`` reads and encodes, where there is one; this process writes. The file appears
+    under its name only when it is complete.
 
     Raises
     ------
@@ -77,8 +76,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         check_executor(executor)
         if request.file_timeout is not None:
             raise ConverterError(
-                "a time limit for files works with processes of this machine alone: drop "
-                "--file_timeout"
+                "--file_timeout works only with worker processes of this machine, not with an "
+                "executor or --dask: drop it"
             )
     if request.compression.needs_plugin:
         caller.notice(
@@ -91,43 +90,12 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         found = load_functions(request, caller)
         run = stack.enter_context(encoding(request, found, launcher, executor))
         plan = plan_of(request, found)
-        once = ReadOnce(run)
-        if request.custom_read_func or len(plan.keys) <= MOST_FILES_KEPT_TRACK_OF:
-            run = once.run
-        report = Report(request.path_output, total=len(plan.keys) + len(plan.failures))
-        report.left_out, report.linked_folders = plan.left_out, plan.linked_folders
-        report.hidden_folders = plan.hidden_folders
         stack.enter_context(output_folder(request.path_output.parent))
-        writer = Writer(Paths(request.path_output))
-        stack.callback(_close, writer, caller)
-        with caller.without_signals():
-            writer.lock()
-            if request.restart:
-                writer.discard()
-        attributes = _attributes(request, found) | plan.shard_attribute()
-        work = _start(request, plan, run, writer, attributes, caller)
-        once.begin()
-        spare = Spare(FINISHING_FILES)
-        stack.callback(spare.release)
-        failures = FailureList(request.path_output)
-        stack.callback(failures.discard)
-        report.changes = work.changes
-        if work.batches is None:
-            return _report_unchanged(request, plan, work, failures, report, start)
-        try:
-            with _saying_what_is_kept(writer, report, caller):
-                _convert_all(request, plan, work.batches, writer, failures, report, caller)
-                failures.close()
-                spare.release()
-                with caller.without_signals():
-                    report.output_nbytes = writer.finish(attributes)
-                    caller.finished()
-                    report.path_failures = failures.publish()
-        except OSError as error:  # payloads, or the list of failures, could not be written
-            raise writer.explain(error) from error
-    report.fsync_seconds, report.refused_fsync = writer.fsync_seconds, writer.refused_fsync
-    report.seconds = time.perf_counter() - start
-    return report
+        conversion = _Conversion(request, plan, caller)
+        stack.callback(conversion.close)
+        conversion.run(run, _attributes(request, found) | plan.shard_attribute())
+    conversion.report.seconds = time.perf_counter() - start
+    return conversion.report
 
 
 def launching_for(
@@ -166,78 +134,162 @@ def encoding(
         yield pool.run
 
 
-@contextmanager
-def _saying_what_is_kept(writer: Writer, report: Report, caller: Callbacks) -> Iterator[None]:
-    """Tell, when a run is interrupted, what the next one can resume from."""
-    try:
-        yield
-    except BaseException:
-        writer.settle()
-        if writer.recorded and writer.is_kept:
-            each = writer.nbytes / max(len(writer), 1)
-            needed = max(0, report.total - report.failed - writer.recorded) * each
-            caller.notice(
-                f"{writer.recorded} of {report.total} files are kept in {writer.paths.partial} "
-                f"({writer.nbytes / 1e6:,.1f} MB): the same command resumes from there and needs "
-                f"about {needed / 1e6:,.1f} MB more; --restart starts over"
+class _Conversion:
+    """Takes batches to the writer and counts them: what is planned, written and failed."""
+
+    def __init__(self, request: Request, plan: Plan, caller: Callbacks) -> None:
+        self._request, self._plan, self._caller = request, plan, caller
+        self._writer = Writer(Paths(request.path_output))
+        self._failures = FailureList(request.path_output)
+        self.report = Report(
+            path_output=request.path_output,
+            total=len(plan.keys) + len(plan.failures),
+            left_out=plan.left_out,
+            linked_folders=plan.linked_folders,
+            hidden_folders=plan.hidden_folders,
+        )
+
+    def run(self, run: Run, attributes: dict[str, str]) -> None:
+        """Make the file, or find that it would stay as it is."""
+        with self._caller.without_signals():
+            self._writer.lock()
+            if self._request.restart:
+                self._writer.discard()
+        once = ReadOnce(run)
+        if self._request.custom_read_func or len(self._plan.keys) <= MOST_FILES_KEPT_TRACK_OF:
+            run = once.run
+        batches = self._start(run, attributes)
+        once.begin()
+        if self.report.is_unchanged:
+            for batch in batches:
+                self._count(batch)
+            self.report.path_failures = self._failures.publish()
+            return
+        spare = Spare(FINISHING_FILES)
+        try:
+            self._write(batches)
+            self._failures.close()
+            spare.release()
+            with self._caller.without_signals():
+                self.report.output_nbytes = self._writer.finish(attributes)
+                self._caller.finished()
+                self.report.path_failures = self._failures.publish()
+        except BaseException as error:
+            self._say_what_is_kept()
+            if isinstance(error, OSError):  # payloads, or the list of failures
+                raise self._writer.explain(error) from error
+            raise
+        finally:
+            spare.release()
+        self.report.fsync_seconds = self._writer.fsync_seconds
+        self.report.refused_fsync = self._writer.refused_fsync
+
+    def close(self) -> None:
+        """Leave nothing behind but what a next run can resume."""
+        with self._caller.without_signals():
+            self._failures.discard()
+            self._writer.close()
+
+    def _start(self, run: Run, attributes: dict[str, str]) -> Iterator[Batch]:
+        """Look at what earlier runs have left; begin the file or resume it.
+
+        Return batches in plan order; with ``report.is_unchanged`` only failures, and nothing is
+        to be written. Raises ConverterError where the disk has too little space.
+        """
+        request, plan, writer, notice = self._request, self._plan, self._writer, self._caller.notice
+        options = provenance.encoding_options(attributes)
+        head = Head(request.path_output.name, "", str(request.path_images.resolve()), options)
+        kept = find_kept(writer.paths, head, plan, run, notice)
+        finished = _finished(request, attributes, self._caller) if request.update else None
+        rest = Reuse(plan, kept.prefix.keys, finished)
+        damaged = rest.check()
+        if damaged:
+            notice(
+                f"{damaged} of the files kept are damaged in {request.path_output}: they are read "
+                "again"
             )
-        raise
-
-
-def _close(writer: Writer, caller: Callbacks) -> None:
-    with caller.without_signals():
-        writer.close()
-
-
-@dataclass
-class _Work:
-    """What is to be written: batches in plan order, None where OUT.h5 would stay as it is."""
-
-    batches: Iterator[Batch] | None
-    changes: Changes | None
-    failures: list[Failure]
-
-
-def _start(
-    request: Request,
-    plan: Plan,
-    run: Run,
-    writer: Writer,
-    attributes: dict[str, str],
-    caller: Callbacks,
-) -> _Work:
-    """Look at what earlier runs have left, and begin the file or resume it.
-
-    ``writer`` holds the lock. Raises ConverterError where the disk has too little space.
-    """
-    manner = provenance.encoding_options(attributes)
-    head = Head(request.path_output.name, "", str(request.path_images.resolve()), manner)
-    kept = find_kept(writer.paths, head, plan, run, caller.notice)
-    finished = _finished(request, attributes, caller) if request.update else None
-    changes = Changes(finished) if finished is not None else None
-    rest = Reuse(plan, kept.prefix.keys, finished)
-    damaged = rest.check()
-    if damaged:
-        caller.notice(f"{damaged} of the samples kept are damaged, and are read again")
-    if changes is not None and rest.is_all(run):
-        changes.kept = rest.count
-        writer.discard()
-        return _Work(None, changes, rest.failures)
-    is_resumed = kept.prefix.samples > 0
-    if is_resumed:
-        known = Known(kept.prefix.samples, kept.prefix.nbytes)
-        expected = estimate(request, plan, run, known, KeyList())
-    else:
-        known = Known(rest.count, rest.payload_nbytes)
-        expected = estimate(request, plan, run, known, rest.keys_to_read())
-        check_size(request, expected, caller)
-    with caller.without_signals():
-        writer.expected_nbytes = expected.output_nbytes
+        if finished is not None:
+            self.report.changes = Changes(finished)
+            if rest.is_all(run):
+                self.report.is_unchanged = True
+                self.report.done = self.report.changes.kept = rest.count
+                writer.discard()
+                return iter([Batch([*plan.failures, *rest.failures], memoryview(b""))])
+        is_resumed = kept.prefix.samples > 0
         if is_resumed:
-            writer.resume(kept.prefix)
+            expected = estimate(plan, run, kept.prefix.samples, kept.prefix.nbytes, KeyList())
         else:
-            writer.begin(head)
-    return _Work(chain(kept.batches(writer.paths), rest.batches(run)), changes, [])
+            absent = rest.keys_to_read()
+            expected = estimate(plan, run, rest.count, rest.payload_nbytes, absent)
+            check_size(request, expected, notice)
+        with self._caller.without_signals():
+            writer.expected_nbytes = expected.output_nbytes
+            if is_resumed:
+                writer.resume(kept.prefix)
+            else:
+                writer.begin(head)
+        return chain(kept.batches(writer.paths), rest.batches(run))
+
+    def _write(self, batches: Iterator[Batch]) -> None:
+        for failure in self._plan.failures:
+            self._fail(failure)
+        for batch in batches:
+            with self._caller.without_signals():
+                self._writer.write(batch)
+            self._count(batch)
+            self._caller.progress(self.report.progress)
+        self._check_stored(self.report.total, f"the {self.report.total}")
+
+    def _count(self, batch: Batch) -> None:
+        for result in batch.results:
+            if isinstance(result, Failure):
+                self._fail(result)
+            elif isinstance(result, Encoded):
+                self.report.add(result)
+                if self.report.changes is not None:
+                    self.report.changes.add(result)
+
+    def _fail(self, failure: Failure) -> None:
+        self.report.add_failure(failure)
+        self._failures.add(failure)
+        if self._request.on_error == "stop":
+            undone = "is as it was" if self._request.update else "was not made"
+            raise StoppedError(
+                f"{failure.key}: {failure.reason} (stopped at the first failure: --on_error=stop; "
+                f"{self._request.path_output} {undone})"
+            )
+        most = FILES_BEFORE_GIVING_UP + len(self._plan.failures)
+        self._check_stored(most, f"the first {FILES_BEFORE_GIVING_UP}")
+
+    def _check_stored(self, most: int, which: str) -> None:
+        """Raise StoppedError where so many files failed, and none is stored."""
+        request = self._request
+        if self.report.done or self.report.failed != most or request.shard is not None:
+            return  # an empty shard is merged with the others
+        first = self.report.first_failures[0]
+        hint = ""
+        if request.store == "encoded":
+            hint = " To store them unread, add --skip_decode_check"
+        elif not request.custom_read_func:
+            hint = " Not images? Write my_read and add --custom_read_func"
+        raise StoppedError(
+            f"none of {which} files could be read. {first.key}: {first.reason}. "
+            f"All reasons: {self._failures.publish()}. {request.path_output} was not made.{hint}"
+        )
+
+    def _say_what_is_kept(self) -> None:
+        """Tell, when a run is interrupted, what the next one can resume from."""
+        writer, report = self._writer, self.report
+        writer.settle()
+        if not (writer.recorded and writer.is_kept):
+            return
+        each = writer.nbytes / max(len(writer), 1)
+        needed = max(0, report.total - report.failed - writer.recorded) * each
+        self._caller.notice(
+            f"{writer.recorded} of {report.total} files are kept in {writer.paths.partial} "
+            f"({writer.nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs about "
+            f"{needed / 1e6:,.1f} MB more (--restart starts over)"
+        )
 
 
 def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:
@@ -254,89 +306,11 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     )
     if difference is not None:
         caller.notice(
-            f"of {request.path_output} nothing can be kept, for {difference}: everything is read "
-            "again"
+            f"nothing of {request.path_output} can be kept, because {difference}: everything is "
+            "read again"
         )
         finished.mark_stale()
     return finished
-
-
-def _convert_all(
-    request: Request,
-    plan: Plan,
-    batches: Iterator[Batch],
-    writer: Writer,
-    failures: FailureList,
-    report: Report,
-    caller: Callbacks,
-) -> None:
-    def fail(failure: Failure) -> None:
-        _add_failure(request, failure, failures, report)
-
-    for failure in plan.failures:
-        fail(failure)
-    most_failed = FILES_BEFORE_GIVING_UP + len(plan.failures)
-    for batch in batches:
-        with caller.without_signals():
-            writer.write(batch)
-        for result in batch.results:
-            if isinstance(result, Failure):
-                fail(result)
-                is_whole = request.shard is None
-                if is_whole and not report.stored and report.failed == most_failed:
-                    who = f"the first {FILES_BEFORE_GIVING_UP} files all"
-                    raise _nothing_stored(request, who, failures, report)
-            elif isinstance(result, Encoded):
-                report.add(result)
-                if report.changes is not None:
-                    report.changes.add(result)
-        caller.progress(report.progress)
-    if not report.stored and request.shard is None:  # the others are merged with an empty one
-        raise _nothing_stored(request, f"all {report.total} files", failures, report)
-
-
-def _add_failure(request: Request, failure: Failure, failures: FailureList, report: Report) -> None:
-    report.add_failure(failure)
-    failures.add(failure)
-    if request.on_error == "stop":
-        undone = "is as it was" if request.update else "was not made"
-        raise StoppedError(
-            f"{failure.key}: {failure.reason} (stopped at the first failure, --on_error=stop; "
-            f"{request.path_output} {undone})"
-        )
-
-
-def _report_unchanged(
-    request: Request,
-    plan: Plan,
-    work: _Work,
-    failures: FailureList,
-    report: Report,
-    start: float,
-) -> Report:
-    """Report an update that has nothing to write."""
-    for failure in (*plan.failures, *work.failures):
-        _add_failure(request, failure, failures, report)
-    report.path_failures = failures.publish()
-    report.is_unchanged = True
-    report.stored = report.total - report.failed
-    report.seconds = time.perf_counter() - start
-    return report
-
-
-def _nothing_stored(
-    request: Request, who: str, failures: FailureList, report: Report
-) -> StoppedError:
-    first = report.first_failures[0]
-    hint = "" if request.custom_read_func else "; for files that are no images, "
-    if hint and request.store == "encoded":
-        hint += "--skip_decode_check stores them without a look"
-    elif hint:
-        hint += "write my_read and add --custom_read_func"
-    return StoppedError(
-        f"{who} failed, the first, {first.key}, because: {first.reason} (all reasons are in "
-        f"{failures.publish()}; {request.path_output} was not made{hint})"
-    )
 
 
 def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]:
@@ -422,6 +396,6 @@ def convert(
     """
     open_closed_descriptors()
     if executor is not None and options.get("workers") is not None:
-        raise ConverterError("workers are those of the executor: give one or the other")
+        raise ConverterError("an executor has its own workers: drop workers= or executor=")
     request = request_of(path_images, path_output, options)
     return run_request(request, Callbacks(notice, progress), executor)

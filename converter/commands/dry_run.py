@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from converter.commands.request import (
     load_functions,
     plan_of,
 )
-from converter.samples import Plan, Run, Surveyed
+from converter.samples import Plan, Surveyed
 from converter.sources.encoder import Choice
 
 SURVEYED_FILES = 16384
@@ -28,27 +28,27 @@ SECONDS_SURVEYING = 15.0
 
 
 class Outcome(NamedTuple):
-    """What one choice would come to: how many of the sample would be compressed."""
+    """What one choice would come to, and how many files of the sample it would compress."""
 
     choice: Choice
     output_nbytes: int
     compressed: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Advice:
     """What each choice would come to, judged from ``sampled`` files, ``failed`` of them unread.
 
     ``missing`` names choices that could not be tried, with the package to install.
     """
 
-    files: int
-    source_nbytes: int
+    plan: Plan
     sampled: int
     failed: int
-    outcomes: tuple[Outcome, ...]
     missing: dict[str, str]
     free_nbytes: int | None
+    source_nbytes: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def smallest(self) -> Outcome:
@@ -58,16 +58,13 @@ class Advice:
     @property
     def smallest_for_h5py(self) -> Outcome | None:
         """Return the choice of the smallest file whose arrays h5py reads by itself, if any."""
-        plain = [
-            outcome
-            for outcome in self.outcomes
-            if outcome.choice.store == "array" and not outcome.choice.compression.needs_plugin
-        ]
+        arrays = [outcome for outcome in self.outcomes if outcome.choice.store == "array"]
+        plain = [outcome for outcome in arrays if not outcome.choice.compression.needs_plugin]
         return min(plain, key=lambda outcome: outcome.output_nbytes, default=None)
 
 
 def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
-    """Return what to compare, the request's own choice among it, and what cannot be tried."""
+    """Return what to compare, with the request's own choice, and what cannot be tried."""
     missing = {c.name: package for c in ALL if (package := c.missing_package)}
     own = Choice(request.store, request.compression)
     choices = [Choice("array", c) for c in ALL if c.name not in missing]
@@ -80,67 +77,48 @@ def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
     return tuple(choices), missing
 
 
-def survey(request: Request, plan: Plan, run: Run) -> Advice:
-    """Try all of `choices_of` on a sample; ``run`` surveys them."""
+def advise(request: Request, caller: Callbacks) -> Advice:
+    """Try each store and compression on a sample of the files, in memory. Writes nothing."""
+    check_request(replace(request, overwrite=True))  # an OUT.h5 that is there stays
     choices, missing = choices_of(request)
-    sample = spread(plan.keys, SURVEYED_FILES)
     surveyed: list[Surveyed] = []
     tried, start = 0, time.monotonic()
-    for batch in run(sample):
-        tried += len(batch.results)
-        surveyed += [result for result in batch.results if isinstance(result, Surveyed)]
-        if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
-            break
-    source_nbytes = _source_nbytes(plan)
-    entries = entries_nbytes(plan, sample)
-    outcomes = []
-    for number, choice in enumerate(choices):
-        if surveyed:
+    with ExitStack() as stack:
+        launcher = stack.enter_context(launching_for(request, caller))
+        found = load_functions(request, caller)
+        run = stack.enter_context(encoding(request, found, launcher, choices=choices))
+        plan = plan_of(request, found)
+        sample = spread(plan.keys, SURVEYED_FILES)
+        for batch in run(sample):
+            tried += len(batch.results)
+            surveyed += [result for result in batch.results if isinstance(result, Surveyed)]
+            if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
+                break
+    advice = Advice(plan, tried, tried - len(surveyed), missing, free_nbytes(request.path_output))
+    for key in plan.keys:
+        with suppress(OSError):  # it will be a failure
+            advice.source_nbytes += os.stat(plan.path(key)).st_size
+    if surveyed:
+        share = len(surveyed) / tried
+        entries = share * entries_nbytes(plan, sample)
+        sources = np.array([one.source_nbytes for one in surveyed], float)
+        for number, choice in enumerate(choices):
             sizes = np.array([one.stored_nbytes[number] for one in surveyed], float)
-            share = len(surveyed) / tried
-            sources = np.array([one.source_nbytes for one in surveyed], float)
-            total = sizes.sum()
+            nbytes = sizes.sum()
             if tried < len(plan.keys):
-                total = _total(sizes, sources, share * len(plan.keys), share * source_nbytes)
+                files, source_nbytes = share * len(plan.keys), share * advice.source_nbytes
+                nbytes = _project(sizes, sources, files, source_nbytes)
             compressed = sum(one.compressed[number] for one in surveyed)
-            outcomes.append(Outcome(choice, int(total + share * entries), compressed))
-    return Advice(
-        files=len(plan.keys),
-        source_nbytes=source_nbytes,
-        sampled=tried,
-        failed=tried - len(surveyed),
-        outcomes=tuple(outcomes),
-        missing=missing,
-        free_nbytes=free_nbytes(request.path_output),
-    )
+            advice.outcomes.append(Outcome(choice, int(nbytes + entries), compressed))
+    return advice
 
 
-def _total(sizes: np.ndarray, sources: np.ndarray, files: float, source_nbytes: float) -> float:
+def _project(sizes: np.ndarray, sources: np.ndarray, files: float, source_nbytes: float) -> float:
     """Project the sizes of a sample onto all files: by number, or by bytes of source.
 
-    Whichever explains the sample better, as the variance that it leaves.
+    The one that explains the sample better, which leaves less variance.
     """
-    if sources.sum() == 0:
-        return float(sizes.mean() * files)
-    ratio = sizes.sum() / sources.sum()
+    ratio = sizes.sum() / max(sources.sum(), 1.0)
     if np.var(sizes - ratio * sources) < np.var(sizes):
         return float(ratio * source_nbytes)
     return float(sizes.mean() * files)
-
-
-def _source_nbytes(plan: Plan) -> int:
-    total = 0
-    for key in plan.keys:
-        with suppress(OSError):  # it will be a failure
-            total += os.stat(plan.path(key)).st_size
-    return total
-
-
-def advise(request: Request, caller: Callbacks) -> tuple[Advice, Plan]:
-    """Try each store and compression on a sample of the files, in memory. Writes nothing."""
-    check_request(request)
-    with launching_for(request, caller) as launcher:
-        found = load_functions(request, caller)
-        with encoding(request, found, launcher, choices=choices_of(request)[0]) as run:
-            plan = plan_of(request, found)
-            return survey(request, plan, run), plan

@@ -8,13 +8,12 @@ import os
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from converter.callbacks import Callbacks, Progress
-from converter.commands.report import FAILURES_SHOWN
+from converter.callbacks import Callbacks
+from converter.commands.report import Counts
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
 from converter.files import DISK_FULL, LONGEST_WRITE_NBYTES
 from converter.loader.h5folder import H5Folder
@@ -23,34 +22,11 @@ from converter.samples import Failure
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
-@dataclass
-class Extraction:
-    """Counts of what was written; the first failures, and how many there are."""
-
-    total: int = 0
-    written: int = 0
-    failed: int = 0
-    nbytes: int = 0
-    first_failures: list[Failure] = field(default_factory=list)
-
-    def add_failure(self, failure: Failure) -> None:
-        """Count what was not written."""
-        self.failed += 1
-        if len(self.first_failures) < FAILURES_SHOWN:
-            self.first_failures.append(failure)
-
-
-def extract(
-    path: Path,
-    folder: Path,
-    *,
-    overwrite: bool = False,
-    caller: Callbacks,
-) -> Extraction:
+def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> Counts:
     """Write each sample to a file below ``folder``.
 
-    Encoded files under their own names, byte for byte; arrays under theirs with ``.npy``.
-    What cannot be written is counted as a failure, and the rest goes on.
+    Encoded files get their own names and bytes; an array becomes a file under its name with
+    ``.npy``. What cannot be written is counted as a failure, and the rest goes on.
 
     Raises
     ------
@@ -62,7 +38,7 @@ def extract(
         The disk is full or fails.
     """
     with _open(path) as samples:
-        done = Extraction(total=len(samples))
+        done = Counts(total=len(samples))
         _make_folder(folder, overwrite=overwrite)
         below = _Below(folder, overwrite=overwrite, source=os.stat(path))
         for position in range(done.total):
@@ -77,15 +53,13 @@ def extract(
                 done.add_failure(Failure(key, str(error) if is_own else describe(error)))
                 if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EIO):
                     raise WriteError(
-                        f"{folder} could not be written ({error.strerror}) after {done.written} "
+                        f"{folder} could not be written ({error.strerror}) after {done.done} "
                         f"of {done.total} files: free space, and repeat with --overwrite"
                     ) from error
             else:
-                done.written += 1
+                done.done += 1
                 done.nbytes += len(data)
-            caller.progress(
-                Progress(done.total, done.written + done.failed, done.failed, done.nbytes)
-            )
+            caller.progress(done.progress)
     return done
 
 
@@ -123,7 +97,7 @@ def _make_folder(folder: Path, *, overwrite: bool) -> None:
         raise ConverterError(f"{folder} cannot be made or listed ({error.strerror})") from error
     if not is_empty and not overwrite:
         raise ConverterError(
-            f"{folder} is not empty: name another folder, or replace files in it with --overwrite"
+            f"{folder} is not empty: name another folder, or add --overwrite to replace files in it"
         )
 
 

@@ -39,7 +39,7 @@ class _Part(NamedTuple):
 
 
 def merge(
-    paths: Sequence[Path], path_output: Path, caller: Callbacks, *, overwrite: bool = False
+    paths: Sequence[Path], path_output: Path, caller: Callbacks, *, overwrite: bool
 ) -> Report:
     """Join files into ``path_output``.
 
@@ -66,7 +66,7 @@ def merge(
     _check_folders(files)
     check_space(path_output, sum(path.stat().st_size for path in paths), cure="free space")
     _check_unfinished(Paths(path_output))
-    report = Report(path_output, total=sum(len(file) for file in files))
+    report = Report(path_output=path_output, total=sum(len(file) for file in files))
     with ExitStack() as stack:
         stack.enter_context(output_folder(path_output.parent))
         writer = Writer(Paths(path_output))
@@ -78,8 +78,8 @@ def merge(
             for batch in _batches(files):
                 with caller.without_signals():
                     writer.write(batch)
-                report.stored += len(batch.results)
-                report.payload_nbytes += len(batch.payload)
+                report.done += len(batch.results)
+                report.nbytes += len(batch.payload)
                 caller.progress(report.progress)
             with caller.without_signals():
                 attributes = {name: parts[0].attributes[name] for name in provenance.ATTRIBUTES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,12 +41,9 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
         raise ConverterError(f"{path} has an index: drop --rebuild_index")
     end = _end_of_hdf5(handle, path)
     index = IndexBuilder()
-    datasets = Datasets(handle)
-    try:
+    with closing(Datasets(handle)) as datasets:
         names = list(datasets.names())
         is_encoded = datasets.store() == "encoded"
-    finally:
-        datasets.close()
     nbytes = 0
     with _opened(path) as file:
         for done, name in enumerate(names):

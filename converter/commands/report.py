@@ -19,17 +19,34 @@ FAILURES_SHOWN = 10
 
 
 @dataclass
-class Report:
-    """Counts of files, bytes and seconds; grows while the conversion runs."""
+class Counts:
+    """What a command has done, of how many files; grows while it runs."""
 
-    path_output: Path
     total: int = 0
-    stored: int = 0
+    done: int = 0
     failed: int = 0
-    source_nbytes: int = 0
-    payload_nbytes: int = 0
-    output_nbytes: int = 0
+    nbytes: int = 0
     seconds: float = 0.0
+    first_failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def progress(self) -> Progress:
+        """Return how far it is."""
+        return Progress(self.total, self.done + self.failed, self.failed, self.nbytes)
+
+    def add_failure(self, failure: Failure) -> None:
+        self.failed += 1
+        if len(self.first_failures) < FAILURES_SHOWN:
+            self.first_failures.append(failure)
+
+
+@dataclass
+class Report(Counts):
+    """What a conversion or a merge has done; ``nbytes`` are those of the payloads."""
+
+    path_output: Path = Path()
+    source_nbytes: int = 0
+    output_nbytes: int = 0
     fsync_seconds: float = 0.0
     refused_fsync: OSError | None = None  # of a disk that cannot tell when it has all
     is_unchanged: bool = False
@@ -38,26 +55,19 @@ class Report:
     left_out: Counter[str] = field(default_factory=Counter)
     linked_folders: int = 0
     hidden_folders: Counter[str] = field(default_factory=Counter)  # not entered, by name
-    first_failures: list[Failure] = field(default_factory=list)
     path_failures: Path | None = None
 
     @property
-    def progress(self) -> Progress:
-        """Return how far it is."""
-        done = self.stored + self.failed
-        return Progress(self.total, done, self.failed, self.payload_nbytes)
+    def stored(self) -> int:
+        """Return how many files are stored."""
+        return self.done
 
     def add(self, sample: Encoded) -> None:
-        self.stored += 1
+        self.done += 1
         self.source_nbytes += sample.source_nbytes
-        self.payload_nbytes += sum(part.nbytes for part in sample.parts)
+        self.nbytes += sum(part.nbytes for part in sample.parts)
         if sample.note:
             self.notes.update(note for note in Note if note in sample.note)
-
-    def add_failure(self, failure: Failure) -> None:
-        self.failed += 1
-        if len(self.first_failures) < FAILURES_SHOWN:
-            self.first_failures.append(failure)
 
 
 class FailureList:

@@ -22,17 +22,16 @@ from converter.sources.readers import DEFAULT_READER
 
 
 def update_request(
-    typed: Mapping[str, Any],
-    untyped: Mapping[str, Any],
+    typed: dict[str, Any],
     *,
     purpose: str = "--update",
-    notice: Callable[[str], None] = lambda _: None,
+    notice: Callable[[str], None],
 ) -> Request:
     """Return the request that made ``typed["path_output"]``, as an update of it.
 
-    ``typed`` are the flags the user gave, ``untyped`` the defaults of the others. Raises
-    ConverterError where a flag differs from what the file was made with, or it has none.
-    ``notice`` hears what an older file does not say.
+    ``typed`` are the flags the user gave. Raises ConverterError where one differs from what the
+    file was made with, or the file does not say how it was made. ``notice`` is told what an older
+    file does not record.
     """
     output: Path = typed["path_output"]
     recorded = _recorded(output, purpose, notice)
@@ -42,7 +41,7 @@ def update_request(
                 f"{output} was made with {_flag(name, recorded[name])}, not "
                 f"{_flag(name, value)}: drop that flag, or convert anew with --overwrite"
             )
-    request = Request(**{**untyped, **recorded, **typed, "update": True})
+    request = Request(**recorded | typed | {"update": True})
     if request.custom_read_func or request.custom_prune_func:
         _check_functions(request, output)
     return request

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from converter.callbacks import Callbacks, Progress
+from converter.callbacks import Callbacks
 from converter.codecs.filters import as_bytes
+from converter.commands.report import Counts
 from converter.commands.request import (
     Request,
     check_folder,
@@ -37,15 +39,10 @@ from converter.workers.pool import Pool
 
 
 @dataclass
-class Verification:
-    """What was checked, and how much of it is wrong."""
+class Verification(Counts):
+    """What was checked: ``done`` samples are good, ``failed`` faults were found."""
 
-    path: Path
-    total: int = 0
-    good: int = 0
-    failed: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
+    path: Path = Path()
     has_index: bool = True
     compared: bool = False
     unreadable: int = 0
@@ -80,7 +77,7 @@ def verify(
         There is no such file, or it cannot be opened at all.
     """
     start = time.perf_counter()
-    found = Verification(path, compared=request is not None)
+    found = Verification(path=path, compared=request is not None)
 
     def wrong(what: str) -> None:
         found.failed += 1
@@ -108,11 +105,9 @@ def verify(
                     if isinstance(result, Failure):
                         wrong(f"{result.key}: {result.reason}")
                     elif isinstance(result, Checked):
-                        found.good += 1
+                        found.done += 1
                         found.nbytes += result.nbytes
-                caller.progress(
-                    Progress(found.total, found.good + found.failed, found.failed, found.nbytes)
-                )
+                caller.progress(found.progress)
     found.seconds = time.perf_counter() - start
     return found
 
@@ -127,7 +122,8 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
         wrong(str(error))
     names: list[str] | None = None
     try:
-        names = _names_in_hdf5(path, handle)
+        with closing(Datasets(handle)) as datasets:
+            names = list(datasets.names())
     except LoadError as error:
         if tail is None:
             raise
@@ -143,7 +139,7 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
     for name in names or ():
         if tail.find(name) is None:
             wrong(f"{name}: it is not in the index")
-    for key in tail.keys():  # noqa: SIM118 (a Index is no dict)
+    for key in tail.keys():  # noqa: SIM118 (an Index is no dict)
         keys.append(key.encode())
     _check_sums(path, handle, tail, wrong)
     return keys
@@ -156,15 +152,6 @@ def _check_sums(path: Path, handle: Handle, tail: Index, wrong: Callable[[str], 
     begin = sources_begin(tail.hdf5_nbytes)
     if tail.sources_nbytes and read_sources(handle.read(tail.sources_nbytes, begin)) is None:
         wrong(f"{path} has damaged sizes and times of its source files (their checksum differs)")
-
-
-def _names_in_hdf5(path: Path, handle: Handle) -> list[str]:
-    """Return the names of all datasets."""
-    datasets = Datasets(handle)
-    try:
-        return list(datasets.names())
-    finally:
-        datasets.close()
 
 
 def _compare_keys(
@@ -235,8 +222,11 @@ class Checker:
         return Checked(key, nbytes) if reason is None else Failure(key, reason)
 
     def _check(self, key: str, buffer: Buffer) -> tuple[str | None, int]:
-        by_index = self._by_index(self._folder, key) if self._folder is not None else None
-        stored = self._datasets.read(key)
+        stored, by_index = self._datasets.read(key), None
+        if self._folder is not None and self._folder.is_encoded:
+            by_index = np.frombuffer(self._folder.read_bytes(key), np.uint8)
+        elif self._folder is not None:
+            by_index = self._folder[key]
         if by_index is not None and _differ(stored, by_index):
             return "h5py and H5Folder read it differently", 0
         if self._encoder is not None:
@@ -246,11 +236,6 @@ class Checker:
             if _differ(stored, source):
                 return "its source file gives another array", 0
         return None, stored.nbytes
-
-    def _by_index(self, folder: H5Folder, key: str) -> np.ndarray:
-        if folder.is_encoded:
-            return np.frombuffer(folder.read_bytes(key), np.uint8)
-        return folder[key]
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:

@@ -73,7 +73,7 @@ def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, c
     update = ["--update", *flags, function]
     assert main(update) == 0
     assert (
-        f"of {path} nothing can be kept, for format was data2h5 1 and is data2h5 2"
+        f"nothing of {path} can be kept, because format was data2h5 1 and is data2h5 2"
         in capfd.readouterr().err
     )
     updated = path.read_bytes()

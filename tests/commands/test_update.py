@@ -755,7 +755,7 @@ def test_a_file_made_with_other_packages_is_read_anew(
     ended = update(folder, output, flags[1])
     assert ended.status == 0, ended.err
     assert {*log.read_text().split()} == {"a.npy", "b.npy", "c.npy"}
-    assert f"of {output} nothing can be kept, for it was made with numpy 1.0" in ended.err
+    assert f"nothing of {output} can be kept, because it was made with numpy 1.0" in ended.err
     assert_as_fresh(folder, output, *flags)
 
 
@@ -943,7 +943,7 @@ def test_large_files_beside_many_small_kept_ones_are_counted(
     monkeypatch.setattr(shutil, "disk_usage", disk_with(2_000_000))
     ended = update(folder, output, flags[1])
     assert ended.status == 2
-    assert "would take about 4 MB, and 2 MB are free" in ended.err
+    assert "would take about 4 MB, but only 2 MB are free" in ended.err
     assert everything_below(output.parent) == before
 
 
@@ -981,7 +981,7 @@ def test_a_damaged_payload_is_read_again(
     flip(output, (part.begin + part.end) // 2, 3)
     ended = update(album, output, workers)
     assert ended.status == 0, ended.err
-    assert "1 of the samples kept are damaged, and are read again" in ended.err
+    assert f"1 of the files kept are damaged in {output}: they are read again" in ended.err
     assert_changes(ended, kept=5)  # of the files none has changed
     assert output.read_bytes() == good
     assert_as_fresh(album, output, *flags)

@@ -517,7 +517,7 @@ def test_a_flag_that_dask_leaves_without_effect_is_refused(
 
 def test_workers_beside_an_executor_are_refused(folder: Path, output: Path) -> None:
     save_jpegs(folder, NAMES[:1])
-    with pytest.raises(ConverterError, match="workers are those of the executor"):
+    with pytest.raises(ConverterError, match="an executor has its own workers"):
         convert_folder(folder, output, executor=Here(), workers=2)
 
 

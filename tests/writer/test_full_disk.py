@@ -256,7 +256,7 @@ def test_a_disk_that_is_expected_to_be_too_small_is_refused_before_any_work(outp
         save(folder / f"{number}.jpg", colours(number, (300, 400, 3)))
     ended = run_on_small_disk(1_000_000, folder, output, "--workers=2")
     assert ended.status == 2
-    assert "would take about 4 MB, and 1 MB are free" in ended.err
+    assert "would take about 4 MB, but only 1 MB are free" in ended.err
     assert "--compression=gzip" in ended.err
     assert "left:" not in ended.out
 

@@ -99,8 +99,8 @@ def test_a_run_that_is_broken_off_says_what_is_kept_and_what_it_needs(conversion
     lines = [line for line in ended.err.splitlines() if "are kept in" in line]
     assert len(lines) == 1
     found = re.fullmatch(
-        r"converter: 20 of 30 files are kept in (.+) \(([\d.,]+) MB\): the same command resumes "
-        r"from there and needs about ([\d.,]+) MB more; --restart starts over",
+        r"converter: 20 of 30 files are kept in (.+) \(([\d.,]+) MB\): to resume, repeat "
+        r"the command; it needs about ([\d.,]+) MB more \(--restart starts over\)",
         lines[0],
     )
     assert found, lines
