@@ -1,4 +1,4 @@
-"""Say what a caller wants to hear while something long runs."""
+"""Callbacks of a long run: notices, progress, and holding off signals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the caller wants to hear, and how it holds back interruptions.
+    """What the caller wants to be told, and how it holds off signals.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class Callbacks:
         Called with a sentence the user should know.
     progress
         Called with how far it is, after every few files.
-    held
+    without_signals
         Gives a context in which no signal handler raises: the output is being written there.
     finished
         Called within that context when the output is complete: it is too late to interrupt.

@@ -1,4 +1,4 @@
-"""Talk to the user. Alone prints, alone knows exit statuses."""
+"""Run a command line. Only this module prints, and knows exit statuses."""
 
 from __future__ import annotations
 

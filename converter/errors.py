@@ -1,4 +1,4 @@
-"""Name what can go wrong. Every message is one sentence: what, which, why, what to do."""
+"""Name what can go wrong. Each message is one sentence: what, which, why, what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class WorkersError(StoppedError):
 
 
 class WriteError(StoppedError):
-    """Bytes that could not be written, mostly for want of disk space."""
+    """Bytes that could not be written, mostly because the disk is full."""
 
 
 class LoadError(ConverterError):
@@ -24,7 +24,7 @@ class LoadError(ConverterError):
 
 
 class UnreadableError(Exception):
-    """A source file that is refused for a reason of ours, with what to do about it."""
+    """A source file that this package refuses, with what to do about it."""
 
 
 class UnstorableError(Exception):
@@ -32,10 +32,10 @@ class UnstorableError(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """Return the class and the message of somebody else's exception."""
+    """Return the class and the message of an exception that is not of this package."""
     name = type(error).__name__
     try:
         text = (isinstance(error, OSError) and error.strerror) or str(error)
-    except Exception:  # of a class with a faulty __str__
+    except Exception:  # a class may have a faulty __str__
         return name
     return f"{name}: {text}" if text else name

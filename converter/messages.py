@@ -1,4 +1,4 @@
-"""Say in lines of text what a command did."""
+"""Make the lines of text that say what a command did."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def report_lines(report: Report) -> Iterator[str]:
 
 
 def verification_lines(found: Verification) -> Iterator[str]:
-    yield f"{found.path}: {found.done} of {found.total} samples good, {found.failed} faults"
+    yield f"{found.path}: {found.done} of {found.total} files good, {found.failed} faults"
     if not found.has_index:
         yield (
-            "without an index there are no checksums: all that could be checked is that h5py "
-            "reads everything (--verify --rebuild_index adds an index to a file that has none)"
+            "it has no index, and so no checksums: only that h5py reads everything could be "
+            "checked (--verify --rebuild_index adds an index)"
         )
     if found.compared:
-        yield f"compared with the folder; {found.unreadable} files in it cannot be read"
+        yield f"compared with the folder, in which {found.unreadable} files cannot be read"
     rate = found.nbytes / 1e6 / found.seconds
-    yield f"{found.seconds:.2f} s, {found.done / found.seconds:.0f} samples/s, {rate:.0f} MB/s"
+    yield f"{found.seconds:.2f} s, {found.done / found.seconds:.0f} files/s, {rate:.0f} MB/s"
 
 
 def merge_lines(report: Report) -> Iterator[str]:
@@ -103,7 +103,7 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
         return
     yield (
         f"{request.path_output} would be about this large, judged from {advice.sampled} files "
-        f"({advice.failed} of which failed):"
+        f"({advice.failed} of which could not be read):"
     )
     yield ""
     yield f"  {'store':8} {'compression':12} {'size':>16} {'ratio':>7}  to read it"
@@ -134,7 +134,7 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
     yield f"smallest: {_flags(advice.smallest.choice)}"
     if advice.smallest_for_h5py is not None:
         flags = _flags(advice.smallest_for_h5py.choice)
-        yield f"smallest that h5py reads as arrays by itself: {flags}"
+        yield f"smallest that h5py alone reads as arrays: {flags}"
 
 
 def _needed(choice: Choice) -> str:

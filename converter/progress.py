@@ -1,4 +1,4 @@
-"""Show how far a run is: a bar on a terminal, a plain line every 30 seconds elsewhere."""
+"""Show how far a run is: a bar on a terminal, elsewhere a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProgressBar:
             self._bar.close()
 
     def show(self, progress: Progress) -> None:
-        """Show it, where somebody looks."""
+        """Show it: on a terminal at once, elsewhere every 30 seconds."""
         if self._quiet:
             return
         if self._stream.isatty():
@@ -46,7 +46,6 @@ class ProgressBar:
                 unit=" files",
                 file=self._stream,
                 dynamic_ncols=True,
-                initial=0,
                 leave=False,
             )
         seconds = max(time.monotonic() - self._start, 1e-9)

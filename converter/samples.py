@@ -1,4 +1,4 @@
-"""What travels through the package: keys and plans, samples and failures, batches and buffers."""
+"""What the folders of this package hand each other: keys, samples, failures, batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class KeyList(Sequence[str]):
         return len(self._ends) - 1
 
     def digest(self) -> str:
-        """Return what tells these keys from any others: a SHA-256."""
+        """Return a SHA-256 that other keys do not have."""
         found = hashlib.sha256(self._names)
         found.update(self._ends.tobytes())
         return found.hexdigest()
@@ -94,12 +94,12 @@ class Plan:
         return {} if self.shard is None else {"shard": json.dumps(self.shard, sort_keys=True)}
 
     def path(self, key: str) -> str:
-        """Return where a sample's file is."""
+        """Return the path of a sample's file."""
         return path_of(str(self.root), key)
 
 
 def path_of(root: str, key: str) -> str:
-    """Return where a sample's file is, below the folder that was walked."""
+    """Return the path of a sample's file below the folder that was walked."""
     return f"{root}/{key}" if os.sep == "/" else os.path.join(root, *key.split("/"))
 
 
@@ -125,7 +125,7 @@ class Part(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A sample whose payload lies ready: its parts, then space for HDF5's structures."""
+    """A sample whose payload is in a buffer: its parts, then space for HDF5's structures."""
 
     key: str
     layout: Layout
@@ -153,7 +153,7 @@ class Surveyed(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A sample that is as it should be."""
+    """A sample in which no fault was found."""
 
     key: str
     nbytes: int
@@ -194,12 +194,12 @@ class Buffer:
 
 
 def _memory(nbytes: int) -> memoryview:
-    """Return memory that is only taken from the system where it is written to."""
+    """Return memory that the system provides only where it is written to."""
     return np.empty(nbytes, np.uint8).data
 
 
 def rounded_nbytes(nbytes: int) -> int:
-    """Return a size that need not grow again soon, of little memory that is never used."""
+    """Return a size for a buffer: it need not grow again soon, and little of it stays unused."""
     return max(1 << 20, 1 << (nbytes - 1).bit_length() if nbytes < BASE_NBYTES else nbytes)
 
 
@@ -207,9 +207,9 @@ def rounded_nbytes(nbytes: int) -> int:
 class Batch:
     """Results in plan order; ``payload`` holds what they put in the buffer.
 
-    The payload is valid until the next batch is asked for. Who needs it longer sets ``is_held``,
-    and calls ``release``, from any thread, when it is no longer needed. With ``is_in_place`` all
-    of it is in the unfinished file already.
+    The payload is valid until the next batch is asked for. To use it longer, set ``is_held``, and
+    call ``release``, from any thread, when it is no longer needed. With ``is_in_place`` all of it
+    is in the unfinished file already.
     """
 
     results: list[Result]

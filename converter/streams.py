@@ -1,4 +1,4 @@
-"""Keep a run from depending on who reads its output: nobody, a full disk, a closed pipe."""
+"""Let no run fail because its output goes nowhere: to a closed pipe, or to a full disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 STDOUT, STDERR = 1, 2
-SECONDS_FOR_READER = 1.0  # of a pipe that does not block and is full
+SECONDS_FOR_READER = 1.0  # how long to wait for the reader of a full pipe
 
 
 class _Output(io.RawIOBase):
@@ -48,7 +48,7 @@ class _Output(io.RawIOBase):
 
 @contextmanager
 def unfailing_streams() -> Iterator[None]:
-    """Let writing to stdout and stderr never fail within, nor names that a terminal cannot show."""
+    """Within, writing to stdout and stderr never fails, whatever characters a terminal can show."""
     before = sys.stdout, sys.stderr
     closed = open_closed_descriptors()
     out, err = _unfailing(STDOUT, sys.stdout, closed), _unfailing(STDERR, sys.stderr, closed)
@@ -63,7 +63,7 @@ def unfailing_streams() -> Iterator[None]:
 
 
 def is_output_lost() -> bool:
-    """Tell whether something printed to stdout within `unfailing_streams` went nowhere."""
+    """Tell whether something printed to stdout within `unfailing_streams` was lost."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -73,9 +73,10 @@ def is_output_lost() -> bool:
 
 
 def open_closed_descriptors() -> set[int]:
-    """Open the null device for each of 0 to 2 that is closed; return which were.
+    """Open the null device for each descriptor of 0 to 2 that is closed; return which were.
 
-    Else the next file to be opened, the output perhaps, would get what libraries write there.
+    Otherwise the next file that is opened, such as the output, would get what libraries write
+    there.
     """
     closed = set()
     for descriptor in (0, STDOUT, STDERR):

@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
     ConverterError
         The request cannot be met; nothing was touched.
     StoppedError
-        It began and could not be finished; no output, an older one stays.
+        It began and could not be finished; there is no output, and an older one stays.
     """
     start = time.perf_counter()
     check_request(request)
@@ -141,6 +141,8 @@ class _Conversion:
         self._request, self._plan, self._caller = request, plan, caller
         self._writer = Writer(Paths(request.path_output))
         self._failures = FailureList(request.path_output)
+        undone = "is as it was" if request.update else "was not made"
+        self._undone = f"{request.path_output} {undone}"
         self.report = Report(
             path_output=request.path_output,
             total=len(plan.keys) + len(plan.failures),
@@ -253,10 +255,9 @@ class _Conversion:
         self.report.add_failure(failure)
         self._failures.add(failure)
         if self._request.on_error == "stop":
-            undone = "is as it was" if self._request.update else "was not made"
             raise StoppedError(
                 f"{failure.key}: {failure.reason} (stopped at the first failure: --on_error=stop; "
-                f"{self._request.path_output} {undone})"
+                f"{self._undone})"
             )
         most = FILES_BEFORE_GIVING_UP + len(self._plan.failures)
         self._check_stored(most, f"the first {FILES_BEFORE_GIVING_UP}")
@@ -274,7 +275,7 @@ class _Conversion:
             hint = " Not images? Write my_read and add --custom_read_func"
         raise StoppedError(
             f"none of {which} files could be read. {first.key}: {first.reason}. "
-            f"All reasons: {self._failures.publish()}. {request.path_output} was not made.{hint}"
+            f"All reasons: {self._failures.publish()}. {self._undone}.{hint}"
         )
 
     def _say_what_is_kept(self) -> None:
@@ -295,8 +296,8 @@ class _Conversion:
 def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:
     """Open the file that is to be updated.
 
-    Nothing of it is kept where it was made by other versions of the packages: these may give
-    other arrays.
+    Nothing of it is kept if it was made with other options or other versions of the packages:
+    these may give other arrays.
     """
     finished = open_finished(request.path_output)
     with open_hdf5(request.path_output) as file:
@@ -336,13 +337,9 @@ def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make the output's folder; remove it again when the conversion fails."""
-    made = []
-    nearest = nearest_folder(folder)
-    missing = Path(os.path.abspath(folder))
-    while missing != nearest:
-        made.append(missing)
-        missing = missing.parent
+    """Make the output's folder; remove it again if what is done within fails."""
+    absolute, nearest = Path(os.path.abspath(folder)), nearest_folder(folder)
+    missing = takewhile(lambda path: path != nearest, (absolute, *absolute.parents))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -350,11 +347,9 @@ def output_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path in made:
-            try:
+        with suppress(OSError):  # something else is in it by now
+            for path in missing:
                 path.rmdir()
-            except OSError:  # something else is in it by now
-                break
         raise
 
 
@@ -367,20 +362,20 @@ def convert(
     progress: Callable[[Progress], None] = lambda _: None,
     **options: Unpack[Options],
 ) -> Report:
-    """Convert a folder to one HDF5 file, as the command line does with the flags of these names.
+    """Convert a folder to one HDF5 file; options are the flags of the command line.
 
     Parameters
     ----------
     path_images, path_output
         The folder, and the file to make.
     executor
-        Reads and encodes elsewhere, such as ``distributed.Client(...).get_executor()``; its
+        What reads and encodes elsewhere, such as ``distributed.Client(...).get_executor()``; its
         workers must see the folder under the same path, and have this package in the same
         version. This process alone writes.
     notice, progress
-        Called with sentences the user should know, and with how far it is.
+        Called with each sentence the user should know, and with how far it is.
     **options
-        `Options`: what is not given, or None, is as on the command line.
+        `Options`: what is not given, or is None, has the default of the command line.
 
     Returns
     -------

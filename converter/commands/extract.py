@@ -54,7 +54,7 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
                 if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EIO):
                     raise WriteError(
                         f"{folder} could not be written ({error.strerror}) after {done.done} "
-                        f"of {done.total} files: free space, and repeat with --overwrite"
+                        f"of {done.total} files: free space, repeat with --overwrite"
                     ) from error
             else:
                 done.done += 1
@@ -68,7 +68,7 @@ def _open(path: Path) -> H5Folder:
     try:
         len(samples)
     except FileNotFoundError:
-        raise ConverterError(f"no file {path}: --path_output names the file to extract") from None
+        raise ConverterError(f"no file {path}: --path_output is the file to extract") from None
     except OSError as error:
         raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
     return samples
@@ -92,7 +92,7 @@ def _make_folder(folder: Path, *, overwrite: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         is_empty = not any(os.scandir(folder))
     except FileExistsError:
-        raise ConverterError(f"{folder} is a file: --extract names a folder") from None
+        raise ConverterError(f"{folder} is a file: give a folder as --extract") from None
     except OSError as error:
         raise ConverterError(f"{folder} cannot be made or listed ({error.strerror})") from error
     if not is_empty and not overwrite:

@@ -26,7 +26,7 @@ from converter.writer.paths import Paths
 from converter.writer.stored import StoredSamples, open_finished
 from converter.writer.writer import Writer
 
-MERGING = "a merge"  # in the place of the folder that is converted
+MERGING = "a merge"  # in a journal, which otherwise names the folder that is converted
 
 
 class _Part(NamedTuple):
@@ -43,14 +43,14 @@ def merge(
 ) -> Report:
     """Join files into ``path_output``.
 
-    Shards of one folder come in their order, and the result is what converting the whole
-    folder at once would have made, byte for byte. Other files must have been made with the
-    same options; their samples come in the order of a conversion.
+    Shards of one folder are joined in their order, and the result is byte for byte what converting
+    the whole folder at once would have made. Other files must have been made with the same
+    options; their samples are stored in the order of a conversion.
 
     Raises
     ------
     ConverterError
-        A shard is missing or there twice, options differ, keys clash, a file cannot be read.
+        A shard is missing or given twice, options differ, keys clash, or a file cannot be read.
     StoppedError
         A payload is damaged, or the disk is full.
     """
@@ -62,7 +62,7 @@ def merge(
         parts = _complete(parts)
     files = [part.samples for part in parts]
     if not any(len(file) for file in files):
-        raise ConverterError("none of the files to join holds anything: convert again")
+        raise ConverterError("none of the files to join holds a file: convert again")
     _check_folders(files)
     check_space(path_output, sum(path.stat().st_size for path in paths), cure="free space")
     _check_unfinished(Paths(path_output))
@@ -95,11 +95,11 @@ def merge(
 def _check_paths(paths: Sequence[Path], path_output: Path, *, overwrite: bool) -> None:
     existing = [path for path in paths if path.exists()]
     if path_output.exists() and any(os.path.samefile(path, path_output) for path in existing):
-        raise ConverterError(f"{path_output} is one of the files to join: name another")
+        raise ConverterError(f"{path_output} is one of the files to join: name another file")
     check_output(path_output, overwrite=overwrite)
     for n, path in enumerate(paths):
         if path in paths[:n]:
-            raise ConverterError(f"{path} is named twice: name each file once")
+            raise ConverterError(f"{path} is given twice: give each file once")
 
 
 def _open(path: Path) -> _Part:
@@ -119,7 +119,7 @@ def _open(path: Path) -> _Part:
 
 
 def _check_alike(parts: Sequence[_Part]) -> None:
-    """Refuse files that were made otherwise than the first."""
+    """Refuse files that were made with other options than the first."""
     first = parts[0]
     for part in parts[1:]:
         names = {*first.attributes, *part.attributes} - {"shard"}
@@ -139,11 +139,11 @@ def _complete(parts: Sequence[_Part]) -> list[_Part]:
     for part in parts:
         if part.shard is None or first.shard is None:
             whole = part if part.shard is None else first
-            raise ConverterError(f"{whole.path} is no shard, and others are: join shards alone")
+            raise ConverterError(f"{whole.path} is not a shard, but others are: join only shards")
         if any(part.shard[name] != first.shard[name] for name in ("of", "files", "keys")):
             raise ConverterError(
                 f"{part.path} and {first.path} are shards of different folders, or the folder "
-                "changed between them: convert all shards again"
+                "changed in between: convert all shards again"
             )
         number = int(part.shard["number"])
         if number in by_number:
@@ -159,7 +159,7 @@ def _complete(parts: Sequence[_Part]) -> list[_Part]:
         absent = (number for number in range(1, count + 1) if number not in by_number)
         names = ", ".join(f"{number}/{count}" for number in islice(absent, 10))
         more = f" and {missing - 10} more" if missing > 10 else ""
-        raise ConverterError(f"shards are missing: {names}{more}: name them too")
+        raise ConverterError(f"shards are missing: {names}{more}: add them to --merge")
     return [by_number[number] for number in range(1, count + 1)]
 
 
@@ -181,12 +181,12 @@ def _check_folders(files: Sequence[StoredSamples]) -> None:
 
 
 def _check_unfinished(paths: Paths) -> None:
-    """Refuse to take the place of a conversion that can be resumed."""
+    """Refuse to overwrite a conversion that can be resumed."""
     head = read_head(paths.journal)
     if head is not None and head.root != MERGING:
         raise ConverterError(
-            f"{paths.partial} is of an interrupted conversion: resume that, or remove the file and "
-            "its journal"
+            f"{paths.partial} is left from an interrupted conversion: resume that, or remove the "
+            f"file and {paths.journal.name}"
         )
 
 

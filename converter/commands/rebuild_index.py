@@ -24,17 +24,17 @@ from converter.loader.h5py_file import Datasets
 
 
 def rebuild_index(path: Path, caller: Callbacks) -> int:
-    """Describe all datasets in an index behind the file; return how many there are.
+    """Write an index of all datasets behind the file; return how many datasets there are.
 
-    Their checksums are those of the bytes as they are now. What is in the file already is not
-    touched, and other programs do not see the index.
+    Their checksums are those of the bytes as they are now. What is in the file stays as it is,
+    and other programs do not see the index.
 
     Raises
     ------
     ConverterError
         The file holds what an index cannot describe, and is left as it is.
     WriteError
-        The disk is full; the file is as good as before.
+        The disk is full or fails; the datasets are as they were.
     """
     handle = open_handle(path)
     if open_index(handle) is not None:
@@ -49,15 +49,15 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
         for done, name in enumerate(names):
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that names h5py gives to values are not kept
-                    layout, places = _describe(handle, file, name, end, is_encoded=is_encoded)
+                    warnings.simplefilter("ignore")  # names that h5py gives to values are lost
+                    layout, extents = _describe(handle, file, name, end, is_encoded=is_encoded)
                     described = layout_json(layout)
             except _IndescribableError as error:
                 raise ConverterError(
-                    f"{path} cannot have an index, for {name!r} {error}: read it through h5py"
+                    f"{path} cannot have an index, because {name!r} {error}: read it with h5py"
                 ) from None
-            index.add(name.encode(), described, places)
-            nbytes += sum(place.nbytes for place in places)
+            index.add(name.encode(), described, extents)
+            nbytes += sum(extent.nbytes for extent in extents)
             caller.progress(Progress(len(names), done, 0, nbytes))
     content = io.BytesIO()
     index.write(content, end)
@@ -68,8 +68,8 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
             synchronise(target.fileno())
     except OSError as error:
         raise WriteError(
-            f"the index could not be added to {path} ({error.strerror or error}): the file is as "
-            "good as before"
+            f"the index could not be added to {path} ({error.strerror or error}): free space and "
+            "repeat; the datasets are as they were"
         ) from error
     return len(names)
 
@@ -80,7 +80,7 @@ def _opened(path: Path) -> h5py.File:
     except BlockingIOError as error:
         raise ConverterError(f"{path} is open in another program: close it there") from error
     except (OSError, RuntimeError) as error:
-        raise ConverterError(f"{path} is no HDF5 file that can be read") from error
+        raise ConverterError(f"{path} is not an HDF5 file, or is damaged: convert again") from error
 
 
 class _IndescribableError(Exception):
@@ -88,7 +88,7 @@ class _IndescribableError(Exception):
 
 
 def _end_of_hdf5(handle: Handle, path: Path) -> int:
-    """Return where HDF5's part ends, if nothing is behind it."""
+    """Return where HDF5's part of the file ends."""
     if handle.nbytes < SUPERBLOCK.size:
         raise LoadError(f"{path} is not an HDF5 file: name the file the converter made")
     check_closed(handle)
@@ -98,7 +98,7 @@ def _end_of_hdf5(handle: Handle, path: Path) -> int:
     if version < 2:
         end = handle.nbytes
     if end > handle.nbytes:
-        raise ConverterError(f"{path} is truncated: copy it, or convert again")
+        raise ConverterError(f"{path} is truncated: copy it again, or convert again")
     return int(end)
 
 
@@ -143,13 +143,13 @@ def _extents(handle: Handle, dataset: h5py.Dataset, end: int) -> list[Extent]:
     """Return where the payloads are; ``end`` is that of HDF5's part."""
     kind = dataset.id.get_create_plist().get_layout()
     if kind == h5d.CONTIGUOUS:
-        places = [(dataset.id.get_offset(), dataset.nbytes)]
+        ranges = [(dataset.id.get_offset(), dataset.nbytes)]
     elif kind == h5d.CHUNKED:
-        places = _chunks(dataset)
+        ranges = _chunks(dataset)
     else:
         raise _IndescribableError("is stored within its own header, or in other files")
     found = []
-    for offset, nbytes in places:
+    for offset, nbytes in ranges:
         if offset is None or offset + nbytes > end:
             raise _IndescribableError("has bytes that were never written")
         found.append(Extent(offset, nbytes, crc32_of(handle, offset, offset + nbytes)))
@@ -157,7 +157,7 @@ def _extents(handle: Handle, dataset: h5py.Dataset, end: int) -> list[Extent]:
 
 
 def _check_type(dataset: h5py.Dataset) -> None:
-    """Refuse what is no array, and types whose bytes in the file are not numpy's."""
+    """Refuse what is not an array, and types whose bytes in the file are not numpy's."""
     try:
         kind = h5py.h5t.py_create(dataset.dtype, logical=True)
     except (TypeError, ValueError):
@@ -165,16 +165,16 @@ def _check_type(dataset: h5py.Dataset) -> None:
     if not dataset.dtype.hasobject and not kind.equal(dataset.id.get_type()):
         raise _IndescribableError("has a type whose bytes are not numpy's")
     if dataset.shape is None or dataset.dtype.hasobject or not dataset.dtype.itemsize:
-        raise _IndescribableError("holds no array of numbers")
+        raise _IndescribableError("is not an array of numbers")
 
 
 def _chunks(dataset: h5py.Dataset) -> list[tuple[int, int]]:
-    places = []
+    ranges = []
     for start in chunk_starts(dataset.shape, dataset.chunks):
         chunk = dataset.id.get_chunk_info_by_coord(start)
         if chunk.byte_offset is None:
             raise _IndescribableError("has bytes that were never written")
         if chunk.filter_mask:
             raise _IndescribableError("has chunks that leave filters out")
-        places.append((chunk.byte_offset, chunk.size))
-    return places
+        ranges.append((chunk.byte_offset, chunk.size))
+    return ranges

@@ -1,4 +1,4 @@
-"""Count what a conversion did."""
+"""Count what a command did, and list what failed."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Report(Counts):
 class FailureList:
     """``OUT.h5.failures.csv``: columns path and reason, one row a failure, in plan order.
 
-    Written under another name until `publish`, so that an interrupted run leaves the list
-    of the run before it alone.
+    It has another name until `publish`, so that an interrupted run leaves the list of the run
+    before it as it is.
     """
 
     def __init__(self, path_output: Path) -> None:

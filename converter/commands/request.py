@@ -1,4 +1,4 @@
-"""Say what can be asked for; refuse what cannot work, before anything is touched."""
+"""Say what can be asked for; refuse what cannot work before anything is touched."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if os.path.isdir(output):
         raise ConverterError(f"{output} is a folder: --path_output names the HDF5 file to make")
     if os.path.lexists(output) and not overwrite:
-        raise ConverterError(f"{output} exists: name another file, or replace it with --overwrite")
+        raise ConverterError(f"{output} exists: name another file, or add --overwrite")
 
 
 def _check_paths(request: Request) -> None:
@@ -209,8 +209,8 @@ def _check_paths(request: Request) -> None:
     check_output(output, overwrite=request.overwrite or request.update)
     if request.update and not os.path.isfile(output):
         raise ConverterError(
-            f"no file {output}: --update brings an existing one in line with the folder, so "
-            "convert without it"
+            f"no file {output}: --update brings an existing file in line with the folder: "
+            "drop --update to make it"
         )
     folder = nearest_folder(output.parent)
     if not os.path.isdir(folder):
@@ -220,7 +220,7 @@ def _check_paths(request: Request) -> None:
             f"{output} cannot be made: you have no permission to write to {folder}"
         )
     if not request.extensions and not request.custom_prune_func:
-        raise ConverterError(f"--ext={request.ext!r} names no extension: give one, such as jpg")
+        raise ConverterError(f"--ext={request.ext!r} has no extension: give one, such as jpg")
 
 
 def _check_options(request: Request) -> None:
@@ -248,8 +248,8 @@ def _check_options(request: Request) -> None:
             )
     elif request.skip_decode_check:
         raise ConverterError(
-            "--skip_decode_check is of use with --store=encoded alone, for arrays must be "
-            "decoded: drop it, or add --store=encoded"
+            "--skip_decode_check needs --store=encoded, because arrays must be decoded: drop it, "
+            "or add --store=encoded"
         )
     if request.custom_read_func and request.reader is not None:
         raise ConverterError(

@@ -1,4 +1,4 @@
-"""Take the options of a conversion from the file it made, to bring that file up to date."""
+"""Read from a file the options it was made with, to update it with the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def update_request(
         if name in recorded and not _alike(name, value, recorded):
             raise ConverterError(
                 f"{output} was made with {_flag(name, recorded[name])}, not "
-                f"{_flag(name, value)}: drop that flag, or convert anew with --overwrite"
+                f"{_flag(name, value)}: drop that flag, or convert again with --overwrite"
             )
     request = Request(**recorded | typed | {"update": True})
     if request.custom_read_func or request.custom_prune_func:
@@ -51,23 +51,22 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
     """Return the flags a file was made with."""
     if purpose == "--update" and not os.path.lexists(output):
         raise ConverterError(
-            f"no file {output} to update: drop --update to make it, or name another one by "
-            "--path_output"
+            f"no file {output} to update: drop --update to make it, or correct --path_output"
         )
     open_handle(output)  # says what is wrong with the name
-    unknown = f"which {purpose} needs: convert anew with --overwrite"
+    unknown = f"which {purpose} needs: convert again with --overwrite"
     try:
         with open_hdf5(output) as file:
             attributes = {name: file.attrs[name] for name in ("store", "reader", "options")}
             if "shard" in file.attrs:
                 attributes["shard"] = file.attrs["shard"]
     except (OSError, RuntimeError) as error:
-        raise ConverterError(f"{output} is no HDF5 file that can be read, {unknown}") from error
+        raise ConverterError(f"{output} cannot be read as HDF5, {unknown}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConverterError(f"{output} does not say how it was made, {unknown}") from error
     if "shard" in attributes and purpose == "--update":
         raise ConverterError(
-            f"{output} is a part of a whole, which changes as a whole: convert it anew"
+            f"{output} is a shard, and shards cannot be updated: convert it again with --overwrite"
         )
     try:
         options = json.loads(attributes["options"])
@@ -83,7 +82,7 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
         if "hidden_folders" not in options:
             notice(
                 f"{output} was made by a version that entered hidden folders: they are entered "
-                "again (to leave them out convert anew with --overwrite)"
+                "again (to leave them out, convert again with --overwrite)"
             )
         return recorded
     except (ConverterError, KeyError, TypeError, ValueError) as error:
@@ -101,8 +100,8 @@ def _check_functions(request: Request, output: Path) -> None:
     for name in ("my_read", "my_prune"):
         if options[f"{name}_sha256"] not in (None, now):
             raise ConverterError(
-                f"{output} was made with another {name} than that of {path}: name the file it was "
-                "made with by --path_functions, or convert anew with --overwrite"
+                f"{output} was made with another {name} than that of {path}: give the file it was "
+                "made with as --path_functions, or convert again with --overwrite"
             )
 
 

@@ -56,18 +56,18 @@ def verify(
     workers: int = 1,
     file_timeout: float | None = None,
 ) -> Verification:
-    """Check a file; ``caller.notice`` hears of everything that is wrong.
+    """Check a file; ``caller.notice`` is called with each fault.
 
     Parameters
     ----------
     path
         The file.
     caller
-        Hears what is wrong, and how far it is.
+        Called with each fault, and with how far it is.
     request
-        What made the file, to compare it with its folder too.
+        What the file was made with, to compare it with its folder too.
     workers
-        Processes.
+        How many worker processes.
     file_timeout
         Seconds a sample may take.
 
@@ -187,8 +187,8 @@ def _read_absent(
 class Checks:
     """What to check of a file; travels to the workers.
 
-    ``reading`` says how its source files are read, where these are to be compared; without
-    ``has_index`` HDF5 alone is asked.
+    ``reading`` says how its source files are read, if these are to be compared; without
+    ``has_index`` the file is only read through HDF5.
     """
 
     path: Path
@@ -239,7 +239,7 @@ class Checker:
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
-    """Compare dtype, shape and every bit: NaN is like itself, and -0.0 unlike 0.0."""
+    """Tell whether dtype, shape or any bit differs: NaN equals itself, and -0.0 is not 0.0."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return True
     if one.dtype.hasobject:

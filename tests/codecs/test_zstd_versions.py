@@ -63,7 +63,7 @@ def test_an_old_file_is_read_and_good(tmp_path, capfd):
             assert_same(H5Folder(path).read_batch([key, key])[1], array)
             assert_same(file[key][()], array)
     assert main(["--verify", f"--path_output={path}"]) == 0
-    assert "2 of 2 samples good" in capfd.readouterr().out
+    assert "2 of 2 files good" in capfd.readouterr().out
 
 
 def test_an_update_of_an_old_file_reads_its_samples_anew_and_says_so(tmp_path, capfd):

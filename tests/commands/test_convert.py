@@ -223,7 +223,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(folder, output, convert
     assert "21 files" in ended.out
     assert "1 .txt" in ended.out
     assert re.search(rf"; [\d,]+\.\d+ MB free for {output}$", ended.out, re.MULTILINE)
-    assert "judged from 21 files (1 of which failed)" in ended.out
+    assert "judged from 21 files (1 of which could not be read)" in ended.out
     source = sum(path.stat().st_size for path in folder.glob("*.jpg"))
     said_source = float(re.search(r"^21 files below .+, ([\d,.]+) MB; ", ended.out)[1])
     assert said_source == pytest.approx(source / 1e6, abs=0.006)

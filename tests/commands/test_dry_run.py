@@ -161,7 +161,7 @@ def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
     FOLDERS[kind](folder)
     monkeypatch.setattr(converter.commands.dry_run, "SURVEYED_FILES", 25)
     ended = convert(folder, output, BOTH, "--dry_run")
-    assert "judged from 25 files (0 of which failed)" in ended.out
+    assert "judged from 25 files (0 of which could not be read)" in ended.out
     for choice, row in table(ended).items():
         real = real_megabytes(folder, output, convert, choice, BOTH)
         assert is_close(row, real, share=0.4), (choice, row.megabytes, real)
@@ -171,7 +171,9 @@ def test_a_survey_that_takes_too_long_ends_early(folder, output, convert, monkey
     save_icons(folder)
     monkeypatch.setattr(converter.commands.dry_run, "SECONDS_SURVEYING", -1.0)
     ended = convert(folder, output, BOTH, "--dry_run")
-    looked_at = int(re.search(r"judged from (\d+) files \(0 of which failed\)", ended.out)[1])
+    looked_at = int(
+        re.search(r"judged from (\d+) files \(0 of which could not be read\)", ended.out)[1]
+    )
     assert 64 <= looked_at < 400
     for choice, row in table(ended).items():
         real = real_megabytes(folder, output, convert, choice, BOTH)
@@ -218,7 +220,7 @@ def test_the_smallest_are_marked_and_named_below(folder, output, convert):
     last, plain = ended.out.splitlines()[-2:]
     assert last == "smallest: --store=encoded --compression=auto"
     (best,) = marked(rows, "smallest for h5py alone")
-    assert plain == f"smallest that h5py reads as arrays by itself: --compression={best[1]}"
+    assert plain == f"smallest that h5py alone reads as arrays: --compression={best[1]}"
 
 
 def test_what_is_needed_to_read_it_is_said(folder, output, convert):
@@ -333,7 +335,7 @@ def test_files_that_fail_are_counted_and_take_no_space(folder, output, convert):
         (folder / f"bad_{number}.jpg").write_bytes(b"no image")
     ended = convert(folder, output, "--dry_run")
     assert ended.status == 0
-    assert "judged from 45 files (15 of which failed)" in ended.out
+    assert "judged from 45 files (15 of which could not be read)" in ended.out
     for choice, row in table(ended).items():
         real = real_megabytes(folder, output, convert, choice)
         assert is_close(row, real), (choice, row.megabytes, real)
@@ -360,7 +362,7 @@ def test_files_that_are_stored_without_a_look_are_counted(folder, output, conver
         (folder / f"{number}.txt").write_text("no image " * 2000)
     flags = ("--ext=txt", "--store=encoded", "--skip_decode_check")
     ended = convert(folder, output, "--dry_run", *flags)
-    assert "(0 of which failed)" in ended.out
+    assert "(0 of which could not be read)" in ended.out
     row = table(ended)[ENCODED]
     real = real_megabytes(folder, output, convert, ENCODED, *flags)
     assert is_close(row, real), (row.megabytes, real)
@@ -393,7 +395,7 @@ def test_the_first_line_tells_the_files_their_size_and_the_free_space(folder, ou
     assert lines[1] == "left out: 1 .txt"
     assert lines[2] == "1 linked folders not entered (--follow_links)"
     assert lines[3] == (
-        f"{output} would be about this large, judged from 72 files (0 of which failed):"
+        f"{output} would be about this large, judged from 72 files (0 of which could not be read):"
     )
 
 

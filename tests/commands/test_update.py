@@ -267,7 +267,8 @@ def test_where_all_files_fail_the_old_file_stays(album, output, convert, update)
         (album / name).write_bytes(b"broken")
     ended = update(album, output)
     assert ended.status == 1
-    assert "all 5 files failed" in ended.err
+    assert "none of the 5 files could be read" in ended.err
+    assert f"{output} is as it was" in ended.err
     assert look(output) == before
 
 

@@ -71,7 +71,7 @@ def made(album, output, convert) -> Path:
 def assert_good(ended: Finished, path: Path, count: int = 5) -> None:
     assert ended.status == 0, ended.err
     assert ended.err == ""
-    assert f"{path}: {count} of {count} samples good, 0 faults\n" in ended.out
+    assert f"{path}: {count} of {count} files good, 0 faults\n" in ended.out
 
 
 def assert_faults(ended: Finished, *said: str, good: int = -1, total: int = 5) -> None:
@@ -85,7 +85,7 @@ def assert_faults(ended: Finished, *said: str, good: int = -1, total: int = 5) -
         assert found, ended.err
         lines.remove(found[0])
     if good >= 0:
-        assert f"{good} of {total} samples good, {len(said)} faults\n" in ended.out
+        assert f"{good} of {total} files good, {len(said)} faults\n" in ended.out
 
 
 def both_read(path: Path) -> dict[str, np.ndarray]:
@@ -134,7 +134,7 @@ def test_a_good_file_is_good(flags, workers, album, output, convert, verify):
     assert_good(verify(output, workers), output, 7)
     ended = verify(output, workers, f"--path_images={album}")
     assert_good(ended, output, 7)
-    assert "compared with the folder; 0 files in it cannot be read" in ended.out
+    assert "compared with the folder, in which 0 files cannot be read" in ended.out
 
 
 ARRAYS = {
@@ -176,7 +176,7 @@ def test_arrays_of_all_kinds_are_compared_with_their_sources(
     functions = f"--path_functions={tmp_path / 'np_functions.py'}"
     ended = verify(arrays, workers, f"--path_images={folder}", functions)
     assert ended.status == 0, ended.err
-    assert f"{count} of {count} samples good, 0 faults" in ended.out
+    assert f"{count} of {count} files good, 0 faults" in ended.out
     assert ended.err == f"converter: my_read from {tmp_path / 'np_functions.py'}\n"
 
 
@@ -253,7 +253,7 @@ def test_a_damaged_header_is_named(made, verify):
     ended = verify(made)
     assert ended.status == 1
     assert re.search(r"^converter: b\.jpg: ", ended.err, re.M)
-    assert "4 of 5 samples good" in ended.out
+    assert "4 of 5 files good" in ended.out
 
 
 def where_is(path: Path, part: str, words: bytes) -> int:
@@ -273,7 +273,7 @@ def test_a_damaged_name_in_the_groups_is_reported(workers, made, verify):
     assert f"the groups or attributes of {made} are damaged" in ended.err
     assert f"'a.jpg' in {made} is damaged (its checksum differs)" in ended.err
     assert "converter: z/e.jpg: " in ended.err
-    assert "3 of 5 samples good" in ended.out
+    assert "3 of 5 files good" in ended.out
 
 
 def test_damaged_attributes_are_reported(made, verify):
@@ -459,7 +459,7 @@ def test_files_that_failed_are_no_faults(album, output, convert, verify):
     assert convert(album, output).status == 1
     ended = verify(output, f"--path_images={album}")
     assert_good(ended, output)
-    assert "compared with the folder; 1 files in it cannot be read" in ended.out
+    assert "compared with the folder, in which 1 files cannot be read" in ended.out
 
 
 def test_a_name_that_is_no_utf8_is_no_fault(album, output, convert, verify):
@@ -504,7 +504,7 @@ def test_a_file_without_an_index_says_what_can_be_checked(made, verify):
         file.attrs["note"] = "touched"
     ended = verify(made)
     assert ended.status == 0
-    assert f"{made}: 5 of 5 samples good, 0 faults" in ended.out
+    assert f"{made}: 5 of 5 files good, 0 faults" in ended.out
     assert "without an index there are no checksums" in ended.out
     assert "--verify --rebuild_index" in ended.out
 
@@ -530,7 +530,7 @@ def test_a_file_of_another_program_is_checked_through_h5py(tmp_path, verify):
         file.create_dataset("c", data=np.arange(1000), chunks=(100,), fletcher32=True)
     ended = verify(path)
     assert ended.status == 0
-    assert "2 of 2 samples good, 0 faults" in ended.out
+    assert "2 of 2 files good, 0 faults" in ended.out
     with h5py.File(path) as file:
         chunk = file["c"].id.get_chunk_info(3)
     flip(path, chunk.byte_offset + 5)
@@ -710,7 +710,7 @@ def test_a_rebuilt_index_is_the_one_it_had(flags, workers, album, output, conver
     ended = verify(output, "--rebuild_index", workers)
     assert ended.status == 0, ended.err
     assert f"an index of 7 datasets was added to {output}" in ended.err
-    assert "7 of 7 samples good, 0 faults" in ended.out
+    assert "7 of 7 files good, 0 faults" in ended.out
     assert "without an index" not in ended.out
     assert rows_of(output) == rows
     assert output.read_bytes().startswith(hdf5_part)
@@ -1217,7 +1217,7 @@ def test_other_files_are_not_read_through_hdf5(tmp_path):
     ended = run(command(path, "--workers=1"))
     assert ended.status == 1
     assert "x: " in ended.err
-    assert "1 of 2 samples good, 1 faults" in ended.out
+    assert "1 of 2 files good, 1 faults" in ended.out
 
 
 @pytest.mark.slow

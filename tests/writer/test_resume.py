@@ -190,7 +190,7 @@ def test_overwrite_concerns_the_finished_file_only(conversion):
     before = everything_below(conversion.output.parent)
     refused = conversion.run()
     assert refused.status == 2
-    assert "exists: name another file, or replace it with --overwrite" in refused.err
+    assert "exists: name another file, or add --overwrite" in refused.err
     assert everything_below(conversion.output.parent) == before
     ended = conversion.run("--overwrite")
     assert taken_over(ended) == 20
