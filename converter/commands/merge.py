@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,7 +196,11 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
         for file in files:
             yield from file.batches(range(len(file)))
         return
-    origins = [(order_of(key), n, p) for n, file in enumerate(files) for p, key in _keys(file)]
+    origins = [
+        (order_of(key), n, p)
+        for n, file in enumerate(files)
+        for p, key in enumerate(file.keys.keys())
+    ]
     origins.sort()
     for (one, n, p), (other, m, _) in pairwise(origins):
         if one == other:
@@ -204,12 +208,8 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
                 f"{files[n].keys.key(p)!r} is in {files[n].path} and in {files[m].path}: join "
                 "files that have no names in common"
             )
-    begin = 0
-    for end in range(1, len(origins) + 1):
-        if end == len(origins) or origins[end][1] != origins[begin][1]:
-            number = origins[begin][1]
-            yield from files[number].batches(p for _, _, p in origins[begin:end])
-            begin = end
+    for number, some in groupby(origins, key=lambda origin: origin[1]):
+        yield from files[number].batches(position for _, _, position in some)
 
 
 def _keys(file: StoredSamples) -> Iterator[tuple[int, str]]:
@@ -218,6 +218,7 @@ def _keys(file: StoredSamples) -> Iterator[tuple[int, str]]:
 
 def _are_in_order(files: Sequence[StoredSamples]) -> bool:
     """Tell whether one file's keys all come before the next one's."""
-    ends = [(file.keys.key(0), file.keys.key(len(file) - 1)) for file in files if len(file)]
-    orders = [order_of(key) for pair in ends for key in pair]
-    return all(one < other for one, other in zip(orders[1::2], orders[2::2], strict=False))
+    filled = [file.keys for file in files if len(file)]
+    return all(
+        order_of(one.key(len(one) - 1)) < order_of(other.key(0)) for one, other in pairwise(filled)
+    )

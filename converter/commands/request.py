@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 from converter.callbacks import Callbacks
-from converter.codecs.compression import (
-    AUTO,
-    Compression,
-    check_installed,
-    parse_compression,
-)
+from converter.codecs.compression import AUTO, Compression, check_installed, parse_compression
 from converter.errors import ConverterError
 from converter.files import local_path
 from converter.samples import Plan
@@ -35,11 +31,9 @@ MY_READ = "my_read"  # recorded as the reader where the user's function reads
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Return number and count of ``K/N``. Raises ConverterError."""
-    number, _, count = text.partition("/")
-    if number.isascii() and number.isdigit() and count.isascii() and count.isdigit():
-        k, n = int(number), int(count)
-        if 1 <= k <= n:
-            return k, n
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found and 1 <= int(found[1]) <= int(found[2]):
+        return int(found[1]), int(found[2])
     raise ConverterError(f"--shard must be K/N with 1 <= K <= N, such as 2/4, not {text}")
 
 
@@ -232,12 +226,12 @@ def _check_options(request: Request) -> None:
     if request.store == "encoded":
         if request.custom_read_func:
             raise ConverterError(
-                "--store=encoded keeps the files as they are, so what my_read returns would be "
-                "stored nowhere: drop --custom_read_func, or take --store=array"
+                "--store=encoded stores the files as they are, so what my_read returns would be "
+                "stored nowhere: drop --custom_read_func, or choose --store=array"
             )
         if request.reader is not None:
             raise ConverterError(
-                "--store=encoded keeps the files as they are, and H5Folder decodes them with the "
+                "--store=encoded stores the files as they are, and H5Folder decodes them with the "
                 f"default reader, so --reader={request.reader} would change nothing: drop it, or "
                 "take --store=array"
             )
@@ -271,9 +265,7 @@ def _check_options(request: Request) -> None:
 def nearest_folder(folder: Path) -> Path:
     """Return the folder itself, or the nearest above it that exists."""
     folder = Path(os.path.abspath(folder))
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    return folder
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def load_functions(request: Request, caller: Callbacks) -> user_functions.Hooks:
@@ -281,9 +273,11 @@ def load_functions(request: Request, caller: Callbacks) -> user_functions.Hooks:
     if not (request.custom_read_func or request.custom_prune_func):
         return user_functions.Hooks()
     path = user_functions.find_functions(request.path_functions)
-    wanted = {"my_read": request.custom_read_func, "my_prune": request.custom_prune_func}
-    found = user_functions.load_hooks(path, read=wanted["my_read"], prune=wanted["my_prune"])
-    caller.notice(f"{' and '.join(name for name in wanted if wanted[name])} from {path}")
+    found = user_functions.load_hooks(
+        path, read=request.custom_read_func, prune=request.custom_prune_func
+    )
+    names = [name for name, one in (("my_read", found.read), ("my_prune", found.prune)) if one]
+    caller.notice(f"{' and '.join(names)} from {path}")
     return found
 
 
@@ -306,11 +300,9 @@ def encoding_settings(
 
 def plan_of(request: Request, found: user_functions.Hooks) -> Plan:
     """List what goes in. Raises ConverterError where that is nothing."""
-    keep: Callable[[str], bool]
+    keep = keep_extensions(request.extensions)
     if found.prune is not None:
         keep = partial(user_functions.call_prune, found.prune, request.ext)
-    else:
-        keep = keep_extensions(request.extensions)
     output = request.path_output
     plan = make_plan(
         request.path_images.resolve(),
@@ -325,18 +317,16 @@ def plan_of(request: Request, found: user_functions.Hooks) -> Plan:
 
 
 def _nothing_found(request: Request, plan: Plan) -> str:
-    left_out = plan.left_out
-    what = (
-        "my_prune keeps none of the files"
-        if request.custom_prune_func
-        else f"no .{', .'.join(request.extensions)} files"
-    )
+    what = f"no .{', .'.join(request.extensions)} files"
+    if request.custom_prune_func:
+        what = "my_prune keeps none of the files"
     if plan.hidden_folders:
         names = ", ".join(name for name, _ in plan.hidden_folders.most_common(5))
         what += f" outside of hidden folders ({names}; --hidden_folders enters them)"
-    if not left_out:
+    found = plan.left_out.most_common()
+    if not found:
         return f"{what} below {request.path_images}: it holds no files at all"
-    held = ", ".join(f"{count} {name}" for name, count in left_out.most_common(5))
-    best = next((name for name, _ in left_out.most_common() if name.startswith(".")), None)
+    held = ", ".join(f"{count} {name}" for name, count in found[:5])
+    best = next((name for name, _ in found if name.startswith(".")), None)
     hint = f": did you mean --ext={best[1:]}?" if best and not request.custom_prune_func else ""
     return f"{what} below {request.path_images}; it holds {held}{hint}"

@@ -34,7 +34,12 @@ def update_request(
     file does not record.
     """
     output: Path = typed["path_output"]
-    recorded = _recorded(output, purpose, notice)
+    recorded, options = _recorded(output, purpose)
+    if "hidden_folders" not in options:
+        notice(
+            f"{output} was made by a version that entered hidden folders: they are entered again "
+            "(to leave them out, convert again with --overwrite)"
+        )
     for name, value in typed.items():
         if name in recorded and not _alike(name, value, recorded):
             raise ConverterError(
@@ -43,12 +48,19 @@ def update_request(
             )
     request = Request(**recorded | typed | {"update": True})
     if request.custom_read_func or request.custom_prune_func:
-        _check_functions(request, output)
+        path = user_functions.find_functions(request.path_functions)
+        hashes = (None, user_functions.hash_of(path))
+        for name in ("my_read", "my_prune"):
+            if options[f"{name}_sha256"] not in hashes:
+                raise ConverterError(
+                    f"{output} was made with another {name} than that of {path}: give the file it "
+                    "was made with as --path_functions, or convert again with --overwrite"
+                )
     return request
 
 
-def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict[str, Any]:
-    """Return the flags a file was made with."""
+def _recorded(output: Path, purpose: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the flags a file was made with, and the options it records."""
     if purpose == "--update" and not os.path.lexists(output):
         raise ConverterError(
             f"no file {output} to update: drop --update to make it, or correct --path_output"
@@ -77,39 +89,16 @@ def _recorded(output: Path, purpose: str, notice: Callable[[str], None]) -> dict
             "custom_prune_func": options["my_prune_sha256"] is not None,
             "reader": None if reader in (DEFAULT_READER, MY_READ) else reader,
             "store": attributes["store"],
-            "shard": _shard(attributes.get("shard")),
+            "shard": None,
         }
-        if "hidden_folders" not in options:
-            notice(
-                f"{output} was made by a version that entered hidden folders: they are entered "
-                "again (to leave them out, convert again with --overwrite)"
-            )
-        return recorded
+        if "shard" in attributes:
+            shard = json.loads(attributes["shard"])
+            recorded["shard"] = shard["number"], shard["of"]
+        return recorded, options
     except (ConverterError, KeyError, TypeError, ValueError) as error:
         raise ConverterError(
             f"{output} records its options in a format this version does not know, {unknown}"
         ) from error
-
-
-def _check_functions(request: Request, output: Path) -> None:
-    """Refuse other functions than those the file was made with."""
-    path = user_functions.find_functions(request.path_functions)
-    with open_hdf5(output) as file:
-        options = json.loads(file.attrs["options"])
-    now = user_functions.hash_of(path)
-    for name in ("my_read", "my_prune"):
-        if options[f"{name}_sha256"] not in (None, now):
-            raise ConverterError(
-                f"{output} was made with another {name} than that of {path}: give the file it was "
-                "made with as --path_functions, or convert again with --overwrite"
-            )
-
-
-def _shard(recorded: str | None) -> tuple[int, int] | None:
-    if recorded is None:
-        return None
-    shard = json.loads(recorded)
-    return shard["number"], shard["of"]
 
 
 def _alike(name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
