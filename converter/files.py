@@ -22,8 +22,8 @@ except ImportError:  # Windows
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_READ = 1 << 30  # one call returns at most 2 GiB
-#: By one system call. Linux gives a longer write larger pages of its cache, which are dear to make:
-#: in a virtual machine 2.8 GB took 0.9 s in pieces of 256 KiB, 2 to 8 s in pieces of 4 MiB.
+#: By one system call. Linux gives a longer write larger pages of its cache, which are expensive to
+#: allocate: 2.8 GB took 0.9 s in pieces of 256 KiB, 2 to 8 s in pieces of 4 MiB (virtual machine).
 LONGEST_WRITE_NBYTES = 256 << 10
 
 #: How a system says that it has not got a call, or not on this disk; all else is an error.

@@ -7,7 +7,7 @@ import json
 import os
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Flag
 from pathlib import Path
@@ -31,9 +31,11 @@ class Failure(NamedTuple):
 class KeyList(Sequence[str]):
     """Keys in plan order, as one block of UTF-8: 8 bytes a key beside its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Iterable[str] = ()) -> None:
         self._names = bytearray()
         self._ends = array("Q", [0])
+        for key in keys:
+            self.append(key.encode())
 
     def append(self, key: bytes) -> None:
         self._names += key
@@ -77,9 +79,6 @@ class Plan:
         """Return the ``number``-th of ``count`` equal parts; the first has all failures."""
         total = len(self.keys)
         begin, end = (number - 1) * total // count, number * total // count
-        keys = KeyList()
-        for key in self.keys[begin:end]:
-            keys.append(key.encode())
         shard: dict[str, int | str] = {
             "number": number,
             "of": count,
@@ -87,7 +86,7 @@ class Plan:
             "keys": self.keys.digest(),
         }
         failures = self.failures if number == 1 else []
-        return replace(self, keys=keys, failures=failures, shard=shard)
+        return replace(self, keys=KeyList(self.keys[begin:end]), failures=failures, shard=shard)
 
     def shard_attribute(self) -> dict[str, str]:
         """Return the root attribute that tells which part it is; none of a whole."""

@@ -67,10 +67,7 @@ def spread(keys: KeyList, most: int) -> KeyList:
     count = min(most, len(keys))
     bits = max(1, (count - 1).bit_length())
     order = sorted(range(count), key=lambda n: int(f"{n:0{bits}b}"[::-1], 2))
-    sample = KeyList()
-    for number in order:
-        sample.append(keys[number * len(keys) // count].encode())
-    return sample
+    return KeyList(keys[number * len(keys) // count] for number in order)
 
 
 def entries_nbytes(plan: Plan, sample: KeyList) -> int:

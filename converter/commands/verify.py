@@ -115,9 +115,9 @@ def verify(
 def _check_structure(path: Path, found: Verification, wrong: Callable[[str], None]) -> KeyList:
     """Check all but the samples; return their keys."""
     handle = open_handle(path)
-    tail = None
+    index = None
     try:
-        tail = open_index(handle)
+        index = open_index(handle)
     except LoadError as error:
         wrong(str(error))
     names: list[str] | None = None
@@ -125,32 +125,27 @@ def _check_structure(path: Path, found: Verification, wrong: Callable[[str], Non
         with closing(Datasets(handle)) as datasets:
             names = list(datasets.names())
     except LoadError as error:
-        if tail is None:
+        if index is None:
             raise
         wrong(str(error))
-    keys = KeyList()
-    if tail is None:
+    if index is None:
         found.has_index = False
-        for name in names or ():
-            keys.append(name.encode())
-        return keys
-    if names is not None and len(names) != len(tail):
-        wrong(f"{path} holds {len(names)} datasets, and its index {len(tail)}")
+        return KeyList(names or ())
+    if names is not None and len(names) != len(index):
+        wrong(f"{path} holds {len(names)} datasets, and its index {len(index)}")
     for name in names or ():
-        if tail.find(name) is None:
+        if index.find(name) is None:
             wrong(f"{name}: it is not in the index")
-    for key in tail.keys():  # noqa: SIM118 (an Index is no dict)
-        keys.append(key.encode())
-    _check_sums(path, handle, tail, wrong)
-    return keys
+    _check_sums(path, handle, index, wrong)
+    return KeyList(index.keys())
 
 
-def _check_sums(path: Path, handle: Handle, tail: Index, wrong: Callable[[str], None]) -> None:
+def _check_sums(path: Path, handle: Handle, index: Index, wrong: Callable[[str], None]) -> None:
     """Check what has no checksum of HDF5's own: names, attributes, the sources."""
-    if crc32_of(handle, tail.groups_begin, tail.hdf5_nbytes) != tail.groups_crc32:
+    if crc32_of(handle, index.groups_begin, index.hdf5_nbytes) != index.groups_crc32:
         wrong(f"the groups or attributes of {path} are damaged (their checksum differs)")
-    begin = sources_begin(tail.hdf5_nbytes)
-    if tail.sources_nbytes and read_sources(handle.read(tail.sources_nbytes, begin)) is None:
+    begin = sources_begin(index.hdf5_nbytes)
+    if index.sources_nbytes and read_sources(handle.read(index.sources_nbytes, begin)) is None:
         wrong(f"{path} has damaged sizes and times of its source files (their checksum differs)")
 
 
@@ -159,15 +154,10 @@ def _compare_keys(
 ) -> tuple[KeyList, KeyList]:
     """Check that each sample has its file; return the files without a sample, and those with."""
     stored = set(keys)
-    absent, present = KeyList(), KeyList()
-    for key in plan.keys:
-        if key in stored:
-            stored.discard(key)
-            present.append(key.encode())
-        else:
-            absent.append(key.encode())
-    for key in sorted(stored):
+    for key in sorted(stored.difference(plan.keys)):
         wrong(f"{key}: its source file is not in {plan.root}")
+    absent = KeyList(key for key in plan.keys if key not in stored)
+    present = KeyList(key for key in plan.keys if key in stored)
     return absent, present
 
 
