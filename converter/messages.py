@@ -54,7 +54,7 @@ def verification_lines(found: Verification) -> Iterator[str]:
     yield f"{found.path}: {found.done} of {found.total} files good, {found.failed} faults"
     if not found.has_index:
         yield (
-            "it has no index, and so no checksums: only that h5py reads everything could be "
+            "without an index there are no checksums: only that h5py reads everything could be "
             "checked (--verify --rebuild_index adds an index)"
         )
     if found.compared:

@@ -96,7 +96,9 @@ def _unfailing(descriptor: int, stream: TextIO | None, closed: set[int]) -> Text
     if stream is not None:
         try:
             if stream.fileno() != descriptor and not is_lost:
-                return _escaping(stream)
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
+                return stream
             stream.flush()
         except (OSError, ValueError):  # a notebook's, or one that is full already
             if not isinstance(stream, io.TextIOWrapper):
@@ -111,9 +113,3 @@ def _unfailing(descriptor: int, stream: TextIO | None, closed: set[int]) -> Text
         line_buffering=descriptor == STDERR or raw.isatty(),
         write_through=getattr(stream, "write_through", False),  # python -u
     )
-
-
-def _escaping(stream: TextIO) -> TextIO:
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return stream

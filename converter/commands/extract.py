@@ -15,7 +15,7 @@ import numpy as np
 from converter.callbacks import Callbacks
 from converter.commands.report import Counts
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
-from converter.files import DISK_FULL, LONGEST_WRITE_NBYTES
+from converter.files import DISK_FULL, write_at
 from converter.loader.h5folder import H5Folder
 from converter.samples import Failure
 
@@ -40,14 +40,16 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
     with _open(path) as samples:
         done = Counts(total=len(samples))
         _make_folder(folder, overwrite=overwrite)
-        below = _Below(folder, overwrite=overwrite, source=os.stat(path))
+        below, source = folder.resolve(), os.stat(path)
         for position in range(done.total):
             key = f"number {position}"
             try:
                 key = samples.key_at(position)
                 name, data = _file_of(samples, key, position)
                 with caller.without_signals():
-                    below.write(name, data)
+                    target = _path_below(below, name)
+                    _check_replaced(target, source, overwrite=overwrite)
+                    _write(target, data)
             except Exception as error:  # a name or a value that this system cannot hold, too
                 is_own = isinstance(error, (UnreadableError, LoadError))
                 done.add_failure(Failure(key, str(error) if is_own else describe(error)))
@@ -116,53 +118,44 @@ def check_name(name: str) -> tuple[str, ...]:
     return parts
 
 
+def _path_below(folder: Path, name: str) -> Path:
+    """Return the path of a file below a resolved folder; make the folders above the file.
+
+    Raises UnreadableError for a name, or a link, that leads out of the folder.
+    """
+    *folders, last = check_name(name)
+    parent = folder.joinpath(*folders).resolve()
+    if not parent.is_relative_to(folder):
+        raise UnreadableError(
+            "refused, because a link in the folder leads out of it: remove the link"
+        )
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent / last
+
+
+def _check_replaced(target: Path, source: os.stat_result, *, overwrite: bool) -> None:
+    """Refuse to replace a file without ``overwrite``, and the one that is being extracted."""
+    with suppress(FileNotFoundError):
+        status = target.lstat()
+        if not overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if os.path.samestat(status, source):
+            raise UnreadableError("it would replace the file that is being extracted")
+
+
 def partial_name() -> str:
     """Return a name for a file until it is whole, which nothing else has."""
     return f".{os.urandom(8).hex()}.partial"
 
 
-class _Below:
-    """Writes files below a folder; links to folders outside of it are refused."""
-
-    def __init__(self, folder: Path, *, overwrite: bool, source: os.stat_result) -> None:
-        self._folder = folder.resolve()
-        self._overwrite = overwrite
-        self._source = source
-
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write a new file, and the folders above it; an older one stays until it is whole.
-
-        A file that exists is replaced with ``overwrite``, else FileExistsError. Raises
-        UnreadableError for a name that leads out of the folder.
-        """
-        *folders, last = check_name(name)
-        parent = self._folder.joinpath(*folders).resolve()
-        if not parent.is_relative_to(self._folder):
-            raise UnreadableError(
-                "refused, because a link in the folder leads out of it: remove the link"
-            )
-        parent.mkdir(parents=True, exist_ok=True)
-        self._check_replaced(parent / last)
-        partial = parent / partial_name()
-        file = io.FileIO(partial, "x")
-        try:
-            with file:
-                _write_all(file, data)
-            partial.replace(parent / last)
-        except BaseException:
-            partial.unlink()
-            raise
-
-    def _check_replaced(self, path: Path) -> None:
-        with suppress(FileNotFoundError):
-            status = path.lstat()
-            if not self._overwrite:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            if os.path.samestat(status, self._source):
-                raise UnreadableError("it would replace the file that is being extracted")
-
-
-def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view.nbytes:
-        view = view[file.write(view[:LONGEST_WRITE_NBYTES]) :]
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """Write a file; an older one stays until the new one is complete."""
+    partial = path.with_name(partial_name())
+    file = io.FileIO(partial, "x")
+    try:
+        with file:
+            write_at(file, memoryview(data), 0)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink()
+        raise

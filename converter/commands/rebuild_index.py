@@ -34,7 +34,7 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
     ConverterError
         The file holds what an index cannot describe, and is left as it is.
     WriteError
-        The disk is full or fails; the datasets are as they were.
+        The disk is full or fails; the file is as good as before.
     """
     handle = open_handle(path)
     if open_index(handle) is not None:
@@ -68,8 +68,8 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
             synchronise(target.fileno())
     except OSError as error:
         raise WriteError(
-            f"the index could not be added to {path} ({error.strerror or error}): free space and "
-            "repeat; the datasets are as they were"
+            f"the index could not be added to {path} ({error.strerror or error}), which is as good "
+            "as before: repeat when the disk can be written to"
         ) from error
     return len(names)
 

@@ -58,18 +58,8 @@ def verify(
 ) -> Verification:
     """Check a file; ``caller.notice`` is called with each fault.
 
-    Parameters
-    ----------
-    path
-        The file.
-    caller
-        Called with each fault, and with how far it is.
-    request
-        What the file was made with, to compare it with its folder too.
-    workers
-        How many worker processes.
-    file_timeout
-        Seconds a sample may take.
+    ``request`` is what the file was made with, to compare it with its folder too. A sample that
+    takes longer than ``file_timeout`` seconds is a fault.
 
     Raises
     ------
