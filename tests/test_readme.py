@@ -300,7 +300,7 @@ def test_the_commands_of_the_pages_run_one_after_the_other(
             flags.append("--workers=1")
         if "--rebuild_index" in text:
             h5py.File("OUT.h5", "r+").close()  # which removes the index
-        if "--custom_read_func" in text or "--dry_run" in text:  # OUT.h5 is there by now
+        if "--custom_read_func" in text:  # OUT.h5 is there by now
             flags.append("--overwrite")
         assert main(flags) == 0, text
         ran += 1

@@ -240,7 +240,7 @@ class _Conversion:
                 self._writer.write(batch)
             self._count(batch)
             self._caller.progress(self.report.progress)
-        self._check_stored(self.report.total, f"the {self.report.total}")
+        self._check_stored(self.report.failed, f"the {self.report.total}")
 
     def _count(self, batch: Batch) -> None:
         for result in batch.results:
