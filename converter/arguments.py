@@ -134,7 +134,7 @@ def _add_common(flags: _Flags) -> None:
         metavar="OUT.h5",
         help="the HDF5 file to make, update, verify or extract; its folder is made if missing",
     )
-    add("quiet", help="no progress bar")
+    add("quiet", help="show no progress")
     add = flags.group("convert, merge and extract", CONVERT, MERGE, EXTRACT)
     add(
         "overwrite",
@@ -159,8 +159,8 @@ def _add_convert(flags: _Flags) -> None:
     )
     add(
         "custom_prune_func",
-        help="keep a file where my_prune(filename_str, ext_str) of my_functions.py is true: "
-        "filename_str is the bare file name, ext_str is --ext as typed",
+        help="take the files for which my_prune(filename_str, ext_str) of my_functions.py returns "
+        "true: filename_str is the file name without its folder, ext_str is --ext as typed",
     )
     add(
         "follow_links",
@@ -197,14 +197,14 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "on_error",
         help="skip: leave out a file that cannot be read, report it, go on; stop: end at the "
-        "first, no output (default: skip)",
+        "first, and make no OUT.h5 (default: skip)",
     )
     plugins = " and ".join(one.name for one in ALL if one.needs_plugin)
     add = flags.group("convert: how to store them", CONVERT, UPDATE)
     add(
         "store",
-        help="array: what the file decodes to; encoded: the file as it is, hardly more bytes than "
-        "in the folder, decoded by H5Folder on reading (default: array)",
+        help="array: what the file decodes to; encoded: the file as it is, which takes hardly "
+        "more bytes than in the folder; H5Folder decodes it on reading (default: array)",
     )
     add(
         "compression",
@@ -223,7 +223,7 @@ def _add_convert(flags: _Flags) -> None:
         also=(VERIFY,),
         type=_positive,
         metavar="N",
-        help="worker processes; 1 reads in this process, without a pool (default: the cores this "
+        help="worker processes; 1: read in this process, without workers (default: the cores this "
         "process may use)",
     )
     add(
@@ -236,8 +236,8 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "shard",
         metavar="K/N",
-        help="convert the K-th of N equal parts of the files, the same on every machine, into a "
-        "file of its own, to be joined by --merge",
+        help="convert only the K-th of N equal parts of the files, which are the same on every "
+        "machine; --merge joins the N files",
     )
     add(
         "dask",
@@ -261,16 +261,16 @@ def _add_other_modes(flags: _Flags) -> None:
     flags.group("update", UPDATE)(
         "update",
         help="bring OUT.h5 in line with the folder: read what is new or changed and what failed, "
-        "drop what is gone, keep the rest; flags that are not typed are those OUT.h5 was made with",
+        "drop what is gone, keep the rest; flags you do not give are those OUT.h5 was made with",
     )
     add = flags.group("verify", VERIFY)
     add(
         "verify",
-        help="check OUT.h5: its structure, its index, the checksum of each payload, and that h5py "
-        "and H5Folder read the same; with --path_images also that each source file still gives "
-        "what is stored, and that none is missing",
+        help="check OUT.h5: its structure, its index, all checksums, and that h5py and H5Folder "
+        "read the same; with --path_images also that each source file still gives what is stored, "
+        "and that no file is missing",
     )
-    add("rebuild_index", help="before that, add an index to an OUT.h5 that has none")
+    add("rebuild_index", help="with --verify: first add an index to an OUT.h5 that has none")
     flags.group("merge", MERGE)(
         "merge",
         type=_checked(local_path),
@@ -284,7 +284,7 @@ def _add_other_modes(flags: _Flags) -> None:
         type=_checked(local_path),
         metavar="FOLDER",
         help="write what OUT.h5 holds to files below FOLDER: the original files of "
-        "--store=encoded, one .npy for each array otherwise",
+        "--store=encoded, otherwise one .npy for each array",
     )
 
 
