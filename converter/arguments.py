@@ -7,12 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from converter.codecs.compression import (
-    ALL,
-    CODECS,
-    OF_AUTO,
-    WORTHWHILE_RATIO,
-)
+from converter.codecs.compression import ALL, CODECS, OF_AUTO, WORTHWHILE_RATIO
 from converter.commands.request import FIELDS, default_of
 from converter.errors import ConverterError
 from converter.files import local_path

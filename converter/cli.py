@@ -214,7 +214,7 @@ def _say_refusal(report: Report) -> None:
     if report.refused_fsync is not None:
         _notice(
             f"the disk of {report.path_output} cannot tell when it has all of it (fsync: "
-            f"{report.refused_fsync.strerror}): it is lost if power fails in the next seconds"
+            f"{report.refused_fsync.strerror}): the file may be lost if power fails within seconds"
         )
 
 

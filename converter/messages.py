@@ -31,6 +31,7 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.is_unchanged:
         yield f"{report.path_output}: nothing changed, {report.stored} files, nothing written"
         yield f"{report.seconds:.2f} s"
+        yield from _path_lines(report)
         return
     ratio = report.output_nbytes / report.source_nbytes if report.source_nbytes else 0.0
     rate = (report.stored + report.failed) / report.seconds
@@ -42,12 +43,16 @@ def report_lines(report: Report) -> Iterator[str]:
         f"{report.seconds:.2f} s, {rate:.0f} files/s, {report.fsync_seconds:.2f} s of it waiting "
         "for the disk (fsync)"
     )
-    if report.path_failures:
-        yield f"failures and their reasons: {report.path_failures}"
+    yield from _path_lines(report)
     yield from left_out_lines(report)
     for note, text in NOTES.items():
         if report.notes[note]:
             yield f"{report.notes[note]} {text}"
+
+
+def _path_lines(report: Report) -> Iterator[str]:
+    if report.path_failures:
+        yield f"failures and their reasons: {report.path_failures}"
 
 
 def verification_lines(found: Verification) -> Iterator[str]:
