@@ -1054,7 +1054,7 @@ FOREIGN: dict[str, tuple[Callable[[h5py.File], Any], str | None]] = {
     "compound with strings": (lambda f: f.create_dataset(
         "x", (3,), [("a", "i4"), ("b", h5py.string_dtype())]), "not an array of numbers"),
     "references": (lambda f: f.create_dataset("x", (2,), h5py.ref_dtype), "array of numbers"),
-    "null dataspace": (lambda f: f.create_dataset("x", data=h5py.Empty("f4")), "no array"),
+    "null dataspace": (lambda f: f.create_dataset("x", data=h5py.Empty("f4")), "array of numbers"),
     "no items": (lambda f: f.create_dataset("x", data=np.empty((0, 3))), None),
     "no items yet": (lambda f: f.create_dataset("x", (0, 4), "f4", maxshape=(None, 4)), "chunks"),
     "nothing": (lambda f: f.create_group("g"), None),

@@ -120,7 +120,7 @@ def test_when_every_file_kills_its_worker_the_run_ends_without_output(
     )
     ended = finish(process)
     assert ended.status == 1
-    assert "all 30 files failed" in ended.err
+    assert "none of the 30 files could be read" in ended.err
     assert set(failures(output)) == {f"{number:04}.num" for number in range(30)}
     assert os.listdir(output.parent) == ["OUT.h5.failures.csv"]
     assert not processes_left(process.pid)
