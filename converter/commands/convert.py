@@ -93,7 +93,7 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         stack.enter_context(output_folder(request.path_output.parent))
         conversion = _Conversion(request, plan, caller)
         stack.callback(conversion.close)
-        conversion.run(run, _attributes(request, found) | plan.shard_attribute())
+        conversion.make(run, _attributes(request, found) | plan.shard_attribute())
     conversion.report.seconds = time.perf_counter() - start
     return conversion.report
 
@@ -151,7 +151,7 @@ class _Conversion:
             hidden_folders=plan.hidden_folders,
         )
 
-    def run(self, run: Run, attributes: dict[str, str]) -> None:
+    def make(self, run: Run, attributes: dict[str, str]) -> None:
         """Make the file, or find that it would stay as it is."""
         with self._caller.without_signals():
             self._writer.lock()
