@@ -336,7 +336,7 @@ def test_a_shard_is_not_updated(folder: Path, output: Path, capfd: pytest.Captur
     part = make_shards(folder, output, 2)[0]
     before = part.read_bytes()
     assert main(["--update", f"--path_images={folder}", f"--path_output={part}"]) == 2
-    assert "part of a whole" in capfd.readouterr().err
+    assert "shards cannot be updated" in capfd.readouterr().err
     assert part.read_bytes() == before
 
 
@@ -488,7 +488,7 @@ def test_a_shard_and_a_whole_file_are_refused(
     whole = output.with_name("part_whole.h5")
     convert_folder(folder, whole, workers=1)
     paths = [whole, *parts] if is_first else [*parts, whole]
-    assert_refused_and_untouched(join(paths, output), output, str(whole), "no shard")
+    assert_refused_and_untouched(join(paths, output), output, str(whole), "is not a shard")
 
 
 def test_a_missing_file_is_named(folder: Path, output: Path, join: Joined) -> None:
