@@ -327,7 +327,7 @@ def test_the_order_is_kept_when_a_task_is_given_out_file_by_file(
 
 def test_when_every_task_fails_there_is_no_file(folder: Path, output: Path) -> None:
     save_jpegs(folder, NAMES)
-    with pytest.raises(StoppedError, match="failed"):
+    with pytest.raises(StoppedError, match="none of the 43 files"):
         convert_folder(folder, output, executor=Failing(lambda: OSError("lost")))
     assert "OUT.h5" not in left(output)
 
