@@ -37,8 +37,8 @@ class StoredSamples:
     def __init__(self, handle: Handle, index: Index, sources: np.ndarray) -> None:
         self.path = handle.path
         self.keys = index
-        self.sources = sources
-        self.handle = handle
+        self._sources = sources
+        self._handle = handle
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,37 +50,35 @@ class StoredSamples:
         """
         positions = self.keys.find_all(list(keys))
         found = positions >= 0
-        same = self.sources[positions[found]] == sources[found]
+        same = self._sources[positions[found]] == sources[found]
         positions[np.flatnonzero(found)[~same]] = -1
         return positions
 
     def has(self, key: str, source: tuple[int, int]) -> bool | None:
         """Tell whether a sample is of the file as it is; None where there is none."""
         position = self.keys.find(key)
-        return None if position is None else tuple(self.sources[position].tolist()) == source
+        return None if position is None else tuple(self._sources[position].tolist()) == source
 
     def mark_stale(self) -> None:
         """Treat every sample as changed."""
-        self.sources = np.full(len(self), np.array((2**64 - 1, 0), SOURCE))
+        self._sources = np.full(len(self), np.array((2**64 - 1, 0), SOURCE))
 
     def is_whole(self, position: int) -> bool:
         """Tell whether the payload of a sample still has its checksum."""
-        return is_whole(self.handle, self.keys.extents(position))
-
-    def sample(self, position: int) -> Stored:
-        """Return the sample at a position."""
-        row = self.keys.row(position)
-        source = self.sources[position].tolist()
-        layout = self.keys.layout(row.layout)
-        return describe(self.keys.key(position), layout, self.keys.extents(position), source)
+        return is_whole(self._handle, self.keys.extents(position))
 
     def batches(self, positions: Iterable[int]) -> Iterator[Batch]:
         """Yield samples, a few at a time."""
-        return read_batches(self.handle, map(self.sample, positions))
+        return read_batches(self._handle, map(self._sample, positions))
+
+    def _sample(self, position: int) -> Stored:
+        layout = self.keys.layout(self.keys.row(position).layout)
+        source = self._sources[position].tolist()
+        return describe(self.keys.key(position), layout, self.keys.extents(position), source)
 
 
 def describe(key: str, layout: Layout, extents: Sequence[Extent], source: Sequence[int]) -> Stored:
-    """Return what is known of a sample in a file, as a worker would have described it."""
+    """Return a sample of a file as a worker would describe it."""
     payload_nbytes = sum(extent.nbytes for extent in extents)
     nbytes = payload_nbytes + _structure_nbytes(layout)
     if not layout.has_shape:
@@ -90,9 +88,7 @@ def describe(key: str, layout: Layout, extents: Sequence[Extent], source: Sequen
     return Stored(Encoded(key, layout, parts, source_nbytes, mtime_ns), extents, nbytes)
 
 
-@functools.lru_cache(maxsize=4096)
-def _structure_nbytes(layout: Layout) -> int:
-    return structure_nbytes(layout)
+_structure_nbytes = functools.lru_cache(maxsize=4096)(structure_nbytes)
 
 
 def is_whole(handle: Handle, extents: Sequence[Extent]) -> bool:
@@ -104,7 +100,10 @@ def is_whole(handle: Handle, extents: Sequence[Extent]) -> bool:
 
 
 def read_batches(handle: Handle, samples: Iterable[Stored | Failure]) -> Iterator[Batch]:
-    """Yield samples of a file as a pool would, and failures in between, a few at a time."""
+    """Yield samples of a file, and failures in between, in batches as a pool does.
+
+    Raises StoppedError where a payload has changed since it was checked.
+    """
     some: list[Stored | Failure] = []
     nbytes = 0
     for sample in samples:
@@ -118,49 +117,34 @@ def read_batches(handle: Handle, samples: Iterable[Stored | Failure]) -> Iterato
 
 
 def _read(handle: Handle, samples: Sequence[Stored | Failure], nbytes: int) -> Batch:
-    """Return samples as a batch.
-
-    Raises StoppedError where a payload has changed since it was checked.
-    """
     buffer = np.zeros(nbytes, np.uint8).data
     results: list[Result] = []
+    extents: list[tuple[int, Extent, str]] = []  # where each goes in the buffer, and its key
     begin = 0
-    is_read = _read_at_once(handle, [s for s in samples if isinstance(s, Stored)], buffer)
     for sample in samples:
         if isinstance(sample, Failure):
             results.append(sample)
             continue
-        at = begin
-        for extent in sample.extents:
-            part = buffer[at : at + extent.nbytes]
-            if not is_read:
-                handle.read_into(part, extent.offset)
-            if crc32(part) != extent.crc32:
-                raise StoppedError(
-                    f"{sample.encoded.key!r} in {handle.path} is damaged (its checksum differs): "
-                    "convert that file again"
-                )
-            at += extent.nbytes
         results.append(sample.encoded)
+        target = begin
+        for extent in sample.extents:
+            extents.append((target, extent, sample.encoded.key))
+            target += extent.nbytes
         begin += sample.nbytes
+    first = extents[0][1].offset - extents[0][0] if extents else -1
+    are_adjacent = all(extent.offset - target == first for target, extent, _ in extents)
+    if are_adjacent and 0 <= first <= handle.nbytes - nbytes:
+        handle.read_into(buffer, first)
+    else:
+        for target, extent, _ in extents:
+            handle.read_into(buffer[target : target + extent.nbytes], extent.offset)
+    for target, extent, key in extents:
+        if crc32(buffer[target : target + extent.nbytes]) != extent.crc32:
+            raise StoppedError(
+                f"{key!r} in {handle.path} is damaged (its checksum differs): convert that file "
+                "again"
+            )
     return Batch(results, buffer)
-
-
-def _read_at_once(handle: Handle, samples: Sequence[Stored], buffer: memoryview) -> bool:
-    """Read records that lie one behind the other; return whether they do."""
-    begin, end = None, 0
-    for sample in samples:
-        if sample.extents:
-            offset = sample.extents[0].offset
-            if begin is None:
-                begin = offset - end
-            elif offset != begin + end:
-                return False
-        end += sample.nbytes
-    if begin is None or begin < 0 or begin + end > handle.nbytes:
-        return False
-    handle.read_into(buffer, begin)
-    return True
 
 
 def open_finished(path: Path) -> StoredSamples:
