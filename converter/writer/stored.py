@@ -1,4 +1,4 @@
-"""Hold samples that lie encoded in a file already."""
+"""Read samples that lie encoded in a file, to keep or copy them as they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE, Extent
-from converter.format.index_reader import Index, open_index, read_sources, sources_begin
+from converter.format.index_reader import open_index, read_sources, sources_begin
 from converter.format.layout import Layout
 from converter.samples import Batch, Encoded, Failure, Part, Result
 
@@ -32,13 +32,31 @@ class Stored(NamedTuple):
 
 
 class StoredSamples:
-    """The samples of a finished file."""
+    """The samples of a file that the converter has finished.
 
-    def __init__(self, handle: Handle, index: Index, sources: np.ndarray) -> None:
-        self.path = handle.path
+    Raises LoadError where it has no index, or one that does not know its source files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = open_handle(path)
+        index = open_index(self._handle)
+        if index is None:
+            raise LoadError(
+                f"{path} has no index to find its samples by: another program made or changed it, "
+                "convert again with --overwrite"
+            )
         self.keys = index
+        begin = sources_begin(index.hdf5_nbytes)
+        sources = read_sources(self._handle.read(index.sources_nbytes, begin))
+        if not len(index):  # a shard without files
+            sources = np.empty(0, SOURCE)
+        if sources is None or len(sources) != len(index):
+            raise LoadError(
+                f"{path} does not know the sizes and times of its source files, so that changes "
+                "cannot be found: convert again with --overwrite"
+            )
         self._sources = sources
-        self._handle = handle
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -145,27 +163,3 @@ def _read(handle: Handle, samples: Sequence[Stored | Failure], nbytes: int) -> B
                 "again"
             )
     return Batch(results, buffer)
-
-
-def open_finished(path: Path) -> StoredSamples:
-    """Open a file the converter has finished.
-
-    Raises LoadError where it has no index, or one that does not know its source files.
-    """
-    handle = open_handle(path)
-    index = open_index(handle)
-    if index is None:
-        raise LoadError(
-            f"{path} has no index, by which its samples are found: it was made or changed by "
-            "another program, convert again with --overwrite"
-        )
-    begin = sources_begin(index.hdf5_nbytes)
-    sources = read_sources(handle.read(index.sources_nbytes, begin))
-    if not len(index):  # a shard without files
-        sources = np.empty(0, SOURCE)
-    if sources is None or len(sources) != len(index):
-        raise LoadError(
-            f"{path} does not know the sizes and times of its source files, by which changes "
-            "are found: convert again with --overwrite"
-        )
-    return StoredSamples(handle, index, sources)
