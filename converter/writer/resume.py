@@ -83,11 +83,11 @@ def find_kept(
     """
     if not _is_of_use(paths, head, notice):
         return Kept(Prefix())
+    recorded = sum(row.layout is not None for row in read_rows(paths.journal))
     rows = read_rows(paths.journal)
     walk = _Walk(plan, Handle(str(paths.partial)))
     while walk.end is None and (some := list(itertools.islice(rows, KEYS_AT_ONCE))):
         walk.take(some)
-    recorded = walk.recorded + sum(row.layout is not None for row in rows)
     failures = walk.read_failures(run)
     samples, end = walk.prefix.samples, walk.end
     # What is damaged cannot be put back: stopping would save nothing.
@@ -111,12 +111,10 @@ class _Walk:
         self._plan, self._handle = plan, handle
         self._failures: dict[str, Prefix] = {}  # each with the prefix before it
         self.prefix = Prefix()
-        self.recorded = 0  # samples, as far as the journal was read
         self.end: _End | None = None
 
     def take(self, rows: list[Row]) -> None:
         """Go on by some rows, or to the first that disagrees with the plan or the file."""
-        self.recorded += sum(row.layout is not None for row in rows)
         good = map_in_threads(lambda row: is_whole(self._handle, row.extents), rows)
         for row, is_good in zip(rows, good, strict=True):
             self.end = self._advance(row, is_good=is_good)

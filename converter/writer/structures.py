@@ -41,14 +41,9 @@ class Structures:
         Returns what to record of each file, failures too.
         """
         samples = [result for result in batch.results if isinstance(result, Encoded)]
-        rows = iter(self._add(samples, batch.payload) if samples else [])
-        return [
-            next(rows) if isinstance(result, Encoded) else Row(result.key)
-            for result in batch.results
-        ]
-
-    def _add(self, samples: Sequence[Encoded], payload: memoryview) -> list[Row]:
-        buffer = np.frombuffer(payload, np.uint8)
+        if not samples:
+            return [Row(result.key) for result in batch.results]
+        buffer = np.frombuffer(batch.payload, np.uint8)
         known: dict[int, tuple[Kind, int, bytes]] = {}
         samples_of: dict[Kind, list[int]] = {}
         structures = []
@@ -87,12 +82,15 @@ class Structures:
         self._headers.extend((self.end + headers).tolist())
         self.payload_nbytes += int(nbytes.sum())
         self.end += int(ends[-1])
-        rows = []
-        for sample, some in zip(samples, extents, strict=True):
-            described = known[id(sample.layout)][2]
-            source = (sample.source_nbytes, sample.source_mtime_ns)
-            self._index.add(sample.key.encode(), described, some, source)
-            rows.append(Row(sample.key, described.decode(), some, source))
+        rows, unrecorded = [], iter(extents)
+        for result in batch.results:
+            row = Row(result.key)
+            if isinstance(result, Encoded):
+                described = known[id(result.layout)][2]
+                source = (result.source_nbytes, result.source_mtime_ns)
+                row = Row(result.key, described.decode(), next(unrecorded), source)
+                self._index.add(result.key.encode(), described, row.extents, source)
+            rows.append(row)
         return rows
 
     def _put_tree(self, sample: Encoded, extents: Sequence[Extent], buffer: np.ndarray) -> int:
