@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
-from converter.format.headers import structure_nbytes
 from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import open_index, read_sources, sources_begin
 from converter.format.layout import Layout
@@ -97,16 +95,12 @@ class StoredSamples:
 
 def describe(key: str, layout: Layout, extents: Sequence[Extent], source: Sequence[int]) -> Stored:
     """Return a sample of a file as a worker would describe it."""
-    payload_nbytes = sum(extent.nbytes for extent in extents)
-    nbytes = payload_nbytes + _structure_nbytes(layout)
     if not layout.has_shape:
-        layout = replace(layout, shape=(payload_nbytes,))
+        layout = replace(layout, shape=(sum(extent.nbytes for extent in extents),))
     parts = tuple(Part(extent.nbytes, extent.crc32) for extent in extents)
     source_nbytes, mtime_ns = source
-    return Stored(Encoded(key, layout, parts, source_nbytes, mtime_ns), extents, nbytes)
-
-
-_structure_nbytes = functools.lru_cache(maxsize=4096)(structure_nbytes)
+    encoded = Encoded(key, layout, parts, source_nbytes, mtime_ns)
+    return Stored(encoded, extents, encoded.record_nbytes)
 
 
 def is_whole(handle: Handle, extents: Sequence[Extent]) -> bool:
