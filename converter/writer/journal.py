@@ -59,7 +59,7 @@ class Journal:
 
     @classmethod
     def begin(cls, path: Path, head: Head) -> Journal:
-        """Begin a new journal, in the place of an older one. Raises OSError."""
+        """Begin a new journal; an older one is lost. Raises OSError."""
         journal = cls(path, "w")
         journal._append("head", {"version": VERSION, **head._asdict()})
         return journal

@@ -21,8 +21,8 @@ from converter.samples import Batch, Failure, Plan, Run
 from converter.writer import provenance
 from converter.writer.journal import Head, Row, read_head, read_rows
 from converter.writer.paths import MARK_NBYTES, Paths, read_mark
-from converter.writer.reuse import KEYS_AT_ONCE, failures_of, map_in_threads, source_of
-from converter.writer.stored import Stored, describe, is_whole, read_batches
+from converter.writer.reuse import failures_of, map_in_threads, source_of
+from converter.writer.stored import BATCH_FILES, Stored, describe, is_whole, read_batches
 
 FEWEST_KEPT = 0.9  # of the samples recorded: if fewer would stay, the user has to say so
 
@@ -83,11 +83,11 @@ def find_kept(
     """
     if not _is_of_use(paths, head, notice):
         return Kept(Prefix())
-    recorded = sum(row.layout is not None for row in read_rows(paths.journal))
     rows = read_rows(paths.journal)
     walk = _Walk(plan, Handle(str(paths.partial)))
-    while walk.end is None and (some := list(itertools.islice(rows, KEYS_AT_ONCE))):
+    while walk.end is None and (some := list(itertools.islice(rows, BATCH_FILES))):
         walk.take(some)
+    recorded = walk.recorded + sum(row.layout is not None for row in rows)
     failures = walk.read_failures(run)
     samples, end = walk.prefix.samples, walk.end
     # What is damaged cannot be put back: stopping would save nothing.
@@ -111,10 +111,12 @@ class _Walk:
         self._plan, self._handle = plan, handle
         self._failures: dict[str, Prefix] = {}  # each with the prefix before it
         self.prefix = Prefix()
+        self.recorded = 0  # samples in the rows taken
         self.end: _End | None = None
 
     def take(self, rows: list[Row]) -> None:
         """Go on by some rows, or to the first that disagrees with the plan or the file."""
+        self.recorded += sum(row.layout is not None for row in rows)
         good = map_in_threads(lambda row: is_whole(self._handle, row.extents), rows)
         for row, is_good in zip(rows, good, strict=True):
             self.end = self._advance(row, is_good=is_good)
