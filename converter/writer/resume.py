@@ -175,10 +175,8 @@ def _is_of_use(paths: Paths, head: Head, notice: Callable[[str], None]) -> bool:
     recorded = read_head(journal)
     if recorded is None:
         if partial.stat().st_size > MARK_NBYTES:
-            notice(
-                f"{partial} cannot be resumed, because its journal is missing or damaged: the run "
-                "starts over"
-            )
+            why = "no journal says what it holds"
+            notice(f"{partial} cannot be resumed, because {why}: the run starts over")
         return False
     if recorded.output != head.output:
         raise ConverterError(

@@ -651,7 +651,7 @@ def test_a_journal_damaged_anywhere_is_gone_on_with(step, damage, tmp_path, conv
         assert os.listdir(conversion.output.parent) == ["OUT.h5"], at
         assert conversion.output.read_bytes() == expected, at
         begins_anew = (
-            f"{conversion.partial} cannot be resumed, because its journal is missing or damaged"
+            f"{conversion.partial} cannot be resumed, because no journal says what it holds"
             in ended.err
         )
         assert begins_anew == (at < head_nbytes), at
@@ -667,7 +667,7 @@ def test_a_journal_that_is_none_is_begun_anew(garbage, halfway):
     halfway.journal.write_bytes(garbage)
     ended = halfway.run()
     assert ended.status == 0
-    why = "its journal is missing or damaged"
+    why = "no journal says what it holds"
     assert f"{halfway.partial} cannot be resumed, because {why}: the run starts over" in ended.err
     halfway.assert_as_uninterrupted()
 
@@ -676,7 +676,7 @@ def test_a_missing_journal_is_begun_anew(halfway):
     halfway.journal.unlink()
     ended = halfway.run()
     assert ended.status == 0
-    why = "its journal is missing or damaged"
+    why = "no journal says what it holds"
     assert f"{halfway.partial} cannot be resumed, because {why}: the run starts over" in ended.err
     halfway.assert_as_uninterrupted()
 
