@@ -46,7 +46,7 @@ from converter.writer.journal import Head
 from converter.writer.paths import Paths
 from converter.writer.resume import find_kept
 from converter.writer.reuse import Changes, Reuse
-from converter.writer.stored import StoredSamples, open_finished
+from converter.writer.stored import StoredSamples
 from converter.writer.writer import Writer
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     Nothing of it is kept if it was made with other options or other versions of the packages:
     these may give other arrays.
     """
-    finished = open_finished(request.path_output)
+    finished = StoredSamples(request.path_output)
     with open_hdf5(request.path_output) as file:
         before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
     difference = provenance.difference(

@@ -23,7 +23,7 @@ from converter.samples import Batch
 from converter.writer import provenance
 from converter.writer.journal import Head, read_head
 from converter.writer.paths import Paths
-from converter.writer.stored import StoredSamples, open_finished
+from converter.writer.stored import StoredSamples
 from converter.writer.writer import Writer
 
 MERGING = "a merge"  # in a journal, which otherwise names the folder that is converted
@@ -105,7 +105,7 @@ def _check_paths(paths: Sequence[Path], path_output: Path, *, overwrite: bool) -
 def _open(path: Path) -> _Part:
     if not path.is_file():
         raise ConverterError(f"no file {path}: --merge names files the converter made")
-    samples = open_finished(path)
+    samples = StoredSamples(path)
     try:
         with open_hdf5(path) as file:
             attributes = {name: str(value) for name, value in file.attrs.items()}

@@ -60,6 +60,7 @@ def kind_of(layout: Layout) -> Kind:
     return Kind(layout.dtype, len(layout.shape), chunks, layout.filters, layout.content, width)
 
 
+@functools.lru_cache(maxsize=4096)
 def structure_nbytes(layout: Layout) -> int:
     """Return the bytes that HDF5's structures for one dataset take behind its payload."""
     nbytes = len(template(kind_of(layout)).data)

@@ -1,13 +1,12 @@
-"""Lay out the tail: the index of all payloads, behind HDF5's end of file.
+"""Lay out the index of all payloads, behind HDF5's end of file.
 
-All numbers are little-endian. It begins at the first multiple of 8 behind the HDF5 part and
-ends with the file. First comes what only an update asks for, and what differs between two
-copies of a folder that have other times::
+All numbers are little-endian. At the first multiple of 8 behind the HDF5 part come the sources.
+Only an update reads them; they differ between two copies of a folder with other times::
 
     sources      16 bytes a sample: `SOURCE`, the size and time of its source file
     end          `SOURCES_END`: CRC-32 of the sources, and a magic number
 
-or nothing, where the sources are not known. Then the index::
+A rebuilt index has neither. The index itself follows, and ends with the file::
 
     rows         32 bytes a sample: `ROW`
     chunks       24 bytes a chunk of the samples that have several: `CHUNK`
@@ -37,8 +36,8 @@ VERSION = 2
 SOURCES_MAGIC = b"D2H5SRC\n"
 SECTIONS = ("rows", "chunks", "paths", "layouts", "layout_ends", "buckets", "slots")
 
-#: Of a sample with one payload: its offset, size and CRC-32. With several: offset is its
-#: first row in "chunks", nbytes the sum of their sizes. Empty arrays have neither.
+#: A sample with one payload has its offset, size and CRC-32 here. With several, offset is the
+#: first of its rows in "chunks", and nbytes the sum of their sizes. Empty arrays have neither.
 ROW = np.dtype(
     [("offset", "<u8"), ("nbytes", "<u8"), ("path_end", "<u8"), ("crc32", "<u4"), ("layout", "<u4")]
 )
@@ -64,10 +63,10 @@ class Extent(NamedTuple):
 
 
 class Footer(NamedTuple):
-    """The end of a tail.
+    """The end of an index.
 
-    From ``groups_begin``, behind all samples, to the end of the HDF5 part the checksum is
-    ``groups_crc32``. ``sizes`` are those of the sections; ``crc32`` covers the index up to itself.
+    ``groups_crc32`` covers the HDF5 part from ``groups_begin``, behind all samples, to its end.
+    ``sizes`` are those of the sections; ``crc32`` covers the index up to itself.
     """
 
     hdf5_nbytes: int
@@ -85,7 +84,7 @@ class Footer(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes | bytearray) -> Footer | None:
-        """Take one apart; None where the magic number is another."""
+        """Return the footer of these bytes; None where they have another magic number."""
         hdf5, sources, groups, *sizes, crc_groups, bits, version, crc, magic = FOOTER.unpack(data)
         if magic != MAGIC:
             return None
@@ -145,7 +144,7 @@ class IndexBuilder:
     def _intern(self, layout: bytes) -> int:
         number = self._known.get(layout)
         if number is None:
-            if len(self._known) >= INTERNED_LAYOUTS:  # all different: bounded, some written twice
+            if len(self._known) >= INTERNED_LAYOUTS:  # memory is bounded; some are written twice
                 self._known.clear()
             number = self._known[layout] = len(self._layout_ends) // 8
             self._layouts += layout
@@ -160,33 +159,17 @@ class IndexBuilder:
         groups_begin: int | None = None,
         groups_crc32: int = 0,
     ) -> None:
-        """Write the tail to ``file``, which stands at the end of the HDF5 part.
+        """Write sources and index to ``file``, which stands at the end of the HDF5 part.
 
-        Parameters
-        ----------
-        file
-            Where to.
-        hdf5_nbytes
-            The size of the HDF5 part.
-        groups_begin
-            Where in it the groups begin, if they are behind all samples.
-        groups_crc32
-            The checksum from there on.
+        ``groups_begin`` is where in that part the groups begin, if they are behind all samples,
+        and ``groups_crc32`` the checksum from there on.
         """
-        bits, buckets, slots = _hash_table(np.frombuffer(self._hashes, "<u4"))
-        sections: tuple[bytearray | np.ndarray, ...] = (
-            self._rows,
-            self._chunks,
-            self._paths,
-            self._layouts,
-            self._layout_ends,
-            buckets,
-            slots,
-        )
         file.write(bytes(-hdf5_nbytes % 8))
         sources_nbytes = self._write_sources(file)
+        bits, *table = _hash_table(np.frombuffer(self._hashes, "<u4"))
+        texts = (self._paths, self._layouts, self._layout_ends)
         crc, sizes = 0, []
-        for section in sections:
+        for section in (self._rows, self._chunks, *texts, *table):
             content = memoryview(section).cast("B")  # type: ignore[arg-type]
             sizes.append(len(content))
             for piece in (content, bytes(-len(content) % 8)):

@@ -1,4 +1,4 @@
-"""Find samples by the tail: believe it only where it has been checked."""
+"""Look samples up in the index; believe nothing of it unchecked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PIECE_NBYTES = 1 << 24
 
 
 class Row(NamedTuple):
-    """One sample's place, as the tail has it."""
+    """The row of one sample, as the index has it."""
 
     offset: int
     nbytes: int
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 class Index:
     """The index of a file, mapped or in memory.
 
-    Raises LoadError from any method when what the tail says is impossible.
+    Raises LoadError from any method when what the index says is impossible.
     """
 
     def __init__(self, content: bytes | mmap.mmap, begin: int, path: str) -> None:
@@ -101,7 +101,7 @@ class Index:
         return self._len
 
     def damage(self, what: str) -> LoadError:
-        """Return the error to raise for what cannot be."""
+        """Return the error to raise when the index says something impossible."""
         return LoadError(
             f"the index of {self.path} {what}: read the file with h5py, or convert it again"
         )
@@ -148,25 +148,23 @@ class Index:
             chosen = np.flatnonzero(fits & (lengths == length))
             if len(chosen):
                 wanted = np.array(names, f"V{length}")[owners[chosen]]
-                same.append(chosen[self._paths(length)[begins[chosen]] == wanted])
+                count = self._sizes["paths"] - length + 1
+                # the paths' bytes as overlapping items of this length
+                paths = np.ndarray(count, f"V{length}", self._content, self._paths_begin, 1)
+                same.append(chosen[paths[begins[chosen]] == wanted])
         return np.concatenate(same) if same else np.empty(0, np.int64)
-
-    def _paths(self, length: int) -> np.ndarray:
-        """Return the paths' bytes as overlapping items of a length."""
-        count = self._sizes["paths"] - length + 1
-        return np.ndarray((count,), f"V{length}", self._content, self._paths_begin, (1,))
 
     def key(self, position: int) -> str:
         """Return the key at a position that is in range."""
-        begin, end = self._path_span(position)
-        return self._decoded(begin, end)
+        begin = self._path_ends[position - 1] if position else 0
+        return self._decoded(begin, self._path_ends[position])
 
     def keys(self) -> Iterator[str]:
         """Yield all keys in stored order."""
         begin = 0
         for first in range(0, self._len, ROWS_AT_ONCE):
             for end in self.rows["path_end"][first : first + ROWS_AT_ONCE].tolist():
-                yield self._decoded(self._paths_begin + begin, self._paths_begin + end)
+                yield self._decoded(begin, end)
                 begin = end
 
     def positions_with(self, fragment: str) -> Iterator[int]:
@@ -176,13 +174,13 @@ class Index:
         at = self._paths_begin
         while 0 <= (at := self._content.find(wanted, at, stop)) < stop:
             position = bisect.bisect_right(self._path_ends, at - self._paths_begin)
-            _, end = self._path_span(position)
+            end = self._paths_begin + self._path_ends[position]
             if at + len(wanted) <= end:
                 yield position
             at = max(end, at + 1)
 
     def row(self, position: int) -> Row:
-        """Return where a sample lies; nothing in it is checked yet."""
+        """Return the row of a sample; nothing in it is checked yet."""
         return Row._make(
             ROW_STRUCT.unpack_from(self._content, self._rows_begin + ROW.itemsize * position)
         )
@@ -205,7 +203,7 @@ class Index:
         return dataclasses.replace(layout, shape=(row.nbytes,))
 
     def extents(self, position: int) -> list[Extent]:
-        """Return the checked places of a sample's payloads, one for each chunk.
+        """Return the checked extents of a sample's payloads, one for each chunk.
 
         They lie within the HDF5 part, and what they hold can be the array.
         """
@@ -214,26 +212,24 @@ class Index:
         if not layout.has_shape:
             layout = self.layout_at(position)
         count = layout.count_extents(row.nbytes)
-        if count == 1:
-            places = [Extent(row.offset, row.nbytes, row.crc32)]
-            fits = True
-        else:
-            places = self._chunk_places(row.offset, count) if count else []
-            fits = sum(place.nbytes for place in places) == row.nbytes
+        extents = [Extent(row.offset, row.nbytes, row.crc32)]
+        if count != 1:
+            extents = self._chunk_extents(row.offset, count) if count else []
+        fits = sum(extent.nbytes for extent in extents) == row.nbytes
         fits = fits and layout.can_come_from(row.nbytes) if layout.nbytes else row.nbytes == 0
         end = self.hdf5_nbytes
-        if not fits or any(p.nbytes < 1 or p.offset + p.nbytes > end for p in places):
+        if not fits or any(e.nbytes < 1 or e.offset + e.nbytes > end for e in extents):
             raise self.misplaced(position)
-        return places
+        return extents
 
     def misplaced(self, position: int) -> LoadError:
         """Return the error for a sample whose row contradicts its layout or the file."""
         row = self.row(position)
         return self.damage(
-            f"places {self.key(position)!r} impossibly ({row.nbytes} bytes at {row.offset})"
+            f"gives {self.key(position)!r} impossible extents ({row.nbytes} bytes at {row.offset})"
         )
 
-    def _chunk_places(self, first: int, count: int) -> list[Extent]:
+    def _chunk_extents(self, first: int, count: int) -> list[Extent]:
         if first + count > self._sizes["chunks"] // CHUNK.itemsize:
             raise self.damage(f"has no chunks {first} to {first + count}")
         rows = self._array("chunks", CHUNK)[first : first + count]
@@ -250,13 +246,9 @@ class Index:
         except ValueError as error:
             raise self.damage(f"has {error}") from None
 
-    def _path_span(self, position: int) -> tuple[int, int]:
-        begin = self._path_ends[position - 1] if position else 0
-        return self._paths_begin + begin, self._paths_begin + self._path_ends[position]
-
     def _decoded(self, begin: int, end: int) -> str:
         try:
-            return self._content[begin:end].decode()
+            return self._content[self._paths_begin + begin : self._paths_begin + end].decode()
         except UnicodeDecodeError:
             raise self.damage("holds a path that is not UTF-8") from None
 
@@ -325,9 +317,9 @@ def _is_sorted(values: np.ndarray) -> bool:
 
 
 def open_index(handle: Handle) -> Index | None:
-    """Return the file's tail, mapped; None where it has none.
+    """Return the index of a file, mapped; None where it has none.
 
-    Raises LoadError where there is one that cannot be believed.
+    Raises LoadError where what it says is impossible.
     """
     if handle.nbytes < FOOTER.size + SUPERBLOCK.size:
         return None
@@ -344,8 +336,8 @@ def open_index(handle: Handle) -> Index | None:
     is_inside = begin <= handle.nbytes - FOOTER.size
     if is_known and not (is_inside and (version < 2 or end_of_file == hdf5_nbytes)):
         raise LoadError(
-            f"the index of {handle.path} gives the HDF5 part {hdf5_nbytes} bytes, which it has "
-            "not: read the file with h5py, or convert it again"
+            f"the index of {handle.path} gives the HDF5 part {hdf5_nbytes} bytes, which it does "
+            "not have: read the file with h5py, or convert it again"
         )
     first = min(begin, handle.nbytes - FOOTER.size)
     try:
@@ -358,7 +350,7 @@ def open_index(handle: Handle) -> Index | None:
 
 
 def sources_begin(hdf5_nbytes: int) -> int:
-    """Return where the sources begin behind an HDF5 part, or without them the index."""
+    """Return where the sources begin, or without them the index."""
     return hdf5_nbytes + -hdf5_nbytes % 8
 
 
@@ -371,7 +363,7 @@ def crc32_of(handle: Handle, begin: int, end: int) -> int:
 
 
 def read_sources(section: bytes | bytearray) -> np.ndarray | None:
-    """Return the sources of a tail ``(N,)`` of `SOURCE`; None where there are none, or damaged."""
+    """Return the sources ``(N,)`` of `SOURCE`; None where there are none, or they are damaged."""
     if len(section) < SOURCES_END.size or (len(section) - SOURCES_END.size) % SOURCE.itemsize:
         return None
     crc, _, magic = SOURCES_END.unpack(section[-SOURCES_END.size :])

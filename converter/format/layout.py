@@ -1,4 +1,4 @@
-"""Say how one array lies in the file; its JSON, both ways, believing nothing of what is read."""
+"""Describe how one array lies in the file; write that as JSON, and read it unbelieving."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from converter.codecs import compression
 from converter.codecs.filters import FilterPipeline
 
 HEADER_NBYTES = 64
-#: An array that claims to be larger must have the stored bytes for it: memory is taken when it
-#: is written to.
+#: An array that claims to be larger must have the stored bytes for it: the system gives memory
+#: only when it is written to.
 HARMLESS_NBYTES = 1 << 30
 LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
 MOST_DIMENSIONS = 32  # H5S_MAX_RANK
@@ -32,9 +32,8 @@ SCALAR_DTYPE = re.compile(
 class Layout:
     """How an array lies in the file: in one piece without filters, in chunks with them.
 
-    What follows from it is computed once: one layout serves all samples that have it. Of one
-    that was read, `parse_layout` has checked that no size is negative, overflows or contradicts
-    another.
+    One layout serves all samples that have it, so what follows from it is computed once.
+    `parse_layout` has checked that no size it read is negative, overflows or contradicts another.
     """
 
     dtype: np.dtype[Any]
@@ -50,12 +49,12 @@ class Layout:
 
     @cached_property
     def is_encoded(self) -> bool:
-        """Tell whether it is a file as it was, and not an array."""
+        """Tell whether it is a whole file, stored as it was, and not an array."""
         return self.content == "encoded"
 
     @cached_property
     def has_shape(self) -> bool:
-        """Tell whether the shape is known; else it is that of the payload, in bytes."""
+        """Tell whether the shape is known; else it is the number of bytes of the payload."""
         return self.content != "encoded" or self.chunks is not None
 
     @cached_property
@@ -111,12 +110,12 @@ class Layout:
         return self._chunk_count if self.nbytes else 0
 
     def can_come_from(self, stored_nbytes: int) -> bool:
-        """Tell whether so many stored bytes can hold the array, before memory is taken."""
+        """Tell whether so many stored bytes can hold the array; asked before memory is taken."""
         whole = self.chunk_nbytes * self._chunk_count
         if not self.filters:
             return stored_nbytes == whole
         most = stored_nbytes * self._inflation + HEADER_NBYTES
-        if not self.is_decodable:  # HDF5 undoes them, of which some need no bytes at all
+        if not self.is_decodable:  # HDF5 undoes the filters; some need no stored bytes at all
             most = max(most, HARMLESS_NBYTES)
         return stored_nbytes > 0 and whole <= most
 
@@ -124,7 +123,7 @@ class Layout:
 def layout_json(layout: Layout) -> bytes:
     """Describe how an array lies in the file; the dtype as in an .npy file's header.
 
-    The length of an encoded file is that of its payload, so that all share a description.
+    Encoded files share one description: the length of each is that of its payload.
     """
     described = {
         "dtype": np.lib.format.dtype_to_descr(layout.dtype),

@@ -10,7 +10,7 @@ MARK_NBYTES = 16
 
 @dataclass(frozen=True)
 class Paths:
-    """The names of what belongs to an output."""
+    """The names of an output and of the files of a run beside it."""
 
     output: Path
 
@@ -21,7 +21,7 @@ class Paths:
 
     @property
     def journal(self) -> Path:
-        """Return the name of its journal."""
+        """Return the name of the journal of that file."""
         return _with(self.output, ".partial.journal")
 
     def all(self) -> tuple[Path, Path]:
@@ -30,7 +30,7 @@ class Paths:
 
 
 def read_mark(path: Path) -> str:
-    """Return what stands at the beginning of an unfinished file; empty where nothing does."""
+    """Return the mark at the beginning of an unfinished file; empty where there is no file."""
     try:
         with open(path, "rb") as file:
             return file.read(MARK_NBYTES).hex()
@@ -47,6 +47,6 @@ def path_of_failures(path_output: Path) -> Path:
 
 
 def paths_of_failures(path_output: Path) -> tuple[Path, Path]:
-    """Return the name of the list, and the one it has while it is written."""
+    """Return the name of the list of failures, and the one it has while it is being written."""
     path = path_of_failures(path_output)
     return path, path.with_name(path.name + ".partial")

@@ -1,4 +1,4 @@
-"""Record how a file was made: nothing that differs between two equal runs."""
+"""Record how a file was made; two runs that make the same file record the same."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def describe(
 ) -> dict[str, str]:
     """Return the root attributes; each is short text or JSON.
 
-    ``revision`` is that of the reader, which counts up when it gives other arrays;
-    ``packages`` are those whose versions decide what is stored, beside h5py and numpy.
+    ``revision`` is the reader's: it counts up when the reader gives other arrays. ``packages``
+    are those whose versions decide what is stored, beside h5py and numpy.
     """
     return {
         "format": f"data2h5 {payload_version}",
@@ -43,7 +43,7 @@ def describe(
 
 
 def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
-    """Return what of the root attributes decides how a file becomes a payload."""
+    """Return those root attributes and options that decide how a file becomes a payload."""
     options = {
         name: _json(value)
         for name, value in json.loads(attributes["options"]).items()
@@ -54,7 +54,7 @@ def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
-    """Say how some `encoding_options` differ from others; None where they do not."""
+    """Return a sentence on how two `encoding_options` differ; None where they do not."""
     for name in sorted({*before, *now}):
         one, other = before.get(name), now.get(name)
         if one == other:
@@ -84,7 +84,7 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # an optional one that is not there: its absence is the record
+            continue  # it is optional: that it is missing is recorded by leaving it out
     return versions
 
 

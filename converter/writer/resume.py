@@ -1,7 +1,7 @@
 """Find what an interrupted run has stored, and how much of it can stay.
 
-What stays is a prefix: the plan and the journal are walked side by side, and the first file that
-is at odds with what was recorded of it ends what is kept. The run goes on from there.
+What stays is a prefix. Plan and journal are walked side by side, and the first file that differs
+from its row ends what is kept. The run resumes from there.
 """
 
 from __future__ import annotations
@@ -14,17 +14,24 @@ from typing import NamedTuple
 
 from converter.errors import ConverterError
 from converter.files import Handle
-from converter.format.index import Extent, order_of
+from converter.format.index import order_of
 from converter.format.layout import Layout, parse_layout
 from converter.format.superblock import SIGNATURE, SUPERBLOCK_NBYTES
-from converter.samples import Batch, Failure, KeyList, Plan, Run
+from converter.samples import Batch, Failure, Plan, Run
 from converter.writer import provenance
 from converter.writer.journal import Head, Row, read_head, read_rows
 from converter.writer.paths import MARK_NBYTES, Paths, read_mark
-from converter.writer.reuse import KEYS_AT_ONCE, map_in_threads, source_of
+from converter.writer.reuse import failures_of, map_in_threads, source_of
 from converter.writer.stored import BATCH_FILES, Stored, describe, is_whole, read_batches
 
 FEWEST_KEPT = 0.9  # of the samples recorded: if fewer would stay, the user has to say so
+
+
+CHANGED = "has changed since the run was interrupted"
+NEW = "is new since the run was interrupted"
+GONE = "is gone since the run was interrupted"
+MENDED = "failed before and can be read now"
+DAMAGED = "is damaged in the unfinished file"
 
 
 class Prefix(NamedTuple):
@@ -36,49 +43,36 @@ class Prefix(NamedTuple):
     nbytes: int = SUPERBLOCK_NBYTES
 
 
-CHANGED = "has changed since the run was interrupted"
-NEW = "is new since the run was interrupted"
-GONE = "is gone since the run was interrupted"
-MENDED = "failed before and can be read now"
-DAMAGED = "is damaged in the unfinished file"
-
-
-BEGINNING = Prefix()
-
-
 class _End(NamedTuple):
-    """What ended a prefix."""
+    """Which file ended a prefix, and why."""
 
     key: str
-    what: str
+    why: str
 
 
 @dataclass
 class Kept:
-    """What stays of an interrupted run, and what was read again in it and failed again."""
+    """What stays of an interrupted run; ``failures`` of it were read again and failed again."""
 
-    prefix: Prefix = BEGINNING
+    prefix: Prefix
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def batches(self, paths: Paths) -> Iterator[Batch]:
         """Yield the files of the prefix in plan order, as they were recorded."""
         if not self.prefix.rows:
             return
-        handle, rows = Handle(str(paths.partial)), read_rows(paths.journal)
-        kept = (self._stored(row) for row in itertools.islice(rows, self.prefix.rows))
-        for batch in read_batches(handle, (one for one in kept if one is not None)):
+        rows = itertools.islice(read_rows(paths.journal), self.prefix.rows)
+        kept = (_stored(row) if row.layout else self.failures.get(row.key) for row in rows)
+        present = (one for one in kept if one is not None)  # the file of a failure may be gone
+        for batch in read_batches(Handle(str(paths.partial)), present):
             batch.is_in_place = True
             yield batch
-
-    def _stored(self, row: Row) -> Stored | Failure | None:
-        """Return what a row is of; None for a failure whose file is gone."""
-        return self.failures.get(row.key) if row.layout is None else _stored(row)
 
 
 def find_kept(
     paths: Paths, head: Head, plan: Plan, run: Run, notice: Callable[[str], None]
 ) -> Kept:
-    """Look at what lies beside the output. The caller holds the lock on ``paths.partial``.
+    """Find what of an interrupted run can stay. The caller holds the lock on ``paths.partial``.
 
     ``notice`` is told what is kept and what is not, and why. Nothing is changed yet.
 
@@ -88,28 +82,26 @@ def find_kept(
         The journal belongs to another file, or less than `FEWEST_KEPT` of it would stay.
     """
     if not _is_of_use(paths, head, notice):
-        return Kept()
+        return Kept(Prefix())
     rows = read_rows(paths.journal)
     walk = _Walk(plan, Handle(str(paths.partial)))
-    while walk.end is None and (some := list(itertools.islice(rows, KEYS_AT_ONCE))):
+    while walk.end is None and (some := list(itertools.islice(rows, BATCH_FILES))):
         walk.take(some)
     recorded = walk.recorded + sum(row.layout is not None for row in rows)
-    kept = walk.kept(run)
-    samples, end = kept.prefix.samples, walk.end
+    failures = walk.read_failures(run)
+    samples, end = walk.prefix.samples, walk.end
     # What is damaged cannot be put back: stopping would save nothing.
-    if end is not None and end.what != DAMAGED and samples < FEWEST_KEPT * recorded:
+    if end is not None and end.why != DAMAGED and samples < FEWEST_KEPT * recorded:
         raise ConverterError(
-            f"{end.key} {end.what}, so only {samples} of the {recorded} samples stored in "
+            f"{end.key} {end.why}, so only {samples} of the {recorded} samples stored in "
             f"{paths.partial} could be kept: undo that change, or start over with --restart"
         )
     if samples:
         notice(f"{samples} of {len(plan.keys)} files are kept from the interrupted run")
-    else:
-        kept = Kept()
-    again = recorded - samples - (end is not None and end.what == GONE)
+    again = recorded - samples - (end is not None and end.why == GONE)
     if end is not None and again:
-        notice(f"{end.key} {end.what}: {again} of the samples stored are read again")
-    return kept
+        notice(f"{end.key} {end.why}: {again} of the samples stored are read again")
+    return Kept(walk.prefix, failures) if samples else Kept(Prefix())
 
 
 class _Walk:
@@ -117,87 +109,54 @@ class _Walk:
 
     def __init__(self, plan: Plan, handle: Handle) -> None:
         self._plan, self._handle = plan, handle
-        self._failures: list[tuple[str, Prefix]] = []  # each with what is before it
-        self.prefix = BEGINNING
-        self.recorded = 0  # samples, as far as it has gone
+        self._failures: dict[str, Prefix] = {}  # each with the prefix before it
+        self.prefix = Prefix()
+        self.recorded = 0  # samples in the rows taken
         self.end: _End | None = None
 
     def take(self, rows: list[Row]) -> None:
-        """Go on by a few rows, or to the first that is at odds with the plan or the file."""
+        """Go on by some rows, or to the first that disagrees with the plan or the file."""
         self.recorded += sum(row.layout is not None for row in rows)
-        agreeing = self._agreeing(rows)
-        good = map_in_threads(
-            lambda row: is_whole(self._handle, _extents(row)), [row for row, _ in agreeing]
-        )
-        for (row, key), is_good in zip(agreeing, good, strict=True):
-            if not (is_good and self._advance(row, key)):
-                self.end = _End(row.key, DAMAGED)
+        good = map_in_threads(lambda row: is_whole(self._handle, row.extents), rows)
+        for row, is_good in zip(rows, good, strict=True):
+            self.end = self._advance(row, is_good=is_good)
+            if self.end is not None:
                 return
 
-    def kept(self, run: Run) -> Kept:
-        """Read what had failed again: the first file that can be read ends the prefix."""
-        kept = Kept(self.prefix)
-        for first in range(0, len(self._failures), BATCH_FILES):
-            some = self._failures[first : first + BATCH_FILES]
-            keys = KeyList()
-            for key, _ in some:
-                keys.append(key.encode())
-            results = (result for batch in run(keys) for result in batch.results)
-            for (key, before), result in list(zip(some, results, strict=True)):
-                if not isinstance(result, Failure):
-                    self.end = _End(key, MENDED)
-                    kept.prefix = before
-                    return kept
-                kept.failures[key] = result
-        return kept
-
-    def _agreeing(self, rows: list[Row]) -> list[tuple[Row, str | None]]:
-        """Return rows that say what the plan does, each with its key there, up to `end`."""
-        keys, index = self._plan.keys, self.prefix.keys
-        agreeing: list[tuple[Row, str | None]] = []
-        for row in rows:
-            key = keys[index] if index < len(keys) else None
-            if row.key == key:
-                if row.layout is not None and source_of(self._plan, key) != tuple(row.source):
-                    self.end = _End(key, CHANGED)
-                    break
-                index += 1
-            elif key is not None and order_of(key) < order_of(row.key):
-                self.end = _End(key, NEW)
+    def read_failures(self, run: Run) -> dict[str, Failure]:
+        """Read what failed; the first file that does not fail again ends the prefix."""
+        failures = failures_of(run, list(self._failures))
+        for key, before in self._failures.items():
+            if key not in failures:
+                self.prefix, self.end = before, _End(key, MENDED)
                 break
-            elif row.layout is not None:
-                self.end = _End(row.key, GONE)
-                break
-            else:  # it failed, and is gone
-                key = None
-            agreeing.append((row, key))
-        return agreeing
+        return failures
 
-    def _advance(self, row: Row, key: str | None) -> bool:
-        """Take one more row in; False where the file does not hold it in its place."""
-        before = self.prefix
-        nbytes, is_sample = before.nbytes, row.layout is not None
+    def _advance(self, row: Row, *, is_good: bool) -> _End | None:
+        """Take one more row in, or return why not."""
+        rows, index, samples, nbytes = self.prefix
+        key = self._plan.keys[index] if index < len(self._plan.keys) else None
+        is_sample = row.layout is not None
+        if row.key == key:
+            if is_sample and source_of(self._plan, key) != row.source:
+                return _End(key, CHANGED)
+        elif key is not None and order_of(key) < order_of(row.key):
+            return _End(key, NEW)
+        elif is_sample:
+            return _End(row.key, GONE)
         if is_sample:
-            if row.extents and row.extents[0][0] != nbytes:
-                return False
+            if not is_good or (row.extents and row.extents[0].offset != nbytes):
+                return _End(row.key, DAMAGED)
             nbytes += _stored(row).nbytes
-            if nbytes > self._handle.nbytes:
-                return False
-        elif key is not None:
-            self._failures.append((key, before))
-        self.prefix = Prefix(
-            before.rows + 1, before.keys + (key is not None), before.samples + is_sample, nbytes
-        )
-        return True
-
-
-def _extents(row: Row) -> list[Extent]:
-    return [Extent(*extent) for extent in row.extents]
+        elif row.key == key:  # else the file of the failure is gone
+            self._failures[row.key] = self.prefix
+        self.prefix = Prefix(rows + 1, index + (row.key == key), samples + is_sample, nbytes)
+        return None
 
 
 def _stored(row: Row) -> Stored:
     assert row.layout is not None
-    return describe(row.key, _layout(row.layout), _extents(row), row.source)
+    return describe(row.key, _layout(row.layout), row.extents, row.source)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,7 +175,8 @@ def _is_of_use(paths: Paths, head: Head, notice: Callable[[str], None]) -> bool:
     recorded = read_head(journal)
     if recorded is None:
         if partial.stat().st_size > MARK_NBYTES:
-            notice(f"nothing is known of what {partial} holds: the run starts over")
+            why = "no journal says what it holds"
+            notice(f"{partial} cannot be resumed, because {why}: the run starts over")
         return False
     if recorded.output != head.output:
         raise ConverterError(
@@ -228,13 +188,9 @@ def _is_of_use(paths: Paths, head: Head, notice: Callable[[str], None]) -> bool:
         raise ConverterError(
             f"{journal} does not belong to {partial}: move both away, or start over with --restart"
         )
-    difference = _difference(recorded, head)
+    difference = provenance.difference(recorded.encoding_options, head.encoding_options)
+    if recorded.root != head.root:
+        difference = f"it is of the folder {recorded.root}"
     if difference:
-        notice(f"what {partial} holds is of no use, for {difference}: the run starts over")
+        notice(f"{partial} cannot be resumed, because {difference}: the run starts over")
     return not difference
-
-
-def _difference(before: Head, now: Head) -> str | None:
-    if before.root != now.root:
-        return f"it is of the folder {before.root}"
-    return provenance.difference(before.manner, now.manner)

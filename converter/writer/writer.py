@@ -1,8 +1,7 @@
-"""Put the HDF5 file together from finished payloads. Alone decides what goes where in it.
+"""Write OUT.h5: alone decides what happens to the disk, in which order.
 
-Behind the superblock the file holds, sample by sample, the payload and HDF5's structures for it,
-then the groups, then the tail. The structures are made here, many at once, not by libhdf5: it
-takes 30 us and 270 bytes for what takes 2 us and 90 bytes here, and it can crash on a full disk.
+Payloads are written as they come, by a few threads, and recorded in the journal in plan order
+when they are in the file. Groups, index and superblock come last; then the file gets its name.
 """
 
 from __future__ import annotations
@@ -11,36 +10,27 @@ import io
 import os
 import threading
 import time
-from array import array
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
 from converter.files import DISK_FULL, lock, synchronise, write_at
-from converter.format import groups
-from converter.format.chunk_tree import chunk_tree
-from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
-from converter.format.index import Extent, IndexBuilder
-from converter.format.layout import layout_json
-from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
-from converter.samples import Batch, Encoded
+from converter.samples import Batch
 from converter.writer.journal import Head, Journal, Row
 from converter.writer.paths import MARK_NBYTES, Paths
 from converter.writer.resume import Prefix
+from converter.writer.structures import Structures
 
 OWNER_NBYTES = 16
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
-#: Payloads that are not written yet, beyond which `Writer.write` waits.
+#: `Writer.write` waits while more payloads than these are not written yet.
 MOST_WAITING, MOST_WAITING_NBYTES = 4, 64 << 20
 SMALLEST_FOR_THREAD_NBYTES = 256 << 10  # handing it over costs as much as writing so much
 
@@ -49,7 +39,7 @@ class _State(Enum):
     LOCKED = auto()  # nothing is changed yet
     WRITING = auto()
     FINISHED = auto()
-    TAKEN = auto()  # by another run, whose all there is now is
+    TAKEN = auto()  # another run writes the file now
 
 
 @dataclass(eq=False)
@@ -65,22 +55,18 @@ class _Waiting:
 class Writer:
     """Write samples in plan order to a file that becomes ``paths.output`` when complete.
 
-    Until then it has another name, and beside it is a journal of what is safely in it. Payloads
-    are written by ``threads`` threads, and recorded in order; by the caller where that is 1.
+    ``threads`` threads write large payloads; the caller's thread writes all if that is 1.
     """
 
     def __init__(self, paths: Paths, *, threads: int | None = None) -> None:
         self.paths = paths
-        self.payload_nbytes = 0
         self.fsync_seconds = 0.0
         self.refused_fsync: OSError | None = None  # of a disk that cannot say what it has
         self._is_locked = True
         self._owner = os.urandom(OWNER_NBYTES)  # stands behind the mark, of this run alone
         self.expected_nbytes: int | None = None
         self.recorded = 0  # samples that a next run need not read
-        self._index = IndexBuilder()
-        self._headers = array("Q")  # where each dataset's object header is
-        self._end = SUPERBLOCK_NBYTES
+        self._structures = Structures()
         self._file: io.FileIO | None = None
         self._journal: Journal | None = None
         self._state = _State.LOCKED
@@ -91,71 +77,68 @@ class Writer:
         self._error: OSError | None = None
 
     def lock(self) -> None:
-        """Keep other runs away. What there is stays as it is.
+        """Keep other runs away. What is there stays as it is.
 
-        Raises ConverterError while another run writes, WriteError where nothing can be made.
+        Raises ConverterError while another run writes, WriteError where no file can be made.
         """
-        try:
+        with self._explaining():
             self._file, self._is_locked = _open_locked(self.paths.partial)
-        except OSError as error:
-            raise self.explain(error) from error
 
     def begin(self, head: Head) -> None:
-        """Begin the file anew. Raises WriteError."""
+        """Start over with an empty file. Raises WriteError."""
         assert self._file is not None
         mark = os.urandom(MARK_NBYTES)
         self.discard()
-        try:
+        with self._explaining():
             write_at(self._file, memoryview(mark + self._owner), 0)
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
-        except OSError as error:
-            raise self.explain(error) from error
         self._state = _State.WRITING
 
     def resume(self, prefix: Prefix) -> None:
-        """Keep a part of what is in the file; its batches are written first. Raises WriteError."""
+        """Cut file and journal behind a prefix, whose batches come first. Raises WriteError."""
         assert self._file is not None
-        try:
+        with self._explaining():
             self._journal = Journal.resume(self.paths.journal, prefix.rows)
             write_at(self._file, memoryview(self._owner), MARK_NBYTES)
             self._file.truncate(prefix.nbytes)
-        except OSError as error:
-            raise self.explain(error) from error
         self.recorded = prefix.samples
         self._state = _State.WRITING
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._structures)
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of the samples so far."""
-        return self._end
+        return self._structures.end
 
     @property
     def is_kept(self) -> bool:
-        """Tell whether a next run will find what was written: nobody has removed it."""
+        """Tell whether the next run will find what was written: nobody has removed it."""
+        if self._file is None or self._file.closed:
+            return False
         try:
             status = os.stat(self.paths.partial)
         except OSError:
-            return False
-        if self._file is None or self._file.closed:
             return False
         is_own = os.path.samestat(status, os.fstat(self._file.fileno()))
         return is_own and self.paths.journal.exists()
 
     def write(self, batch: Batch) -> None:
-        """Append a batch; holds it until it is in the file and recorded.
+        """Append a batch, and hold it until it is in the file and recorded.
 
         Raises WriteError when the disk is full or fails: nothing can be written after that.
         """
-        if batch.is_in_place:
-            self._take_in(batch)
-            return
-        if not self._is_locked:
+        assert self._file is not None
+        if not self._is_locked and not batch.is_in_place:
             self._check_owner()
-        offset = self._end
-        rows = self._complete(batch)
+        offset, before = self._structures.end, crc32(batch.payload) if batch.is_in_place else 0
+        rows = self._structures.add(batch)
+        if batch.is_in_place:
+            if crc32(batch.payload) != before:  # the disk has lost some of HDF5's structures
+                with self._explaining():
+                    write_at(self._file, batch.payload, offset)
+            return
         batch.is_held = True
         waiting = _Waiting(batch, rows, offset)
         with self._changed:
@@ -164,22 +147,11 @@ class Writer:
             self._write_out(waiting)
         else:
             self._threads.submit(self._write_out, waiting)
-        self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
-        self._check()
-
-    def _take_in(self, batch: Batch) -> None:
-        """Go on behind a batch that is in its place, and recorded."""
-        assert self._file is not None
-        before, offset = crc32(batch.payload), self._end
-        self._complete(batch)
-        if crc32(batch.payload) != before:  # the disk has lost some of HDF5's structures
-            try:
-                write_at(self._file, batch.payload, offset)
-            except OSError as error:
-                raise self.explain(error) from error
+        self.settle(MOST_WAITING, MOST_WAITING_NBYTES)
+        self._raise_error()
 
     def _write_out(self, waiting: _Waiting) -> None:
-        """Write a payload, in any thread; record what is written in plan order by then."""
+        """Write a payload, in any thread; record in plan order what is written by then."""
         assert self._file is not None and self._journal is not None
         try:
             write_at(self._file, waiting.batch.payload, waiting.offset)
@@ -197,68 +169,62 @@ class Writer:
                 self._error = self._error or error
                 self._changed.notify()
 
-    def settle(self) -> None:
-        """Wait until all is written and recorded, or cannot be."""
-        self._wait(0, 0)
+    def settle(self, most: int = 0, most_nbytes: int = 0) -> None:
+        """Wait until no more batches than these are unrecorded, or one cannot be written."""
 
-    def _wait(self, most: int, most_nbytes: int) -> None:
-        def is_little() -> bool:
+        def is_settled() -> bool:
             nbytes = sum(len(waiting.batch.payload) for waiting in self._waiting)
             return len(self._waiting) <= most and nbytes <= most_nbytes
 
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or is_little())
+            self._changed.wait_for(lambda: self._error is not None or is_settled())
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self.explain(self._error) from self._error
+    def _raise_error(self) -> None:
+        with self._explaining():
+            if self._error is not None:
+                raise self._error
 
     def finish(self, attributes: Mapping[str, str]) -> int:
-        """Write groups and tail, give the file its name; return its bytes.
+        """Write groups and index, give the file its name; return its bytes.
 
         ``attributes`` are those of the root group.
         """
-        assert self._file is not None and self._journal is not None
+        assert self._file is not None
         self.settle()
-        self._check()
-        try:
+        self._raise_error()
+        with self._explaining():
             self._check_owner()
-            self._file.seek(self._end)
+            self._file.seek(self.nbytes)
             buffered = io.BufferedWriter(self._file)  # it writes on after a short write
-            begin = self._end
-            root, crc = self._write_groups(buffered, attributes)
-            self._index.write(buffered, self._end, groups_begin=begin, groups_crc32=crc)
+            superblock = self._structures.write(buffered, attributes)
             nbytes = buffered.tell()
             buffered.flush()
             buffered.detach()
             self._file.truncate(nbytes)
             self._check_owner()
-            write_at(self._file, memoryview(superblock(root, self._end)), 0)
+            write_at(self._file, memoryview(superblock), 0)
             self._synchronise(self._file.fileno())
             if os.name == "nt" or self.refused_fsync is not None:
                 self._file.close()  # Windows renames no open file; elsewhere it may tell of losses
             self._rename()
             self._state = _State.FINISHED
             self._synchronise_folder()
-        except OSError as error:
-            raise self.explain(error) from error
         self.close()
         return nbytes
 
     def close(self) -> None:
-        """Leave nothing behind but what a next run can resume."""
+        """Leave nothing behind but what the next run can resume."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
         if self._file is None:
             return
         if self._journal is not None:
             self._journal.close()
-        leftovers: tuple[Path, ...] = ()
         if self._state is _State.FINISHED:  # another run's file may be called partial by now
-            leftovers = (self.paths.journal,)
-        elif self._state is _State.TAKEN or (self._state is _State.WRITING and self.recorded):
+            leftovers: tuple[Path, ...] = (self.paths.journal,)
+        elif self._state is _State.TAKEN or self._can_be_resumed():
             leftovers = ()
-        elif self._state is _State.WRITING or not os.fstat(self._file.fileno()).st_size:
+        else:
             leftovers = self.paths.all()
         for path in leftovers:
             with suppress(OSError):  # what ended the run matters more
@@ -266,16 +232,20 @@ class Writer:
         self._file.close()
         self._file = None
 
+    def _can_be_resumed(self) -> bool:
+        assert self._file is not None
+        if self._state is _State.LOCKED:  # then what is there is an earlier run's
+            return os.fstat(self._file.fileno()).st_size > 0
+        return self.recorded > 0
+
     def discard(self) -> None:
-        """Remove what earlier runs have left."""
+        """Remove what earlier runs have left. Raises WriteError."""
         assert self._file is not None
         if self._state is _State.TAKEN:
             return
-        try:
+        with self._explaining():
             self.paths.journal.unlink(missing_ok=True)  # first: it tells of what is cut off now
             self._file.truncate(0)
-        except OSError as error:
-            raise self.explain(error) from error
         self.recorded = 0
 
     def _check_owner(self) -> None:
@@ -322,6 +292,13 @@ class Writer:
             finally:
                 os.close(descriptor)
 
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self.explain(error) from error
+
     def explain(self, error: OSError) -> WriteError:
         """Return the error to raise when the file system refuses."""
         expected = self.expected_nbytes
@@ -332,129 +309,6 @@ class Writer:
         return WriteError(
             f"{self.paths.output} could not be written ({error.strerror or error}): {cure}"
         )
-
-    def _complete(self, batch: Batch) -> list[Row]:
-        """Give samples their places, put HDF5's structures into the space left for them.
-
-        Returns what is to be recorded of the batch.
-        """
-        samples = [result for result in batch.results if isinstance(result, Encoded)]
-        rows = iter(self._place(samples, batch.payload) if samples else [])
-        return [
-            next(rows) if isinstance(result, Encoded) else Row(result.key)
-            for result in batch.results
-        ]
-
-    def _place(self, samples: Sequence[Encoded], payload: memoryview) -> list[Row]:
-        buffer = np.frombuffer(payload, np.uint8)
-        known: dict[int, tuple[Kind, int, bytes]] = {}
-        rows_of: dict[Kind, list[int]] = {}
-        structures = []
-        for row, sample in enumerate(samples):
-            layout = sample.layout
-            found = known.get(id(layout))
-            if found is None:
-                found = kind_of(layout), structure_nbytes(layout), layout_json(layout)
-                known[id(layout)] = found
-            rows_of.setdefault(found[0], []).append(row)
-            structures.append(found[1])
-        nbytes = np.array([sum([part.nbytes for part in s.parts]) for s in samples])
-        ends = np.cumsum(nbytes + structures)
-        starts = ends - nbytes - structures
-        headers = ends.copy()
-        for kind, rows in rows_of.items():
-            form = template(kind)
-            headers[rows] -= len(form.data)
-            addresses = (self._end + starts[rows]).astype(np.uint64)
-            addresses[nbytes[rows] == 0] = UNDEFINED
-            if kind.chunks is not None:
-                for number, row in enumerate(rows):
-                    addresses[number] = self._put_tree(samples[row], buffer, starts[row])
-            shapes = [samples[row].layout.shape for row in rows]
-            fill_headers(
-                buffer,
-                form,
-                places=headers[rows],
-                shapes=np.array(shapes, np.uint64).reshape(len(rows), kind.rank),
-                addresses=addresses,
-                nbytes=nbytes[rows],
-            )
-        offsets = (self._end + starts).tolist()
-        self._headers.extend((self._end + headers).tolist())
-        self.payload_nbytes += int(nbytes.sum())
-        self._end += int(ends[-1])
-        recorded = []
-        for sample, offset in zip(samples, offsets, strict=True):
-            extents = _extents(sample, offset)
-            described = known[id(sample.layout)][2]
-            source = (sample.source_nbytes, sample.source_mtime_ns)
-            self._index.add(sample.key.encode(), described, extents, source)
-            recorded.append(Row(sample.key, described.decode(), extents, source))
-        return recorded
-
-    def _put_tree(self, sample: Encoded, buffer: np.ndarray, start: int) -> int:
-        """Put the B-tree of a dataset of several chunks behind them; return its root."""
-        layout = sample.layout
-        assert layout.chunks is not None
-        extents = _extents(sample, self._end + int(start))
-        address = extents[-1].offset + extents[-1].nbytes
-        nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        buffer[address - self._end :][: len(nodes)] = np.frombuffer(nodes, np.uint8)
-        return root
-
-    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> tuple[int, int]:
-        """Write all groups, each behind those within it.
-
-        Returns where the root's header is, and the checksum of all that was written.
-        """
-        crc = 0
-
-        def write(data: bytes) -> None:
-            nonlocal crc
-            file.write(data)
-            crc = crc32(data, crc)
-            self._end += len(data)
-
-        open_folders = [groups.Links(b"")]
-
-        def close_folder() -> None:
-            folder = open_folders.pop()
-            data, address = groups.group(folder.sorted(), self._end)
-            open_folders[-1].add(folder.name, address)
-            write(data)
-
-        for key, address in zip(self._index.keys(), self._headers, strict=True):
-            *parts, name = key.split(b"/")
-            depth = _common(parts, open_folders)
-            while len(open_folders) > depth + 1:
-                close_folder()
-            open_folders += [groups.Links(part) for part in parts[depth:]]
-            open_folders[-1].add(name, address)
-        while len(open_folders) > 1:
-            close_folder()
-        heap, messages = groups.texts(attributes, self._end)
-        write(heap)
-        data, root = groups.group(open_folders[0].sorted(), self._end, messages)
-        write(data)
-        return root, crc
-
-
-def _common(parts: Sequence[bytes], open_folders: Sequence[groups.Links]) -> int:
-    """Return how many of a key's folders are open already."""
-    depth = 0
-    for part, folder in zip(parts, open_folders[1:], strict=False):
-        if part != folder.name:
-            break
-        depth += 1
-    return depth
-
-
-def _extents(sample: Encoded, offset: int) -> list[Extent]:
-    extents = []
-    for part in sample.parts:
-        extents.append(Extent(offset, part.nbytes, part.crc32))
-        offset += part.nbytes
-    return extents
 
 
 def _open_locked(path: Path) -> tuple[io.FileIO, bool]:

@@ -360,8 +360,8 @@ def test_an_index_that_describes_another_dtype_is_told_by_hdf5(made, verify):
     ("field", "value", "words"),
     [
         ("crc32", 1, "is damaged (its checksum differs)"),
-        ("offset", 2**63, "impossibly"),
-        ("nbytes", 1, "impossibly"),
+        ("offset", 2**63, "impossible extents"),
+        ("nbytes", 1, "impossible extents"),
         ("layout", 77, "has no layout 77"),
     ],
 )

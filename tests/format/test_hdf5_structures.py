@@ -24,7 +24,7 @@ from converter.format.layout import Layout
 from converter.format.superblock import SUPERBLOCK_NBYTES, superblock
 from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
-from converter.writer import writer
+from converter.writer import structures
 from converter.writer.journal import Head
 from converter.writer.paths import Paths
 from converter.writer.writer import Writer
@@ -53,7 +53,7 @@ def write_file(
     """Write samples, in plan order, as a conversion does."""
     writer, waiting = Writer(Paths(path)), iter(samples)
     writer.lock()
-    writer.begin(Head(output=path.name, mark="", root="", manner={}))
+    writer.begin(Head(output=path.name, mark="", root="", encoding_options={}))
     while some := list(itertools.islice(waiting, most_in_batch)):
         writer.write(batch_of(some))
     writer.finish(attributes or {})
@@ -420,7 +420,7 @@ def test_a_dtype_too_large_for_hdf5_fails_that_file_alone(folder, output, conver
 
 
 def test_what_lies_beyond_4_gib_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SUPERBLOCK_NBYTES", BEYOND_32_BITS + 3)  # the rest is a hole
+    monkeypatch.setattr(structures, "SUPERBLOCK_NBYTES", BEYOND_32_BITS + 3)  # the rest is a hole
     samples = [*numbers(40, "large/"), *numbers(3, "small/")]
     cut = np.arange(5000, dtype=np.int16).reshape(50, 100)
     samples += [Sample("z/cut", cut, (7, 9)), Sample("z/one", cut, cut.shape, "bytes")]

@@ -161,7 +161,9 @@ def test_a_row_that_leads_astray_is_refused_when_it_is_read(path, field, values)
 def test_a_misplaced_sample_is_named(path):
     TailEditor(path).put("rows", 3 * ROW.itemsize, "<Q", 2**40).save()
     for read in (lambda f: f[3], lambda f: f.read_batch(range(COUNT))):
-        with pytest.raises(LoadError, match=r"places 'a/0006.npy' impossibly \(60 bytes at 10995"):
+        with pytest.raises(
+            LoadError, match=r"gives 'a/0006.npy' impossible extents \(60 bytes at 10995"
+        ):
             read(H5Folder(path))
 
 

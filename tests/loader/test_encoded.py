@@ -974,7 +974,7 @@ def test_a_row_of_more_bytes_than_the_file_has_is_refused(position, nbytes, hone
     shutil.copy(honest, path)
     TailEditor(path).put("rows", position * ROW.itemsize + 8, "<Q", nbytes).save()
     for read in ways_to_read(path):
-        with pytest.raises(LoadError, match=r"places '[ab]\.txt' impossibly"):
+        with pytest.raises(LoadError, match=r"gives '[ab]\.txt' impossible extents"):
             read(position)
     assert H5Folder(path).read_bytes(2) == b"c" * NBYTES
 
@@ -985,7 +985,7 @@ def test_a_row_that_begins_outside_the_file_is_refused(offset, honest, tmp_path)
     shutil.copy(honest, path)
     TailEditor(path).put("rows", ROW.itemsize, "<Q", offset).save()
     for read in ways_to_read(path):
-        with pytest.raises(LoadError, match=r"places 'b\.txt' impossibly"):
+        with pytest.raises(LoadError, match=r"gives 'b\.txt' impossible extents"):
             read(1)
 
 

@@ -465,7 +465,7 @@ def test_a_file_that_failed_before_and_is_gone_is_missed_by_nobody(conversion):
 def test_other_options_make_what_was_kept_useless(flags, why, halfway):
     ended = halfway.run(*flags)
     assert ended.status == 0
-    said = f"what {halfway.partial} holds is of no use, for {why}: the run starts over"
+    said = f"{halfway.partial} cannot be resumed, because {why}: the run starts over"
     assert said in ended.err
     assert not taken_over(ended)
     halfway.assert_as_uninterrupted(*flags)
@@ -493,7 +493,7 @@ def test_other_functions_make_what_was_kept_useless(halfway):
     halfway.functions.write_text(halfway.functions.read_text() + "\n# another line\n")
     ended = halfway.run()
     assert ended.status == 0
-    assert "is of no use, for my_read_sha256 was " in ended.err
+    assert "cannot be resumed, because my_read_sha256 was " in ended.err
     assert "the run starts over" in ended.err
     assert set(halfway.reads()) == {*KEPT, *NOT_KEPT}
     halfway.assert_as_uninterrupted()
@@ -504,7 +504,7 @@ def test_another_folder_makes_what_was_kept_useless(halfway, convert):
     shutil.copytree(halfway.folder, other)  # with the same names, sizes and times
     ended = convert(other, halfway.output, *halfway.flags)
     assert ended.status == 0
-    assert f"is of no use, for it is of the folder {halfway.folder}: the run" in ended.err
+    assert f"cannot be resumed, because it is of the folder {halfway.folder}: the run" in ended.err
     assert set(halfway.reads()) == {*KEPT, *NOT_KEPT}
     halfway.assert_as_uninterrupted()
 
@@ -521,7 +521,7 @@ def test_other_versions_of_the_packages_make_what_was_kept_useless(halfway, monk
     monkeypatch.setattr("converter.writer.provenance._versions", lambda _: {"numpy": "99"})
     ended = halfway.run()
     assert ended.status == 0
-    assert "is of no use, for it was made with " in ended.err
+    assert "cannot be resumed, because it was made with " in ended.err
     halfway.assert_as_uninterrupted()
 
 
@@ -537,7 +537,7 @@ def test_another_store_and_another_reader_make_what_was_kept_useless(folder, out
     ):
         before = everything_below(output.parent)
         ended = convert(folder, output, flag)
-        assert f"is of no use, for {why}: the run starts over" in ended.err
+        assert f"cannot be resumed, because {why}: the run starts over" in ended.err
         assert counts(ended) == "11 stored, 1 failed"
         output.unlink()
         for name, content in before.items():
@@ -650,7 +650,10 @@ def test_a_journal_damaged_anywhere_is_gone_on_with(step, damage, tmp_path, conv
         assert ended.status == 0, (at, ended)
         assert os.listdir(conversion.output.parent) == ["OUT.h5"], at
         assert conversion.output.read_bytes() == expected, at
-        begins_anew = f"nothing is known of what {conversion.partial} holds" in ended.err
+        begins_anew = (
+            f"{conversion.partial} cannot be resumed, because no journal says what it holds"
+            in ended.err
+        )
         assert begins_anew == (at < head_nbytes), at
         assert "Traceback" not in ended.err
         known.append(taken_over(ended))
@@ -664,7 +667,8 @@ def test_a_journal_that_is_none_is_begun_anew(garbage, halfway):
     halfway.journal.write_bytes(garbage)
     ended = halfway.run()
     assert ended.status == 0
-    assert f"nothing is known of what {halfway.partial} holds: the run starts over" in ended.err
+    why = "no journal says what it holds"
+    assert f"{halfway.partial} cannot be resumed, because {why}: the run starts over" in ended.err
     halfway.assert_as_uninterrupted()
 
 
@@ -672,7 +676,8 @@ def test_a_missing_journal_is_begun_anew(halfway):
     halfway.journal.unlink()
     ended = halfway.run()
     assert ended.status == 0
-    assert f"nothing is known of what {halfway.partial} holds: the run starts over" in ended.err
+    why = "no journal says what it holds"
+    assert f"{halfway.partial} cannot be resumed, because {why}: the run starts over" in ended.err
     halfway.assert_as_uninterrupted()
 
 
