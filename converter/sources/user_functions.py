@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -46,11 +47,13 @@ def find_functions(path_functions: Path | None) -> Path:
 
 
 def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = None) -> Hooks:
-    """Import ``path``, a copy of ``origin`` if that is given, and take functions from it.
+    """Import ``path``, once in a process, and take functions from it.
 
+    It may be a copy of ``origin``, which counts then as the file that is imported.
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
-    module = _import(path, origin or path)
+    sha256 = hash_of(path)
+    module = _import(path, origin or path, sha256)
     functions = {}
     for name, wanted in (("my_read", read), ("my_prune", prune)):
         function = getattr(module, name, None) if wanted else None
@@ -59,7 +62,7 @@ def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = Non
         functions[name] = function
     return Hooks(
         path=path,
-        sha256=hash_of(path),
+        sha256=sha256,
         read=functions["my_read"],
         prune=functions["my_prune"],
     )
@@ -81,8 +84,11 @@ def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _import(path: Path, origin: Path) -> Any:
+def _import(path: Path, origin: Path, sha256: str) -> Any:
     name = Path(FILE_NAME).stem  # whatever the file is called: json.py must not become json
+    imported_from = os.getpid(), origin, sha256  # a fork would share the files that it has open
+    if getattr(sys.modules.get(name), "imported_from", None) == imported_from:
+        return sys.modules[name]  # some of what it does, a process can do only once
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConverterError(f"{path} is not a Python file: its name must end in .py")
@@ -104,6 +110,7 @@ def _import(path: Path, origin: Path) -> Any:
         ) from error
     finally:
         sys.dont_write_bytecode = writes_no_bytecode
+    module.__dict__["imported_from"] = imported_from
     return module
 
 
