@@ -284,7 +284,7 @@ def test_of_a_filter_it_does_not_know_hdf5_s_word_counts(path):
     read_everything(path)
     layout["shape"] = layout["chunks"] = [5, 4, 3]
     TailEditor(path).replace_layouts(json.dumps(layout).encode()).save()
-    with pytest.raises(LoadError, match=r"describes 'a/0006.npy' unlike HDF5 does"):
+    with pytest.raises(LoadError, match=r"describes 'a/0006.npy' differently from HDF5"):
         H5Folder(path)[3]
 
 
