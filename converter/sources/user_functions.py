@@ -1,4 +1,4 @@
-"""Find my_read and my_prune, and hold them to their contract."""
+"""Find and import the user's my_read and my_prune."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Hooks:
 
 
 def find_functions(path_functions: Path | None) -> Path:
-    """Return the file to take the functions from: as named, in this folder, or as shipped."""
+    """Return the file of functions: as named, else of the current folder, else as shipped."""
     if path_functions is not None:
         if not path_functions.is_file():
             raise ConverterError(
@@ -49,29 +49,24 @@ def find_functions(path_functions: Path | None) -> Path:
 def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = None) -> Hooks:
     """Import ``path``, once in a process, and take functions from it.
 
-    It may be a copy of ``origin``, which counts then as the file that is imported.
+    It may be a copy of ``origin``, which then counts as the imported file.
+
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
     sha256 = hash_of(path)
     module = _import(path, origin or path, sha256)
-    functions = {}
-    for name, wanted in (("my_read", read), ("my_prune", prune)):
-        function = getattr(module, name, None) if wanted else None
-        if wanted and not callable(function):
+    wanted = {"my_read": read, "my_prune": prune}
+    found = {name: getattr(module, name, None) for name in wanted if wanted[name]}
+    for name, function in found.items():
+        if not callable(function):
             raise ConverterError(f"{path} has no function {name}: define it, or drop its flag")
-        functions[name] = function
-    return Hooks(
-        path=path,
-        sha256=sha256,
-        read=functions["my_read"],
-        prune=functions["my_prune"],
-    )
+    return Hooks(path, sha256, found.get("my_read"), found.get("my_prune"))
 
 
 def load_read(text: bytes, origin: Path | None) -> Callable[[str], Any] | None:
-    """Return my_read of a file of functions that may not be at hand, from its bytes.
+    """Return my_read of a file of functions, from the bytes of the file.
 
-    What it imports is looked for beside ``origin``, where that is on this machine.
+    Its imports are looked up beside ``origin``, where that is on this machine.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
@@ -80,7 +75,7 @@ def load_read(text: bytes, origin: Path | None) -> Callable[[str], Any] | None:
 
 
 def hash_of(path: Path) -> str:
-    """Return what a file of functions is recorded by: the SHA-256 of its bytes."""
+    """Return what OUT.h5 records of a file of functions: the SHA-256 of its bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -106,7 +101,7 @@ def _import(path: Path, origin: Path, sha256: str) -> Any:
         else:
             sys.modules[name] = replaced
         raise ConverterError(
-            f"{path} cannot be imported ({describe(error)}): mend the file"
+            f"{path} cannot be imported ({describe(error)}): correct the file"
         ) from error
     finally:
         sys.dont_write_bytecode = writes_no_bytecode
@@ -115,10 +110,10 @@ def _import(path: Path, origin: Path, sha256: str) -> Any:
 
 
 def call_prune(prune: Callable[[str, str], Any], extension: str, filename: str) -> bool:
-    """Ask my_prune; an exception in it is named with the file it was asked about."""
+    """Ask my_prune; ConverterError names the file on which it fails."""
     try:
         return bool(prune(filename, extension))
     except (Exception, SystemExit) as error:
         raise ConverterError(
-            f"my_prune failed on {filename!r} ({describe(error)}): mend the function"
+            f"my_prune failed on {filename!r} ({describe(error)}): correct the function"
         ) from error
