@@ -57,13 +57,9 @@ def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
 def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
     """Fill ``target``, 1-D uint8, from a zlib stream of its size.
 
-    Raises ValueError for anything else.
+    Takes no more memory for a stream that is larger. Raises ValueError for anything else.
     """
-    target[:] = np.frombuffer(inflate(payload, target.nbytes), np.uint8)
-
-
-def inflate(payload: Payload, nbytes: int) -> bytes:
-    """Inflate a zlib stream to exactly ``nbytes``, in no more memory, or raise ValueError."""
+    nbytes = target.nbytes
     try:
         if len(payload) * INFLATION <= INFLATED_AT_ONCE_NBYTES:
             data: bytes = zlib.decompress(payload, bufsize=nbytes)
@@ -76,7 +72,7 @@ def inflate(payload: Payload, nbytes: int) -> bytes:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None
     if not whole:
         raise ValueError("has a chunk that inflates to another size")
-    return data
+    target[:] = np.frombuffer(data, np.uint8)
 
 
 def pays_off(array: np.ndarray) -> bool:

@@ -29,21 +29,17 @@ TIFFFILE = "write my_read and add --custom_read_func: import tifffile; return "
 ONE_PAGE = TIFFFILE + "tifffile.imread(path, key=0)"
 
 
-def decode(data: Bytes) -> Image:
-    """Decode as `decode_file` does."""
-    return decode_file(io.BytesIO(data))
+def decode(source: Bytes | str) -> Image:
+    """Return the pages of a file, or of its bytes, as tifffile gives them.
 
-
-def decode_file(source: str | io.BytesIO) -> Image:
-    """Return the pages as tifffile gives them: ``(H, W[, C])``, ``(C, H, W)`` where planar.
-
-    With several pages, their axes come first; pages of several series are joined in the order
-    of the file. Palettes, min-is-white and CMYK stay as they are.
+    That is ``(H, W[, C])``, or ``(C, H, W)`` where planar. With several pages, their axes come
+    first; pages of several series are joined in the order of the file. Palettes, min-is-white and CMYK stay as they are.
     """
     import tifffile
 
     try:
-        with tifffile.TiffFile(source) as tiff:
+        file = source if isinstance(source, str) else io.BytesIO(source)
+        with tifffile.TiffFile(file) as tiff:
             note = _look_around(tiff)
             count = _count_pages(tiff)
             refuse_too_large(tiff.pages.first.imagelength * tiff.pages.first.imagewidth)

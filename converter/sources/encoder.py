@@ -72,11 +72,7 @@ class Encoder:
     """Read, check and encode samples, one at a time, in this process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._root = settings.root
-        self._store = settings.store
-        self._compression = settings.compression
-        self._choices = settings.choices
-        self._check_decoding = settings.check_decoding
+        self._settings = settings
         self._my_read = None
         path, text = settings.path_functions, settings.functions_text
         if text is not None:
@@ -95,7 +91,7 @@ class Encoder:
         """
         used = buffer.used
         try:
-            return (self._survey if self._choices else self._encode)(key, buffer)
+            return (self._survey if self._settings.choices else self._encode)(key, buffer)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # my_read may raise anything, also SystemExit
@@ -105,11 +101,11 @@ class Encoder:
     def read(self, key: str, buffer: Buffer) -> np.ndarray | Failure:
         """Return what would be stored of a sample, uncompressed."""
         try:
-            path = path_of(self._root, key)
+            path = path_of(self._settings.root, key)
             _regular_file(path)
-            if self._store == "encoded":
+            if self._settings.store == "encoded":
                 return np.frombuffer(images.read_into(path, buffer.view), np.uint8)
-            return self._sample(path, buffer, self._store)[0]
+            return self._sample(path, buffer, self._settings.store)[0]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -123,26 +119,26 @@ class Encoder:
                 f"my_read leaves files open, and no more can be opened ({reason}): close each, as "
                 "`with open(...)` does"
             )
-        return Failure(key, _one_line(reason, self._root))
+        return Failure(key, _one_line(reason, self._settings.root))
 
     def _encode(self, key: str, buffer: Buffer) -> Encoded:
-        path = path_of(self._root, key)
+        path = path_of(self._settings.root, key)
         status = _regular_file(path)  # before it is read: a change behind this shows
-        array, content, note = self._sample(path, buffer, self._store)
-        layout, parts = self._keep(array, content, self._compression, buffer)
+        array, content, note = self._sample(path, buffer, self._settings.store)
+        layout, parts = self._keep(array, content, self._settings.compression, buffer)
         return Encoded(key, layout, parts, status.st_size, status.st_mtime_ns, note)
 
     def _survey(self, key: str, buffer: Buffer) -> Surveyed:
-        path, used = path_of(self._root, key), buffer.used
+        path, used = path_of(self._settings.root, key), buffer.used
         source_nbytes = _regular_file(path).st_size
         samples = {}
-        if any(choice.store == "array" for choice in self._choices):
+        if any(choice.store == "array" for choice in self._settings.choices):
             array, content, _ = self._sample(path, buffer, "array")
             samples["array"] = array.copy(), content
         original = np.frombuffer(images.read_into(path, buffer.view), np.uint8)
         samples["encoded"] = original.copy(), "encoded"
         stored_nbytes, compressed = [], []
-        for choice in self._choices:
+        for choice in self._settings.choices:
             layout, _ = self._keep(*samples[choice.store], choice.compression, buffer)
             stored_nbytes.append(buffer.used - used)
             compressed.append(bool(layout.filters))
@@ -161,7 +157,7 @@ class Encoder:
 
     def _original(self, path: str, buffer: Buffer) -> tuple[np.ndarray, str, Note]:
         data, note = images.read_into(path, buffer.view), Note.NONE
-        if self._check_decoding:
+        if self._settings.check_decoding:
             try:
                 _, note = decode_noted(data, extension_of(path), self._scratch.view)
             except UnreadableError:

@@ -63,7 +63,7 @@ def read_noted(path: str, allocate: Allocate | None = None) -> Image:
     if is_tiff and formats.recognise(formats.magic_of(path), extension) is formats.TIFF:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return tiff.decode_file(path)  # not from memory, for which it may be too large
+            return tiff.decode(path)  # not from memory, for which it may be too large
     return decode_noted(read_bytes(path), extension, allocate)
 
 
