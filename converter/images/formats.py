@@ -30,21 +30,23 @@ class Format(NamedTuple):
     plugin: str
     extensions: tuple[str, ...]
     decode: Callable[[Bytes], Image]
-    magic: bytes  # a regular expression
+    magic: re.Pattern[bytes]
 
 
 JPEG = Format(  # FF D8 FF F7 is JPEG-LS
-    "JPEG", "pillow", ("jpg", "jpeg", "jpe", "jfif", "mpo"), jpeg.decode, rb"\xff\xd8\xff(?!\xf7)"
+    "JPEG",
+    "pillow",
+    ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    jpeg.decode,
+    re.compile(rb"\xff\xd8\xff(?!\xf7)"),
 )
-PNG = Format("PNG", "pillow", ("png", "apng"), png.decode, rb"\x89PNG\r\n\x1a\n")
-GIF = Format("GIF", "pillow", ("gif",), gif.decode, rb"GIF8[79]a")
-WEBP = Format("WebP", "pillow", ("webp",), bitmaps.decode_webp, rb"(?s:RIFF....WEBP)")
-BMP = Format("BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp, rb"BM")
-TIFF = Format("TIFF", "tifffile", ("tif", "tiff"), tiff.decode, rb"II[*+]\0|MM\0[*+]")
-PNM = Format(
-    "PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode, pnm.MAGIC.pattern
-)
-TGA = Format("TGA", "pillow", ("tga",), bitmaps.decode_tga, rb"(?!)")  # none
+PNG = Format("PNG", "pillow", ("png", "apng"), png.decode, re.compile(rb"\x89PNG\r\n\x1a\n"))
+GIF = Format("GIF", "pillow", ("gif",), gif.decode, re.compile(rb"GIF8[79]a"))
+WEBP = Format("WebP", "pillow", ("webp",), bitmaps.decode_webp, re.compile(rb"(?s:RIFF....WEBP)"))
+BMP = Format("BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp, re.compile(rb"BM"))
+TIFF = Format("TIFF", "tifffile", ("tif", "tiff"), tiff.decode, re.compile(rb"II[*+]\0|MM\0[*+]"))
+PNM = Format("PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode, pnm.MAGIC)
+TGA = Format("TGA", "pillow", ("tga",), bitmaps.decode_tga, re.compile(rb"(?!)"))  # none
 FORMATS = (JPEG, PNG, GIF, WEBP, BMP, TIFF, PNM, TGA)
 BY_EXTENSION = {extension: kind for kind in FORMATS for extension in kind.extensions}
 
@@ -79,7 +81,7 @@ def recognise(head: bytes, extension: str) -> Format:
 
     Raises UnreadableError, with the cure, for a format that is not in the table.
     """
-    kind = next((kind for kind in FORMATS if re.match(kind.magic, head)), None)
+    kind = next((kind for kind in FORMATS if kind.magic.match(head)), None)
     if kind is None and extension in TGA.extensions:
         return TGA
     is_canon_raw = kind is TIFF and head.startswith(others.CANON_RAW, 4)

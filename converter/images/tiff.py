@@ -33,7 +33,8 @@ def decode(source: Bytes | str) -> Image:
     """Return the pages of a file, or of its bytes, as tifffile gives them.
 
     That is ``(H, W[, C])``, or ``(C, H, W)`` where planar. With several pages, their axes come
-    first; pages of several series are joined in the order of the file. Palettes, min-is-white and CMYK stay as they are.
+    first; pages of several series are joined in the order of the file. Palettes, min-is-white
+    and CMYK stay as they are.
     """
     import tifffile
 
