@@ -1,4 +1,4 @@
-"""Hold one file open for reading: at any offset, from any thread, in a forked process too."""
+"""Read and write bytes of a file at any offset, on disks and systems that refuse some calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_READ = 1 << 30  # one call returns at most 2 GiB
 #: allocate: 2.8 GB took 0.9 s in pieces of 256 KiB, 2 to 8 s in pieces of 4 MiB (virtual machine).
 LONGEST_WRITE_NBYTES = 256 << 10
 
-#: How a system says that it has not got a call, or not on this disk; all else is an error.
+#: How a system says that it does not have a call, or not on this disk; all else is an error.
 REFUSALS = frozenset(
     (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENODEV,
      errno.ENOLCK)
@@ -36,7 +36,7 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local_path(given: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of what a user named, ``~`` being the home folder as in a shell.
+    """Return the absolute path of what a user named; ``~`` is the home folder, as in a shell.
 
     Links and ``..`` stay as they are. Raises ConverterError for an empty name, for a URL, and for
     the home folder of a user who does not exist.
@@ -49,7 +49,7 @@ def local_path(given: str | os.PathLike[str]) -> Path:
         if url[1].lower() == "file":
             raise ConverterError(f"{text} is a URL: give the path, without file://")
         raise ConverterError(
-            f"{text} is a URL, and files of this machine alone are read and written: give the "
+            f"{text} is a URL, and only files of this machine are read and written: give the "
             "path of a folder where it is mounted, or copy it"
         )
     expanded = os.path.expanduser(text)
@@ -63,12 +63,12 @@ def local_path(given: str | os.PathLike[str]) -> Path:
         return Path(expanded).absolute()
     except OSError as error:
         raise ConverterError(
-            f"{text} cannot be found, for the current folder was removed: change to another"
+            f"{text} cannot be found, because the current folder was removed: change to another"
         ) from error
 
 
 def is_refusal(error: OSError) -> bool:
-    """Tell whether a system refuses a call that can be done without: no bytes are lost by it."""
+    """Tell whether a system refuses a call that is not needed: no bytes are lost."""
     return error.errno in REFUSALS
 
 
@@ -109,37 +109,33 @@ class Spare:
 
     def __init__(self, count: int) -> None:
         self._held: list[int] = []
-        try:
+        with contextlib.suppress(OSError):  # then fewer
             for _ in range(count):
                 self._held.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError:  # then fewer
-            pass
 
     def release(self, count: int | None = None) -> None:
-        """Give so many back, or all."""
+        """Close so many, or all."""
         for _ in range(len(self._held) if count is None else min(count, len(self._held))):
             os.close(self._held.pop())
 
 
 def open_hdf5(path: str | os.PathLike[str]) -> Any:
-    """Return an `h5py.File` to read from, of a disk without locks too."""
+    """Return an `h5py.File` to read from, also on a disk without locks."""
     import h5py  # not all who read files need it
 
     try:
         return h5py.File(path, "r")
-    except BlockingIOError:  # open in another program
-        raise
-    except OSError as error:
-        if "lock file" not in str(error):
+    except OSError as error:  # BlockingIOError: another program has it open
+        if isinstance(error, BlockingIOError) or "lock file" not in str(error):
             raise
         return h5py.File(path, "r", locking=False)
 
 
 class Handle:
-    """A file descriptor that closes with the last who uses it.
+    """A file open for reading, from any thread and in forked processes; its last user closes it.
 
     A shared lock, where the file system has them, keeps HDF5 from opening the file for
-    writing meanwhile: that would cut off the tail, and a mapped file must not be cut.
+    writing meanwhile: that would cut off the index, and a mapped file must not be cut.
     """
 
     def __init__(self, path: str) -> None:
@@ -174,7 +170,7 @@ class Handle:
         return data
 
     def map(self, begin: int, end: int) -> tuple[mmap.mmap, int]:
-        """Map a part of the file; return the map and where in it ``begin`` lies.
+        """Map a part of the file; return the map and the offset of ``begin`` in it.
 
         Raises OSError where the disk cannot map: see `is_refusal`.
         """
@@ -183,9 +179,9 @@ class Handle:
         return mapped, begin - start
 
     def reopened(self) -> io.FileIO:
-        """Open the same file anew, with a file position of its own.
+        """Open the same file again, with a file position of its own.
 
-        Raises LoadError when another file has its name by now and the system cannot find it.
+        Raises LoadError when another file has its name now, and the system cannot find this one.
         """
         for path in (self.path, f"/proc/self/fd/{self.fd}"):
             try:
@@ -212,7 +208,7 @@ class Handle:
 
 
 def open_handle(path: os.PathLike[str]) -> Handle:
-    """Open a file. Raises ConverterError where it cannot be."""
+    """Open the file that ``--path_output`` names, or raise ConverterError."""
     if os.path.isdir(path):
         raise ConverterError(f"{path} is a folder: --path_output names the HDF5 file")
     try:
@@ -244,7 +240,11 @@ def write_at(file: io.FileIO, data: memoryview, offset: int) -> None:
     start = 0
     while start < len(data):
         piece = data[start : start + LONGEST_WRITE_NBYTES]
-        written = _write_once(file, piece, offset + start)
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(file.fileno(), piece, offset + start)
+        else:  # Windows
+            file.seek(offset + start)
+            written = file.write(piece)
         if not written:
             raise OSError(errno.EIO, "nothing was written")
         start += written
@@ -253,10 +253,3 @@ def write_at(file: io.FileIO, data: memoryview, offset: int) -> None:
 def open_to_write(path: str | os.PathLike[str]) -> io.FileIO:
     """Open an existing file to write into it."""
     return io.FileIO(os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0)), "r+")
-
-
-def _write_once(file: io.FileIO, data: memoryview, offset: int) -> int:
-    if hasattr(os, "pwrite"):
-        return os.pwrite(file.fileno(), data, offset)
-    file.seek(offset)  # Windows
-    return file.write(data)

@@ -1,4 +1,4 @@
-"""Do one thing to many items in several threads of this process, where that is faster."""
+"""Call a function for many items, in several threads of this process where that is faster."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-#: Of CPU time. Below, threads wait for Python's lock longer than they gain: two threads had 0.4 to
+#: CPU time. For less, threads wait for Python's lock longer than they gain: two threads had 0.4 to
 #: 0.9 of the rate of one at 7 to 64 us an item, and 1.2 to 1.9 times it from 100 us on, whether
 #: arrays were copied, inflated or decoded. Without measuring, batches of 64 x 64 masks took 1.3 to
 #: 1.9 times as long.
 SECONDS_AN_ITEM = 80e-6
-SECONDS_A_THREAD = 200e-6  # at least: it takes 50 us to set to work
+SECONDS_A_THREAD = 200e-6  # at least: a thread takes 50 us to start on its work
 
 
 class Threads:
     """Threads that start when first needed, anew in a forked process.
 
-    ``count`` None: as many as there are cores, but one in a worker process, which has others
+    ``count`` None: as many as there are cores, but one in a worker process, because others run
     beside it.
     """
 
@@ -38,9 +38,9 @@ class Threads:
         self._seconds: float | None = None  # of CPU time that an item took last
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Return ``function(item)`` for each, in order; raises what the first failing one did.
+        """Return ``function(item)`` for each, in order; raise what the first failing call raised.
 
-        How long items take is measured. The caller's thread is one of those at work.
+        Measures how long items take. The caller's thread is one of those at work.
         """
         if self.count == 1 or len(items) < 2:
             return [function(item) for item in items]
@@ -51,7 +51,9 @@ class Threads:
         futures = [self._executor().submit(tasks.work) for _ in range(others)]
         self._work(tasks)
         wait([future for future in futures if not future.cancel()])
-        return tasks.results()
+        if tasks.errors:
+            raise tasks.errors[min(tasks.errors)]
+        return tasks.results
 
     def _others(self, items: int) -> int:
         """Return how many threads should help."""
@@ -71,19 +73,19 @@ class Threads:
         return self._pool[1]
 
     def close(self) -> None:
-        """Let the threads of this process end."""
+        """End the threads of this process."""
         pool, self._pool = self._pool, None
         if pool is not None and pool[0] == os.getpid():
             pool[1].shutdown(wait=False)
 
 
 class _Tasks:
-    """Items to be done, each by the thread that comes first."""
+    """Items, each of which the first free thread takes."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self._function, self._items = function, items
-        self._results: list[Any] = [None] * len(items)
-        self._errors: dict[int, BaseException] = {}
+        self.results: list[Any] = [None] * len(items)
+        self.errors: dict[int, BaseException] = {}
         self._left = deque(range(len(items)))
 
     def work(self, most: int | None = None) -> int:
@@ -96,43 +98,28 @@ class _Tasks:
                 break
             done += 1
             try:
-                self._results[n] = self._function(self._items[n])
+                self.results[n] = self._function(self._items[n])
             except BaseException as error:
-                self._errors[n] = error
+                self.errors[n] = error
                 self._left.clear()
         return done
 
-    def results(self) -> list[Any]:
-        """Return all results in order. Raises what the first failing item did."""
-        if self._errors:
-            raise self._errors[min(self._errors)]
-        return self._results
-
 
 def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the cores this process may use: affinity, cut by the container's CPU quota."""
+    """Return the cores this process may use: its affinity, limited by the container's quota."""
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         with contextlib.suppress(OSError):  # in a sandbox that refuses to tell
             allowed = len(os.sched_getaffinity(0))
-    quota = _quota_v2(cgroup_root) or _quota_v1(cgroup_root)
-    return max(1, min(allowed, math.ceil(quota)) if quota else allowed)
-
-
-def _quota_v2(root: Path) -> float | None:
-    """Read ``cpu.max``: "QUOTA PERIOD" in microseconds, or "max PERIOD" (kernel, cgroup-v2)."""
-    words = _read(root / "cpu.max").split()
-    if len(words) == 2 and words[0].isdigit() and int(words[1]):
-        return int(words[0]) / int(words[1])
-    return None
-
-
-def _quota_v1(root: Path) -> float | None:
-    quota = _read(root / "cpu" / "cpu.cfs_quota_us").strip()
-    period = _read(root / "cpu" / "cpu.cfs_period_us").strip()
-    if quota.isdigit() and period.isdigit() and int(period):
-        return int(quota) / int(period)
-    return None
+    # cgroup-v2 has "QUOTA PERIOD" in microseconds, or "max PERIOD"; v1 has a file for each
+    words = _read(cgroup_root / "cpu.max").split()
+    if not words:
+        words = [
+            _read(cgroup_root / "cpu" / f"cpu.cfs_{n}_us").strip() for n in ("quota", "period")
+        ]
+    if len(words) == 2 and all(map(str.isdigit, words)) and int(words[0]) and int(words[1]):
+        return max(1, min(allowed, math.ceil(int(words[0]) / int(words[1]))))
+    return allowed
 
 
 def _read(path: Path) -> str:

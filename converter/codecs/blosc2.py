@@ -1,4 +1,4 @@
-"""Blosc2 frames, the payloads of HDF5's filter 32026, made and undone without HDF5."""
+"""Encode and decode Blosc2 frames, the payloads of HDF5's filter 32026, without HDF5."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def _module() -> ModuleType:
 
 @functools.cache
 def _forget_environment() -> None:
-    """Have nothing override the settings: two runs would give other bytes."""
+    """Let no variable override the settings: the same file would give other bytes."""
     for name in [name for name in os.environ if name.startswith("BLOSC_")]:
         del os.environ[name]
 
 
 def typesize_of(shape: tuple[int, ...], itemsize: int) -> int:
-    """Return the bytes after which values repeat: those of a pixel, else of an item."""
+    """Return the bytes of a pixel, or of an item of other arrays."""
     size = shape[-1] * itemsize if len(shape) >= 3 and shape[-1] <= 4 else itemsize
     return size if size <= LARGEST_TYPESIZE else 1
 
@@ -72,16 +72,16 @@ def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipe
 
 
 def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
-    """Tell whether filters that end with this one are as here: alone, with chunks in one row.
+    """Tell whether `decode` can undo filters that end with this one.
 
-    HDF5's plugin cuts chunks of several dimensions, which it records behind these values, into
-    blocks in another order.
+    It must stand alone. HDF5's plugin cuts chunks of several dimensions, whose shape it records
+    behind these values, into blocks in another order.
     """
     return len(filters) == 1 and len(filters[0][1]) <= VALUES
 
 
 def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
-    """Return the frame of the bytes of a chunk, which is not empty."""
+    """Return the frame of a chunk's bytes, of which there is at least one."""
     blosc2 = _module()
     _forget_environment()
     typesize, level = values[2], values[4]
@@ -110,7 +110,7 @@ def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
 def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
     """Fill ``target``, 1-D uint8, from the frame of a chunk of its size.
 
-    ``threads`` at most share the work. Raises ValueError for anything else.
+    At most ``threads`` share the work. Raises ValueError for anything else.
     """
     blosc2 = _module()
     data = memoryview(payload)
@@ -119,23 +119,20 @@ def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
     head, frame, nbytes, stored, _, _, chunk_nbytes = FRAME_HEAD.unpack_from(data)
     if frame != len(data) or nbytes != target.nbytes or chunk_nbytes != target.nbytes:
         raise ValueError("has a chunk that inflates to another size")
-    try:
-        if stored == 0:  # one value repeated: there is no chunk
-            whole = blosc2.schunk_from_cframe(bytes(data), False)
-            whole.dparams = blosc2.DParams(nthreads=1)
-            whole.decompress_chunk(0, target)
-            return
-        # past the frame, whose reading takes longer than that of a small chunk
+    inner_nbytes = 0
+    if stored:  # else one value is repeated, and there is no inner chunk
         if not 0 < head <= len(data) - CHUNK_HEAD_NBYTES:
             raise ValueError("has a chunk that is no Blosc2 frame")
         inner, _, inner_nbytes = CHUNK_HEAD.unpack_from(data, head)
         if inner != target.nbytes or not CHUNK_HEAD_NBYTES <= inner_nbytes <= len(data) - head:
             raise ValueError("has a chunk that inflates to another size")
-        blocks = target.nbytes // BLOCK_NBYTES // BLOCKS_A_THREAD
-        chunk = data[head : head + inner_nbytes]
-        try:
-            blosc2.decompress2(chunk, dst=target, nthreads=max(1, min(threads, blocks)))
-        except ValueError as error:
-            raise RuntimeError(str(error)) from None
-    except RuntimeError as error:
+    try:
+        if stored:  # without the frame, which takes longer to open than a small chunk to decode
+            most = max(1, min(threads, target.nbytes // BLOCK_NBYTES // BLOCKS_A_THREAD))
+            blosc2.decompress2(data[head : head + inner_nbytes], dst=target, nthreads=most)
+        else:
+            whole = blosc2.schunk_from_cframe(bytes(data), False)
+            whole.dparams = blosc2.DParams(nthreads=1)
+            whole.decompress_chunk(0, target)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None

@@ -1,4 +1,4 @@
-"""The table of codecs: each is a module of this folder, and all about it is asked for here."""
+"""The table of codecs: each is a module of this folder, and is used through this one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from converter.errors import ConverterError
 class Codec(Protocol):
     """What each module of a codec has."""
 
-    #: After ``--compression=``, and of its filter in HDF5.
+    #: The name in ``--compression=NAME``, and the number of its filter in HDF5.
     NAME: str
     FILTER: int
     LEVELS: range
@@ -35,7 +35,7 @@ class Codec(Protocol):
     NEEDS_INDEX_CHECKSUM: bool
     #: The bytes that one byte decodes to at most.
     INFLATION: int
-    #: The largest items that it takes, if there is a limit.
+    #: The largest items that it encodes, if there is a limit.
     LARGEST_ITEM_NBYTES: int | None
     #: A part of the root attribute ``format``: counts up when the same array gives other bytes.
     PAYLOAD_VERSION: int
@@ -47,7 +47,7 @@ class Codec(Protocol):
         """Return the filters of a dataset: its own, perhaps behind SHUFFLE."""
 
     def can_decode(self, filters: FilterPipeline, itemsize: int) -> bool:
-        """Tell whether filters of a file, of which the last is its own, are as it makes them."""
+        """Tell whether it can decode filters of a file, of which the last is its own."""
 
     def encode(self, data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
         """Return the payload of a chunk's bytes; ``values`` are those of its filter."""
@@ -59,12 +59,12 @@ class Codec(Protocol):
 _CODECS: tuple[Codec, ...] = (gzip, zstd, blosc2)
 CODECS = {codec.NAME: codec for codec in _CODECS}
 BY_FILTER = {codec.FILTER: codec for codec in _CODECS}
-#: Of filters that are not known here.
+#: What is assumed of filters that are not known here.
 MOST_INFLATION = 1 << 15
 
 
 class Compression(NamedTuple):
-    """A compression as it is asked for: "auto" and "none" have no level."""
+    """What ``--compression`` names; "auto" and "none" have no level."""
 
     name: str
     level: int | None = None
@@ -105,15 +105,14 @@ def parse_compression(text: str) -> Compression:
     Raises ConverterError, saying what there is.
     """
     name, colon, level = text.partition(":")
-    found = next((one for one in ALL if one.name == name), None)
-    if found is None or (colon and name not in CODECS):
-        names = ", ".join(one.name for one in ALL)
+    by_name = {one.name: one for one in ALL}
+    if name not in by_name or (colon and name not in CODECS):
         raise ConverterError(
-            f"{text!r} is none of {names} (a level may follow the last {len(CODECS)}, as in "
-            f"{OF_AUTO.name}:6)"
+            f"{text!r} is none of {', '.join(by_name)} (a level may follow the last "
+            f"{len(CODECS)}, as in {OF_AUTO.name}:6)"
         )
     if not colon:
-        return found
+        return by_name[name]
     levels = CODECS[name].LEVELS
     if level.isascii() and level.isdigit() and int(level) in levels:
         return Compression(name, int(level))
@@ -150,7 +149,7 @@ def encode(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
 def decode(payload: Payload, filters: FilterPipeline, target: np.ndarray, threads: int = 1) -> None:
     """Fill ``target``, C-contiguous and as large as one chunk, from a payload.
 
-    ``threads`` at most share the work. Raises ValueError when the payload does not come to
+    At most ``threads`` share the work. Raises ValueError when the payload does not decode to
     exactly that.
     """
     raw = as_bytes(target)
@@ -178,14 +177,14 @@ def is_decodable(filters: FilterPipeline, itemsize: int) -> bool:
 
 def needs_index_checksum(filters: FilterPipeline) -> bool:
     """Tell whether damage of a payload would pass its filters unnoticed."""
-    found = (BY_FILTER.get(number) for number, _ in filters)
-    return any(codec is not None and codec.NEEDS_INDEX_CHECKSUM for codec in found)
+    codecs = (BY_FILTER.get(number) for number, _ in filters)
+    return any(codec is not None and codec.NEEDS_INDEX_CHECKSUM for codec in codecs)
 
 
 def inflation(filters: Sequence[int]) -> int:
-    """Return how many bytes filters, by their numbers, can make of one at most.
+    """Return how many bytes filters, by their numbers, can make of one byte at most.
 
-    It is never less than deflate's, for HDF5 need not store chunks that nothing was written to.
+    At least what deflate can: HDF5 need not store chunks that nothing was written to.
     """
     known = {SHUFFLE: 1, **{codec.FILTER: codec.INFLATION for codec in _CODECS}}
     return max(gzip.INFLATION, *(known.get(number, MOST_INFLATION) for number in filters), 0)

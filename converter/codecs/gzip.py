@@ -1,4 +1,4 @@
-"""Deflate, HDF5's own filter 1, by zlib or zlib-ng; tell for which arrays it is worth while."""
+"""Encode and decode HDF5's own filter 1, deflate; tell for which arrays it pays off."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PAYLOAD_VERSION = 1
 SMALLEST_COMPRESSED_NBYTES = 4096
 SAMPLE_PIECES = 8
 SAMPLE_PIECE_NBYTES = 512
-#: How much smaller an array must become for its inflating to be worth the time.
+#: How much smaller an array must become: below, decoding costs more time than reading saves.
 WORTHWHILE_RATIO = 3.0
-#: What inflates to at most this much even if it lies is inflated in one go, which is quicker.
+#: A payload that cannot inflate to more than this is inflated in one call, which is quicker.
 INFLATED_AT_ONCE_NBYTES = 16 << 20
 
 
@@ -44,13 +44,11 @@ def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipe
     return after_shuffle(FILTER, (level,), dtype.itemsize)
 
 
-def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
-    """Tell whether filters that end with this one are as here: alone or behind a shuffle."""
-    return is_alone_or_shuffled(filters, itemsize)
+can_decode = is_alone_or_shuffled
 
 
 def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
-    """Return the zlib stream of bytes."""
+    """Return the zlib stream of a chunk's bytes."""
     # a fresh compressor for each chunk: zlib-ng issue 2100
     stream: bytes = zlib.compress(data, values[0])
     return stream
@@ -59,13 +57,9 @@ def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
 def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
     """Fill ``target``, 1-D uint8, from a zlib stream of its size.
 
-    Raises ValueError for anything else.
+    Takes no more memory for a stream that is larger. Raises ValueError for anything else.
     """
-    target[:] = np.frombuffer(inflate(payload, target.nbytes), np.uint8)
-
-
-def inflate(payload: Payload, nbytes: int) -> bytes:
-    """Inflate a zlib stream that must come to exactly ``nbytes``, taking no more memory."""
+    nbytes = target.nbytes
     try:
         if len(payload) * INFLATION <= INFLATED_AT_ONCE_NBYTES:
             data: bytes = zlib.decompress(payload, bufsize=nbytes)
@@ -78,7 +72,7 @@ def inflate(payload: Payload, nbytes: int) -> bytes:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None
     if not whole:
         raise ValueError("has a chunk that inflates to another size")
-    return data
+    target[:] = np.frombuffer(data, np.uint8)
 
 
 def pays_off(array: np.ndarray) -> bool:

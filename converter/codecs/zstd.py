@@ -1,4 +1,4 @@
-"""Zstandard frames, the payloads of HDF5's filter 32015, made and undone without HDF5."""
+"""Encode and decode Zstandard frames, the payloads of HDF5's filter 32015, without HDF5."""
 
 from __future__ import annotations
 
@@ -37,13 +37,11 @@ def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipe
     return after_shuffle(FILTER, (level,), dtype.itemsize)
 
 
-def can_decode(filters: FilterPipeline, itemsize: int) -> bool:
-    """Tell whether filters that end with this one are as here: alone or behind a shuffle."""
-    return is_alone_or_shuffled(filters, itemsize)
+can_decode = is_alone_or_shuffled
 
 
 def encode(data: bytes | np.ndarray, values: tuple[int, ...]) -> bytes:
-    """Return one frame of bytes, with its content size."""
+    """Return the frame of a chunk's bytes, which names their number."""
     frame: bytes = _compressor(values[0]).compress(data)
     return frame
 
@@ -59,17 +57,13 @@ def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
         if zstandard.get_frame_parameters(payload).content_size != target.nbytes:
             raise ValueError("has a chunk that inflates to another size")
         with _decompressor().stream_reader(payload, read_across_frames=True) as reader:
-            if _fill(reader, target) != target.nbytes or reader.read(1):
+            done = 0
+            while done < target.nbytes and (count := reader.readinto(target[done:])):
+                done += count
+            if done != target.nbytes or reader.read(1):
                 raise ValueError("has a chunk that inflates to another size")
     except zstandard.ZstdError as error:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None
-
-
-def _fill(reader: Any, target: np.ndarray) -> int:
-    done = 0
-    while done < target.nbytes and (count := reader.readinto(target[done:])):
-        done += count
-    return done
 
 
 @functools.cache
@@ -81,9 +75,8 @@ def _compressor(level: int) -> Any:
 
 def _decompressor() -> Any:
     """Return this thread's own: making one takes longer than a small chunk."""
-    found = getattr(_of_thread, "decompressor", None)
-    if found is None:
+    if not hasattr(_of_thread, "decompressor"):
         import zstandard
 
-        found = _of_thread.decompressor = zstandard.ZstdDecompressor()
-    return found
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    return _of_thread.decompressor

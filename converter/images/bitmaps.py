@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 from converter.errors import UnreadableError
 from converter.images.picture import Bytes, Image, open_with_pillow
 from converter.samples import Note
+
+#: Of BITMAPFILEHEADER and BITMAPINFOHEADER: offset of the pixels, size of the second header,
+#: width, height, bits a pixel, compression.
+BMP_HEADER = struct.Struct("<10xIIii2xHI20x")
 
 
 def decode_bmp(data: Bytes) -> Image:
@@ -19,7 +25,7 @@ def decode_tga(data: Bytes) -> Image:
     """Return ``(H, W)`` or ``(H, W, C)``, its first row on top."""
     kind, entry_bits, bits = (data[2] & 7, data[7], data[16]) if len(data) > 16 else (0, 0, 0)
     if (kind == 2 and bits not in (24, 32)) or (kind == 1 and entry_bits not in (24, 32)):
-        raise UnreadableError(  # readers disagree on the sixteenth bit
+        raise UnreadableError(  # readers disagree about the sixteenth bit
             f"a TGA with colours of {bits if kind == 2 else entry_bits} bits: write my_read and "
             "add --custom_read_func: import PIL.Image, numpy; "
             "return numpy.array(PIL.Image.open(path))"
@@ -29,7 +35,7 @@ def decode_tga(data: Bytes) -> Image:
 
 def decode_webp(data: Bytes) -> Image:
     """Return ``(H, W, C)``, RGB or RGBA; of an animation ``(N, H, W, C)``."""
-    with open_with_pillow(data, ("WEBP",)) as image:
+    with open_with_pillow(data, "WEBP") as image:
         count = getattr(image, "n_frames", 1)
         if count == 1:
             return Image(np.array(image))
@@ -41,7 +47,7 @@ def decode_webp(data: Bytes) -> Image:
 
 
 def _decode(data: Bytes, name: str) -> Image:
-    with open_with_pillow(data, (name,)) as image:
+    with open_with_pillow(data, name) as image:
         if image.mode != "P":
             return Image(np.array(image))
         image.load()
@@ -50,15 +56,13 @@ def _decode(data: Bytes, name: str) -> Image:
 
 
 def _refuse_unused_channel(data: bytes) -> None:
-    """Refuse a BMP of 32 bits with values in the byte that its format says is not used."""
-    if len(data) < 54 or int.from_bytes(data[14:18], "little") < 40:
+    """Refuse a BMP of 32 bits with values in the byte that its header says is not used."""
+    if len(data) < BMP_HEADER.size:
         return
-    bits, compression = data[28] | data[29] << 8, int.from_bytes(data[30:34], "little")
-    if bits != 32 or compression != 0:
+    begin, header_nbytes, width, height, bits, compression = BMP_HEADER.unpack_from(data)
+    if header_nbytes < 40 or bits != 32 or compression != 0:
         return
-    width = int.from_bytes(data[18:22], "little", signed=True)
-    height = abs(int.from_bytes(data[22:26], "little", signed=True))
-    begin = int.from_bytes(data[10:14], "little")
+    height = abs(height)
     fourth = np.frombuffer(data, np.uint8)[begin + 3 : begin + 4 * max(width, 0) * height : 4]
     if fourth.size and fourth.min() != fourth.max():
         raise UnreadableError(

@@ -7,10 +7,11 @@ from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 class Disposal(Enum):
-    """What becomes of a frame's rectangle before the next frame is drawn."""
+    """What happens to a frame's rectangle before the next frame is drawn."""
 
     KEEP = 0
     CLEAR = 1
@@ -25,7 +26,7 @@ class Frame(NamedTuple):
     top: int
     left: int
     disposal: Disposal
-    is_blended: bool  # drawn over what is there, or in its place
+    is_blended: bool  # drawn over what is there; else it replaces that
 
 
 class Background(NamedTuple):
@@ -36,18 +37,16 @@ class Background(NamedTuple):
 
 
 def compose(
-    frames: Iterable[Frame], count: int, height: int, width: int, background: Background
+    frames: Iterable[Frame], shape: tuple[int, int, int], dtype: DTypeLike, background: Background
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is seen after each frame: colours ``(N, H, W, C)``, alpha ``(N, H, W)``."""
-    colours = alpha = canvas = opacity = None
+    """Return what is seen after each of N frames: colours ``(N, H, W, C)``, alpha ``(N, H, W)``.
+
+    ``shape`` is ``(N, H, W)``; all frames have the same dtype.
+    """
+    colours, alpha = np.empty((*shape, len(background.colour)), dtype), np.empty(shape, dtype)
+    canvas, opacity = np.empty(colours.shape[1:], dtype), np.empty(alpha.shape[1:], dtype)
+    canvas[:], opacity[:] = background
     for n, frame in enumerate(frames):
-        if canvas is None or opacity is None or colours is None or alpha is None:
-            channels, dtype = frame.colours.shape[2], frame.colours.dtype
-            colours = np.empty((count, height, width, channels), dtype)
-            alpha = np.empty((count, height, width), dtype)
-            canvas = np.empty((height, width, channels), dtype)
-            opacity = np.empty((height, width), dtype)
-            canvas[:], opacity[:] = background
         rows = slice(frame.top, frame.top + frame.alpha.shape[0])
         columns = slice(frame.left, frame.left + frame.alpha.shape[1])
         box = (rows, columns)
@@ -61,8 +60,6 @@ def compose(
             canvas[box], opacity[box] = background
         elif frame.disposal is Disposal.PREVIOUS:
             canvas[box], opacity[box] = before
-    if colours is None or alpha is None:
-        raise ValueError("an animation without frames")
     return colours, alpha
 
 

@@ -1,13 +1,14 @@
 """The table of formats that the default reader reads, each by the plugin named for it.
 
-A format is in it where tests/test_formats.py proves that values, depth, channels and frames
-come through whole. What a file is, its first bytes decide, and its extension only for TGA,
-which has none of its own. `others` knows what is not in the table, and who reads it.
+A format is in it if tests/sources/test_formats.py proves that values, depth, channels and frames
+come through whole. The first bytes of a file decide what it is; the extension does so only for
+TGA, which has no such bytes. `others` knows what is not in the table, and who reads it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -23,26 +24,32 @@ REVISION = 1
 
 
 class Format(NamedTuple):
-    """A format: what decodes it, and the extensions it is known by."""
+    """A format: what decodes it, its extensions, and how its files begin."""
 
     name: str
     plugin: str
     extensions: tuple[str, ...]
     decode: Callable[[Bytes], Image]
+    magic: re.Pattern[bytes]
 
 
-JPEG = Format("JPEG", "pillow", ("jpg", "jpeg", "jpe", "jfif", "mpo"), jpeg.decode)
-PNG = Format("PNG", "pillow", ("png", "apng"), png.decode)
-GIF = Format("GIF", "pillow", ("gif",), gif.decode)
-WEBP = Format("WebP", "pillow", ("webp",), bitmaps.decode_webp)
-BMP = Format("BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp)
-TIFF = Format("TIFF", "tifffile", ("tif", "tiff"), tiff.decode)
-PNM = Format("PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode)
-TGA = Format("TGA", "pillow", ("tga",), bitmaps.decode_tga)
+JPEG = Format(  # FF D8 FF F7 is JPEG-LS
+    "JPEG",
+    "pillow",
+    ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    jpeg.decode,
+    re.compile(rb"\xff\xd8\xff(?!\xf7)"),
+)
+PNG = Format("PNG", "pillow", ("png", "apng"), png.decode, re.compile(rb"\x89PNG\r\n\x1a\n"))
+GIF = Format("GIF", "pillow", ("gif",), gif.decode, re.compile(rb"GIF8[79]a"))
+WEBP = Format("WebP", "pillow", ("webp",), bitmaps.decode_webp, re.compile(rb"(?s:RIFF....WEBP)"))
+BMP = Format("BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp, re.compile(rb"BM"))
+TIFF = Format("TIFF", "tifffile", ("tif", "tiff"), tiff.decode, re.compile(rb"II[*+]\0|MM\0[*+]"))
+PNM = Format("PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode, pnm.MAGIC)
+TGA = Format("TGA", "pillow", ("tga",), bitmaps.decode_tga, re.compile(rb"(?!)"))  # none
 FORMATS = (JPEG, PNG, GIF, WEBP, BMP, TIFF, PNM, TGA)
 BY_EXTENSION = {extension: kind for kind in FORMATS for extension in kind.extensions}
 
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LONGEST_HEAD = others.LONGEST_HEAD
 
 
@@ -51,14 +58,8 @@ def extension_of(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def plugin_of(extension: str) -> str | None:
-    """Return what reads files of an extension; None for one that is not in the table."""
-    kind = BY_EXTENSION.get(extension_of(extension))
-    return kind.plugin if kind else None
-
-
 def decode_noted(data: Bytes, extension: str, allocate: Allocate | None = None) -> Image:
-    """Decode what a file of that extension holds, into ``allocate(nbytes)`` where it can be."""
+    """Decode the content of a file, into ``allocate(nbytes)`` where the decoder can."""
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
     if kind is JPEG and (image := jpeg.decode_fast(data, allocate)):
         return image
@@ -68,9 +69,9 @@ def decode_noted(data: Bytes, extension: str, allocate: Allocate | None = None) 
 
 
 def decode_image(data: Bytes, extension: str) -> np.ndarray:
-    """Decode as `decode_noted` does, noticing nothing; in any thread.
+    """Decode as `decode_noted` does, in any thread; return the array alone.
 
-    Warnings are the caller's to see: keeping them back is not safe in threads.
+    It does not hide warnings, because that is not safe in threads.
     """
     return recognise(bytes(data[:LONGEST_HEAD]), extension).decode(data).array
 
@@ -80,50 +81,28 @@ def recognise(head: bytes, extension: str) -> Format:
 
     Raises UnreadableError, with the cure, for a format that is not in the table.
     """
-    kind = _own(head)
+    kind = next((kind for kind in FORMATS if kind.magic.match(head)), None)
     if kind is None and extension in TGA.extensions:
         return TGA
-    other = others.recognise(head) if kind is None else None
-    if kind is TIFF and head.startswith(others.CANON_RAW, 4):
-        other = others.BY_EXTENSION["cr2"]
-    if other is None and kind is not None:
+    is_canon_raw = kind is TIFF and head.startswith(others.CANON_RAW, 4)
+    if kind is not None and not is_canon_raw:
         return kind
     if not head:
         raise UnreadableError("an empty file")
-    if other is None:
-        other = others.BY_EXTENSION.get(extension)
-        if other is not None and other.magic:  # what it is called, it is not
-            other = None
-    if other is None and extension in BY_EXTENSION:
-        raise UnreadableError(
-            "not an image that the default reader knows, by its first bytes: damaged, or no "
-            f"{BY_EXTENSION[extension].name}"
-        )
-    if other is None:
-        raise UnreadableError(
-            f"not an image that the default reader knows, by its first bytes: {others.UNKNOWN}"
-        )
-    raise UnreadableError(f"it is {other.name}, not read by default: {other.cure}")
-
-
-def _own(head: bytes) -> Format | None:
-    if head.startswith(b"\xff\xd8\xff") and head[3:4] != b"\xf7":  # that is JPEG-LS
-        return JPEG
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PNG
-    if head.startswith(TIFF_MAGIC):
-        return TIFF
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return GIF
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return WEBP
-    if head.startswith(b"BM"):
-        return BMP
-    return PNM if pnm.MAGIC.match(head) else None
+    other = others.BY_EXTENSION["cr2"] if is_canon_raw else others.recognise(head)
+    named = others.BY_EXTENSION.get(extension)
+    if other is None and named is not None and not named.magic:  # else it would have been found
+        other = named
+    if other is not None:
+        raise UnreadableError(f"it is {other.name}, not read by default: {other.cure}")
+    what = others.UNKNOWN
+    if extension in BY_EXTENSION:
+        what = f"it is damaged, or not a {BY_EXTENSION[extension].name} file"
+    raise UnreadableError(f"not an image that the default reader knows, by its first bytes: {what}")
 
 
 def refuse_unread(extensions: Iterable[str], *, reader: str, store: str) -> None:
-    """Raise ConverterError for extensions of which no file can be read."""
+    """Raise ConverterError for an extension whose files the reader cannot read."""
     for name in extensions:
         extension = extension_of(name)
         other = others.BY_EXTENSION.get(name, others.BY_EXTENSION.get(extension))
@@ -136,7 +115,7 @@ def refuse_unread(extensions: Iterable[str], *, reader: str, store: str) -> None
         if store == "encoded":
             raise ConverterError(
                 f"--ext={name} names files that the default reader cannot decode: add "
-                "--skip_decode_check, which stores them as they are without a look"
+                "--skip_decode_check to store them as they are, unchecked"
             )
         what = f"{other.name}: {other.cure}" if other else others.UNKNOWN
         who = "OpenCV" if reader == "opencv" else "the default reader"

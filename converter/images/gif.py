@@ -49,13 +49,9 @@ def decode(data: Bytes) -> Image:
     channels = 1 if is_gray else 3
     is_opaque = background is not None and all(p.transparent is None for p in pictures)
     colour = background[:channels] if background is not None and is_opaque else (0,) * channels
-    colours, alpha = compose(
-        (_frame(picture, channels) for picture in pictures),
-        len(pictures),
-        height,
-        width,
-        Background(colour, 255 if is_opaque else 0),
-    )
+    frames = (_frame(picture, channels) for picture in pictures)
+    under = Background(colour, 255 if is_opaque else 0)
+    colours, alpha = compose(frames, (len(pictures), height, width), np.uint8, under)
     if pictures[0].transparent is not None or not alpha.all():
         colours = np.concatenate((colours, alpha[..., None]), axis=3)
     elif is_gray:
@@ -78,13 +74,13 @@ def _frame(picture: _Picture, channels: int) -> Frame:
 
 
 def _expand(picture: _Picture) -> np.ndarray:
-    """Return the indices of a picture, by way of a GIF that holds nothing else."""
+    """Return the colour indices of a picture, which Pillow decodes from a GIF of its own."""
     size = picture.width.to_bytes(2, "little") + picture.height.to_bytes(2, "little")
     flags = INTERLACED if picture.is_interlaced else 0
     alone = b"".join(
         (SIGNATURES[1], size, bytes(3), b",", bytes(4), size, bytes([flags]), picture.data, b";")
     )
-    with open_with_pillow(alone, ("GIF",)) as image:  # without a table indices are grays
+    with open_with_pillow(alone, "GIF") as image:  # without a table indices are grays
         return np.asarray(image)
 
 
@@ -114,21 +110,18 @@ def _pictures(data: bytes, offset: int, shared: np.ndarray | None) -> Iterator[_
         elif kind == IMAGE:
             left, top, width, height = (_number(data, offset + n) for n in (1, 3, 5, 7))
             refuse_too_large(width * height)
-            flags = data[offset + 9]
-            table, begin = _table(data, flags, offset + 10)
+            is_interlaced = bool(data[offset + 9] & INTERLACED)
+            table, begin = _table(data, data[offset + 9], offset + 10)
             offset = _behind_blocks(data, begin + 1)
             if table is None:
                 table = shared if shared is not None else _RAMP
-            interlaced = bool(flags & INTERLACED)
-            pixels = data[begin:offset]
-            yield _Picture(
-                left, top, width, height, interlaced, table, transparent, disposal, pixels
-            )
+            box, pixels = (left, top, width, height), data[begin:offset]
+            yield _Picture(*box, is_interlaced, table, transparent, disposal, pixels)
             transparent, disposal, count = None, Disposal.KEEP, count + 1
         elif kind == 0 and count:  # filler
             offset += 1
         else:
-            raise UnreadableError(f"a damaged GIF: an unknown block behind {count} pictures")
+            raise UnreadableError(f"a damaged GIF: an unknown block after picture {count}")
     if not count:
         raise UnreadableError("a GIF without a picture")
 

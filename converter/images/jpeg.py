@@ -1,4 +1,4 @@
-"""Decode JPEG: simplejpeg where it gives Pillow's pixels, else Pillow."""
+"""Decode JPEG: with simplejpeg where it gives Pillow's pixels, else with Pillow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ try:
 except ImportError:  # optional: replaces Pillow's JPEG decoding, 1.4 times as fast
     HAS_SIMPLEJPEG = False
 
-LONGEST_HEAD = 1 << 16  # looked at before the segments of a JPEG are taken apart
+LONGEST_HEAD = 1 << 16  # searched before the segments of a JPEG are looked at one by one
 #: Of JPEG (ITU-T T.81, table B.1).
 START_OF_JPEG, END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
 APP2, START_OF_SCAN = 0xE2, 0xDA
@@ -91,16 +91,15 @@ def _decode_with_pillow(data: Bytes) -> np.ndarray:
             "--custom_read_func: import imagecodecs; return imagecodecs.imread(path) "
             "(pip install imagecodecs)"
         )
-    with open_with_pillow(data, ("JPEG",)) as image:
+    with open_with_pillow(data, "JPEG") as image:
         return np.array(image)
 
 
 def _bits_of(data: Bytes) -> int | None:
     """Return the bits a channel that the header of the frame names."""
-    for marker, offset in _segments(bytes(data)):
-        if marker in FRAME_HEADERS and offset + 4 < len(data):
-            return int(data[offset + 4])
-    return None
+    data = bytes(data)
+    headers = (offset for marker, offset in _segments(data) if marker in FRAME_HEADERS)
+    return next((data[offset + 4] for offset in headers if offset + 4 < len(data)), None)
 
 
 def _note(data: Bytes) -> Note:
@@ -114,14 +113,12 @@ def _note(data: Bytes) -> Note:
 
 
 def is_cut(data: bytes) -> bool:
-    """Tell whether data is a JPEG, whatever it is called, without the end of its picture."""
+    """Tell whether data is a JPEG without the end of its picture."""
     if not data.startswith(START_OF_JPEG):
         return False
-    begin = len(data)
-    for marker, offset in _segments(data):
-        if marker == START_OF_SCAN:  # a thumbnail, with an end of its own, comes before
-            begin = offset
-    return END_OF_IMAGE not in data[begin:]
+    # a thumbnail, with an end of its own, comes before
+    scans = (offset for marker, offset in _segments(data) if marker == START_OF_SCAN)
+    return END_OF_IMAGE not in data[next(scans, len(data)) :]
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What all decoders of the default reader share: what they return, and the limit on pixels."""
+"""What all decoders of the default reader share: their result, and the limit on pixels."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from converter.errors import UnreadableError
 from converter.samples import Note
 
 Bytes = bytes | bytearray | memoryview
-#: Gives a writable buffer of that many bytes for the pixels to be decoded into.
+#: Returns a writable buffer of that many bytes, to decode pixels into.
 Allocate = Callable[[int], memoryview]
 
 
 class Image(NamedTuple):
-    """An array and what was noticed while reading it."""
+    """An array, and what the reader noticed."""
 
     array: np.ndarray
     note: Note = Note.NONE
 
 
-def open_with_pillow(data: Bytes, formats: tuple[str, ...] | None = None) -> PIL.Image.Image:
-    """Open an image of these formats; nothing is decoded yet.
+def open_with_pillow(data: Bytes, name: str) -> PIL.Image.Image:
+    """Open an image of the format that Pillow calls so; nothing is decoded yet.
 
-    Raises UnreadableError for too many pixels, and for what Pillow does not know.
+    Raises UnreadableError for too many pixels, and for what is not of this format.
     """
     try:
-        return PIL.Image.open(io.BytesIO(data), formats=formats)
+        return PIL.Image.open(io.BytesIO(data), formats=(name,))
     except PIL.UnidentifiedImageError:
-        name = f"a {formats[0]} file" if formats else "an image"
-        raise UnreadableError(f"damaged, or not {name}: Pillow cannot read it") from None
+        raise UnreadableError(f"damaged, or not a {name} file: Pillow cannot read it") from None
     except PIL.Image.DecompressionBombError as error:
         raise pixels_error(error) from None
 
@@ -56,6 +55,6 @@ def refuse_too_large(pixels: int) -> None:
 def _too_large(pixels: int) -> UnreadableError:
     return UnreadableError(
         f"it has {pixels} pixels, more than the limit of "
-        f"{int(2 * (PIL.Image.MAX_IMAGE_PIXELS or 0))}: if the file can be trusted, raise it with "
+        f"{int(2 * (PIL.Image.MAX_IMAGE_PIXELS or 0))}: if you trust the file, raise it with "
         f"--max_pixels={pixels} (in Python: PIL.Image.MAX_IMAGE_PIXELS = {math.ceil(pixels / 2)})"
     )

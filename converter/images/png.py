@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -58,8 +59,8 @@ def read_header(data: Bytes) -> Header:
     """Return what IHDR says; UnreadableError where it is not there."""
     if bytes(data[12:16]) == b"CgBI":
         raise UnreadableError(
-            "a PNG of an iPhone app, which only Apple reads: "
-            "convert it by `pngcrush -revert-iphone-optimizations`"
+            "a PNG of an iPhone app, which only Apple's software reads: "
+            "convert it with `pngcrush -revert-iphone-optimizations`"
         )
     if len(data) < 33 or bytes(data[12:16]) != b"IHDR":
         raise UnreadableError("a truncated or damaged PNG: it has no header")
@@ -67,7 +68,7 @@ def read_header(data: Bytes) -> Header:
 
 
 def chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, begin and end of the data of each chunk that is there."""
+    """Yield the kind of each chunk, and the offsets at which its data begins and ends."""
     offset = len(SIGNATURE)
     while offset + 8 <= len(data):
         nbytes = int.from_bytes(data[offset : offset + 4], "big")
@@ -75,29 +76,32 @@ def chunks(data: Bytes) -> Iterator[tuple[bytes, int, int]]:
         offset += 12 + nbytes
 
 
+def _sound_chunks(data: bytes, what: str) -> Iterator[tuple[bytes, int, int]]:
+    """Yield what `chunks` does; UnreadableError where a checksum differs."""
+    for kind, begin, end in chunks(data):
+        if zlib.crc32(data[begin - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise UnreadableError(f"a damaged {what}: the checksum of {kind!r} differs")
+        yield kind, begin, end
+
+
 def cut_by_opencv(data: Bytes) -> Note:
     """Note depth and alpha, which ``cv2.imread(path)`` leaves out."""
     header = read_header(data)
     has_alpha = header.has_alpha or b"tRNS" in _chunks_before_pixels(data)
-    return (Note.DEPTH if header.depth == 16 else Note.NONE) | (
-        Note.ALPHA if has_alpha else Note.NONE
-    )
+    depth = Note.DEPTH if header.depth == 16 else Note.NONE
+    return depth | (Note.ALPHA if has_alpha else Note.NONE)
 
 
 def _chunks_before_pixels(data: Bytes) -> dict[bytes, bytes]:
-    found = {}
-    for kind, begin, end in chunks(data):
-        if kind == b"IDAT":
-            break
-        found[kind] = bytes(data[begin:end])
-    return found
+    before = itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", chunks(data))
+    return {kind: bytes(data[begin:end]) for kind, begin, end in before}
 
 
 def _decode_still(data: Bytes, header: Header, key: bytes | None) -> np.ndarray:
     if header.depth == 16 and header.colour_type != GRAY:
         array = _decode_deep(bytes(data), header)
     else:
-        with open_with_pillow(data, ("PNG",)) as image:
+        with open_with_pillow(data, "PNG") as image:
             if image.mode == "P":
                 return np.array(image.convert("RGBA" if "transparency" in image.info else "RGB"))
             array = np.array(image)
@@ -108,15 +112,13 @@ def _decode_still(data: Bytes, header: Header, key: bytes | None) -> np.ndarray:
 
 def _decode_deep(data: bytes, header: Header) -> np.ndarray:
     """Decode 16 bits a channel in colour, of which Pillow alone keeps the upper 8."""
-    for kind, begin, end in chunks(data):
-        if zlib.crc32(data[begin - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise UnreadableError(f"a damaged 16-bit PNG: the checksum of {kind!r} differs")
+    for kind, _, _ in _sound_chunks(data, "16-bit PNG"):
         if kind == b"IEND":
             break
     if header.colour_type == GRAY_ALPHA:  # 4 bytes a pixel, as RGBA of 8 bits has
         changed = header._replace(depth=8, colour_type=RGBA)
         data = SIGNATURE + _chunk(b"IHDR", HEADER.pack(*changed)) + data[33:]
-        with open_with_pillow(data, ("PNG",)) as image:
+        with open_with_pillow(data, "PNG") as image:
             pixels = np.array(image)
         return pixels.view(">u2").astype(np.uint16)
     channels = "RGB" if header.colour_type == RGB else "RGBA"
@@ -129,7 +131,7 @@ def _decode_deep(data: bytes, header: Header) -> np.ndarray:
 
 def _decode_half(data: bytes, raw_mode: str) -> np.ndarray:
     """Return the upper byte of each sample (``;16B``), or the lower (``;16L``)."""
-    with open_with_pillow(data, ("PNG",)) as image:
+    with open_with_pillow(data, "PNG") as image:
         (tile,) = image.tile  # type: ignore[attr-defined]
         kind = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
         image.tile = [kind((*tile[:3], raw_mode))]  # type: ignore[attr-defined]
@@ -137,10 +139,8 @@ def _decode_half(data: bytes, raw_mode: str) -> np.ndarray:
 
 
 def _with_key(array: np.ndarray, header: Header, key: bytes) -> np.ndarray:
-    """Add alpha: nothing of the one colour that tRNS names is to be seen (11.3.1.1)."""
-    samples = array[..., None] if array.ndim == 2 else array
-    if samples.dtype == bool:
-        samples = samples.astype(np.uint8) * np.uint8(255)
+    """Add alpha: pixels of the one colour that tRNS names are transparent (11.3.1.1)."""
+    samples = _with_channels(array)
     if len(key) < 2 * samples.shape[2]:
         raise UnreadableError("a damaged PNG: its tRNS is too short")
     most = np.iinfo(samples.dtype).max
@@ -152,13 +152,19 @@ def _with_key(array: np.ndarray, header: Header, key: bytes) -> np.ndarray:
     return np.concatenate((samples, alpha), axis=2)
 
 
+def _with_channels(array: np.ndarray) -> np.ndarray:
+    """Return ``(H, W, C)`` integers."""
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(255)
+    return array[..., None] if array.ndim == 2 else array
+
+
 def _decode_frames(data: bytes, header: Header, key: bytes | None) -> np.ndarray:
     parts = _Parts(data, header)
     frames = [_decode_frame(parts, n, header, key) for n in range(len(parts.frames))]
-    channels = frames[0].colours.shape[2]
-    background = Background((0,) * channels, 0)
-    size = header.height, header.width
-    colours, alpha = compose(frames, len(frames), *size, background)
+    channels, dtype = frames[0].colours.shape[2], frames[0].colours.dtype
+    shape = len(frames), header.height, header.width
+    colours, alpha = compose(frames, shape, dtype, Background((0,) * channels, 0))
     most = np.iinfo(alpha.dtype).max
     if parts.default is not None:  # a picture for those who cannot show the animation
         still = _split(_decode_still(parts.default, header, key), header, key)
@@ -179,10 +185,7 @@ def _decode_frame(parts: _Parts, n: int, header: Header, key: bytes | None) -> F
 
 def _split(array: np.ndarray, header: Header, key: bytes | None) -> tuple[np.ndarray, np.ndarray]:
     """Return colours ``(H, W, C)`` and alpha ``(H, W)``."""
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * np.uint8(255)
-    if array.ndim == 2:
-        array = array[..., None]
+    array = _with_channels(array)
     if array.shape[2] in (2, 4):
         return array[..., :-1], array[..., -1]
     return array, np.full(array.shape[:2], np.iinfo(array.dtype).max, array.dtype)
@@ -197,11 +200,9 @@ class _Parts:
         self.has_palette_alpha = False
         self._pixels: list[list[bytes]] = []
         self._shared = b""
-        is_ended, sequence, count, before = False, 0, [], False
-        for kind, begin, end in chunks(data):
+        is_ended, sequence, count = False, 0, []
+        for kind, begin, end in _sound_chunks(data, "APNG"):
             content = data[begin:end]
-            if zlib.crc32(data[begin - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-                raise UnreadableError(f"a damaged APNG: the checksum of {kind!r} differs")
             if kind == b"acTL" and len(content) == 8:
                 count.append(int.from_bytes(content[:4], "big"))
             elif kind in (b"PLTE", b"tRNS"):
@@ -215,13 +216,11 @@ class _Parts:
                     self._begin_frame(content, header)
                 elif self._pixels:
                     self._pixels[-1].append(content[4:])
-            elif kind == b"IDAT":
-                before = before or not self.frames
-                if self.frames:
-                    self._pixels[-1].append(content)
+            elif kind == b"IDAT" and self.frames:
+                self._pixels[-1].append(content)
+            elif kind == b"IDAT":  # a picture before the first frame
+                self.default = self.default or _without_animation(data)
             is_ended |= kind == b"IEND"
-        if before:
-            self.default = _without_animation(data)
         has_pixels = all(any(parts) for parts in self._pixels)
         if not is_ended or count != [len(self.frames)] or not count[0] or not has_pixels:
             raise UnreadableError(
@@ -236,22 +235,20 @@ class _Parts:
 
     def _begin_frame(self, content: bytes, header: Header) -> None:
         if len(content) != FRAME_CONTROL.size:
-            raise UnreadableError("a damaged APNG: a frame without its size")
+            raise UnreadableError("a damaged APNG: a frame has no size")
         fields = FRAME_CONTROL.unpack(content)
         _, width, height, left, top, _, _, dispose, blend = fields
         is_inside = left + width <= header.width and top + height <= header.height
         if not (is_inside and width and height and dispose <= 2 and blend <= 1):
-            raise UnreadableError("a damaged APNG: a frame that is not within the picture")
+            raise UnreadableError("a damaged APNG: a frame lies outside the picture")
         self.frames.append(fields)
         self._pixels.append([])
 
 
 def _without_animation(data: bytes) -> bytes:
-    parts = [SIGNATURE]
-    for kind, begin, end in chunks(data):
-        if kind not in (b"acTL", b"fcTL", b"fdAT"):
-            parts.append(data[begin - 8 : end + 4])
-    return b"".join(parts)
+    animation = (b"acTL", b"fcTL", b"fdAT")
+    kept = (data[begin - 8 : end + 4] for kind, begin, end in chunks(data) if kind not in animation)
+    return b"".join((SIGNATURE, *kept))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -29,16 +30,16 @@ def decode(data: Bytes) -> Image:
     while True:
         array, offset = _decode_one(data, offset)
         arrays.append(array)
-        rest = re.compile(rb"\s*").match(data, offset)
-        offset = rest.end() if rest else offset
+        while data[offset : offset + 1].isspace():
+            offset += 1
         if not MAGIC.match(data, offset):
             break
     if len(arrays) == 1:
         return Image(arrays[0])
     if len({(array.shape, array.dtype) for array in arrays}) > 1:
         raise UnreadableError(
-            f"it holds {len(arrays)} images of different sizes or depths, which are no one array: "
-            "write them to a file each (pamsplit), or return one of them from my_read"
+            f"it holds {len(arrays)} images of different sizes or depths, which do not fit into "
+            "one array: split it into files (pamsplit), or return one image from my_read"
         )
     return Image(np.stack(arrays), Note.FRAMES)
 
@@ -75,7 +76,7 @@ def _samples(data: bytes, begin: int, shape: tuple[int, ...], most: int) -> tupl
 def _take(
     data: bytes, begin: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> tuple[np.ndarray, int]:
-    count = int(np.prod(shape, dtype=object))
+    count = math.prod(shape)
     end = begin + count * dtype.itemsize
     if end > len(data):
         raise UnreadableError("a truncated PNM file")
@@ -96,13 +97,13 @@ def _bitmap(data: bytes, offset: int, kind: int, height: int, width: int) -> tup
 
 def _text(data: bytes, offset: int, shape: tuple[int, ...], most: int) -> tuple[np.ndarray, int]:
     words = re.sub(rb"#[^\r\n]*", b"", data[offset:]).split()
-    count = int(np.prod(shape, dtype=object))
+    count = math.prod(shape)
     if len(words) < count:
         raise UnreadableError("a truncated PNM file")
     try:
         array = np.array(words[:count], dtype=np.int64)
     except (ValueError, OverflowError):
-        raise UnreadableError("a damaged PNM file: a value that is no number") from None
+        raise UnreadableError("a damaged PNM file: a value is not a number") from None
     if array.size and not 0 <= array.min() <= array.max() <= most:
         raise UnreadableError(f"a damaged PNM file: values outside 0..{most}, its maxval")
     return array.astype(np.uint8 if most < 256 else np.uint16).reshape(shape), len(data)
@@ -111,14 +112,13 @@ def _text(data: bytes, offset: int, shape: tuple[int, ...], most: int) -> tuple[
 def _pam(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:
     lines = (line.split(None, 1) for line in header[1].splitlines() if not line.startswith(b"#"))
     fields = {line[0]: line[1] for line in lines if len(line) == 2}
+    names = (b"HEIGHT", b"WIDTH", b"DEPTH", b"MAXVAL")
     try:
-        height, width, depth, most = (
-            int(fields[name]) for name in (b"HEIGHT", b"WIDTH", b"DEPTH", b"MAXVAL")
-        )
+        height, width, depth, most = (int(fields[name]) for name in names)
+        if min(height, width, depth) < 1 or not 0 < most < 65536:
+            raise ValueError
     except (KeyError, ValueError):
         raise UnreadableError("a PAM file whose header is damaged") from None
-    if min(height, width, depth) < 1 or not 0 < most < 65536:
-        raise UnreadableError("a PAM file whose header is damaged")
     refuse_too_large(width * height)
     shape = (height, width) if depth == 1 else (height, width, depth)
     array, end = _samples(data, header.end(), shape, most)
@@ -135,10 +135,10 @@ def _floats(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:
         raise UnreadableError("a PFM file whose header is damaged") from None
     if abs(scale) != 1:
         raise UnreadableError(
-            f"its header has a scale of {abs(scale):g}, which some readers multiply by and others "
-            "do not: write my_read and add --custom_read_func: import cv2; "
+            f"its header has a scale of {abs(scale):g}, by which only some readers multiply: write "
+            "my_read and add --custom_read_func: import cv2; "
             "return cv2.imread(path, cv2.IMREAD_UNCHANGED), or read the floats behind the three "
-            "lines of its header by numpy.frombuffer"
+            "lines of the header with numpy.frombuffer"
         )
     dtype = np.dtype("<f4" if scale < 0 else ">f4")
     shape = (height, width, 3) if header[1] == b"F" else (height, width)

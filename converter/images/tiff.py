@@ -20,29 +20,27 @@ if TYPE_CHECKING:
 REDUCED, PALETTE, COLOUR_FILTER, LINEAR_RAW = 1, 3, 32803, 34892
 OF_RAW_FILES = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
 GDAL_METADATA = 42112
-PAGES_LOOKED_AT = 16  # for what only cameras write
+PAGES_LOOKED_AT = 16  # for tags that only cameras write
 RAWPY = (
     "write my_read and add --custom_read_func: import rawpy; "
     "return rawpy.imread(path).postprocess(output_bps=16) (pip install rawpy)"
 )
-TIFFFILE = "write my_read and add --custom_read_func: import tifffile; return {} "
+TIFFFILE = "write my_read and add --custom_read_func: import tifffile; return "
+ONE_PAGE = TIFFFILE + "tifffile.imread(path, key=0)"
 
 
-def decode(data: Bytes) -> Image:
-    """Decode as `decode_file` does."""
-    return decode_file(io.BytesIO(data))
+def decode(source: Bytes | str) -> Image:
+    """Return the pages of a file, or of its bytes, as tifffile gives them.
 
-
-def decode_file(source: str | io.BytesIO) -> Image:
-    """Return the pages as tifffile gives them: ``(H, W[, C])``, ``(C, H, W)`` where planar.
-
-    With several pages, their axes come first; pages in several series are joined in the order
-    of the file. Palettes, min-is-white and CMYK stay as they are.
+    That is ``(H, W[, C])``, or ``(C, H, W)`` where planar. With several pages, their axes come
+    first; pages of several series are joined in the order of the file. Palettes, min-is-white
+    and CMYK stay as they are.
     """
     import tifffile
 
     try:
-        with tifffile.TiffFile(source) as tiff:
+        file = source if isinstance(source, str) else io.BytesIO(source)
+        with tifffile.TiffFile(file) as tiff:
             note = _look_around(tiff)
             count = _count_pages(tiff)
             refuse_too_large(tiff.pages.first.imagelength * tiff.pages.first.imagewidth)
@@ -61,8 +59,7 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
         note |= Note.INDICES
     series = tiff.series
     _refuse_missing_files(tiff)
-    covered = {page.index for one in series for page in one.pages if page is not None}
-    if len(series) == 1 and len(covered) >= count:
+    if len(series) == 1 and len(_indices(series)) >= count:
         array = series[0].asarray()
     else:
         pages: list[Any] = [tiff.pages.get(n, aspage=True, cache=False) for n in range(count)]
@@ -84,22 +81,26 @@ def _joined(series: list[Any], pages: list[Any]) -> np.ndarray:
     if len(kinds) > 1:
         shapes = ", ".join(dict.fromkeys(f"{page.shape} {page.dtype}" for page in pages))
         raise UnreadableError(
-            f"its {len(pages)} pages differ and are no one array ({shapes}); to store one of "
-            f"them, {TIFFFILE.format('tifffile.imread(path, key=0)')}"
+            f"its {len(pages)} pages differ and do not fit into one array ({shapes}); to store one "
+            f"of them, {ONE_PAGE}"
         )
-    covered = {page.index for one in series for page in one.pages if page is not None}
-    if len(series) == 1 and covered == {page.index for page in pages}:
+    is_covered = _indices(series) == {page.index for page in pages}
+    if len(series) == 1 and is_covered:
         return np.asarray(series[0].asarray())
     if len(pages) == 1:
         return np.asarray(pages[0].asarray())
-    shape = tuple(pages[0].shape)
-    if covered == {page.index for page in pages}:  # a page may hold a whole stack
-        parts = [np.asarray(one.asarray()).reshape(-1, *shape) for one in series]
+    if is_covered:  # a page may hold a whole stack
+        parts = [np.asarray(one.asarray()).reshape(-1, *pages[0].shape) for one in series]
         firsts = [min(page.index for page in one.pages) for one in series]
         lasts = [max(page.index for page in one.pages) for one in series]
         if all(last < first for last, first in zip(lasts, firsts[1:], strict=False)):
             return np.concatenate(parts)
     return np.stack([page.asarray() for page in pages])
+
+
+def _indices(series: list[Any]) -> set[int]:
+    """Return the indices of the pages that series hold."""
+    return {page.index for one in series for page in one.pages if page is not None}
 
 
 def _count_pages(tiff: TiffFile) -> int:
@@ -123,9 +124,9 @@ def _count_pages(tiff: TiffFile) -> int:
 
 
 def _look_around(tiff: TiffFile) -> Note:
-    """Refuse what a camera's raw file has, and pictures where only small copies belong.
+    """Refuse a camera's raw file, and pictures where only small copies belong.
 
-    Notes whether there are small copies below the pages.
+    Returns a note of small copies below the pages.
     """
     if not len(tiff.pages):
         raise UnreadableError("a truncated TIFF: it has no page")
@@ -144,21 +145,20 @@ def _look_around(tiff: TiffFile) -> Note:
             )
         if is_below and not page.subfiletype & REDUCED:
             raise UnreadableError(
-                f"it holds another picture below a page (a SubIFD of {page.shape}): "
-                + TIFFFILE.format("tifffile.imread(path, key=0)")
+                f"it holds another picture below a page (a SubIFD of {page.shape}): {ONE_PAGE}"
             )
         if is_below:
             note = Note.REDUCED
     if first.subfiletype & REDUCED:
         raise UnreadableError(
-            "its first page is a small copy of a picture that is not there or lies elsewhere: "
-            f"for a camera's raw file {RAWPY}"
+            "its first page is a small copy of a picture that is missing or lies elsewhere: for a "
+            f"camera's raw file {RAWPY}"
         )
     return note
 
 
 def _directories(tiff: TiffFile) -> Iterator[tuple[TiffPage, bool]]:
-    """Yield the first pages, each followed by what lies below it, and whether it lies there."""
+    """Yield the first pages, each followed by those below it, and whether one lies below."""
     for n in range(min(len(tiff.pages), PAGES_LOOKED_AT)):
         page: Any = tiff.pages.get(n, aspage=True, cache=False)
         yield page, False
@@ -167,16 +167,16 @@ def _directories(tiff: TiffFile) -> Iterator[tuple[TiffPage, bool]]:
 
 
 def _refuse_missing_files(tiff: TiffFile) -> None:
-    """Refuse an OME-TIFF whose pages are partly in other files, which are not at hand."""
+    """Refuse an OME-TIFF of which some pages are in other files that are missing."""
     if tiff.is_ome and any(page is None for series in tiff.series for page in series.pages):
         raise UnreadableError(
-            "an OME-TIFF whose pages are in several files, and some are not at hand: put them "
+            "an OME-TIFF whose pages are in several files, of which some are missing: put them "
             "into its folder; only --store=array can join them"
         )
 
 
 def _refuse_scaled(tiff: TiffFile) -> None:
-    """Refuse values that the header says are to be scaled or moved, as tifffile does not."""
+    """Refuse values that the header says to scale, which tifffile does not do."""
     scale, offset = 1.0, 0.0
     found: Any = tiff.imagej_metadata if tiff.is_imagej else None
     if found and found.get("cf") == 0:  # a straight line
@@ -189,8 +189,7 @@ def _refuse_scaled(tiff: TiffFile) -> None:
             if name == "offset" and offset == 0:
                 offset = float(value)
     if (scale, offset) != (1, 0):
-        scaled = f"tifffile.imread(path) * {scale:g} + {offset:g}"
         raise UnreadableError(
-            f"its header says that values are to be multiplied by {scale:g} and moved by "
-            f"{offset:g}: {TIFFFILE.format(scaled)}"
+            f"its header says to multiply values by {scale:g} and add {offset:g}: {TIFFFILE}"
+            f"tifffile.imread(path) * {scale:g} + {offset:g}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,26 +13,28 @@ import numpy as np
 class Cache:
     """Arrays by position, for all threads of a process; what goes in and comes out is copied."""
 
-    def __init__(self, most_nbytes: int) -> None:
+    def __init__(self, most_nbytes: int, read: Callable[[int], np.ndarray]) -> None:
         self._most_nbytes = most_nbytes
-        self._forget()
+        self._read = read
+        self._start_empty()
 
-    def get(self, position: int) -> np.ndarray | None:
-        """Return a copy of a kept array."""
+    def read(self, position: int) -> np.ndarray:
+        """Return the array at a position, from memory where it is kept."""
         if self._pid != os.getpid():
-            self._forget()
+            self._start_empty()
         with self._lock:
             array = self._arrays.get(position)
-            if array is None:
-                return None
-            self._arrays.move_to_end(position)
-        return array.copy()
+            if array is not None:
+                self._arrays.move_to_end(position)
+        if array is not None:
+            return array.copy()
+        array = self._read(position)
+        if array.nbytes <= self._most_nbytes:
+            self._keep(position, array.copy())
+        return array
 
-    def put(self, position: int, array: np.ndarray) -> None:
-        """Keep a copy, and let go of those used longest ago."""
-        if array.nbytes > self._most_nbytes:
-            return
-        array = array.copy()
+    def _keep(self, position: int, array: np.ndarray) -> None:
+        """Keep an array, and drop those used longest ago."""
         with self._lock:
             if position in self._arrays:
                 return
@@ -40,8 +43,8 @@ class Cache:
             while self._nbytes > self._most_nbytes:
                 self._nbytes -= self._arrays.popitem(last=False)[1].nbytes
 
-    def _forget(self) -> None:
-        """Start empty: in a forked process another's thread may have held the lock."""
+    def _start_empty(self) -> None:
+        """Keep nothing yet: in a forked process another thread may have held the lock."""
         self._pid = os.getpid()
         self._arrays: OrderedDict[int, np.ndarray] = OrderedDict()
         self._nbytes = 0

@@ -12,40 +12,25 @@ from converter.codecs.filters import Payload, as_bytes, crc32
 from converter.format.index import Extent
 from converter.format.layout import Layout
 from converter.loader.page_cache import PageCache
-from converter.loader.selection import Box
+from converter.loader.selection import Box, box_of
 
 
-def read_plain(pages: PageCache, place: Extent, target: np.ndarray, *, verify: bool) -> None:
-    """Fill a C-contiguous array from its bytes in the file."""
-    data = as_bytes(target)
-    pages.read_into(data, place.offset)
-    if verify:
-        check(place, data)
-
-
-def read_plain_box(pages: PageCache, place: Extent, layout: Layout, box: Box) -> np.ndarray:
+def read_plain_box(pages: PageCache, extent: Extent, layout: Layout, box: Box) -> np.ndarray:
     """Return a box of an array that lies in one piece, reading little more than its bytes."""
-    if not layout.shape:
-        array = np.empty((), layout.dtype)
-        pages.read_into(as_bytes(array), place.offset)
-        return array
     axis = 0  # the first on which the box is longer than 1: all before are one index each
-    while axis < len(layout.shape) - 1 and box.stop[axis] - box.start[axis] == 1:
+    while axis < len(layout.shape) - 1 and box.shape[axis] == 1:
         axis += 1
-    begin = sum(
-        a * stride for a, stride in zip(box.start[: axis + 1], layout.strides, strict=False)
-    )
-    slab = np.empty(
-        (1,) * axis + (box.stop[axis] - box.start[axis],) + layout.shape[axis + 1 :], layout.dtype
-    )
-    pages.read_into(as_bytes(slab), place.offset + begin)
-    inner = tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))[axis + 1 :]
-    return slab[(slice(None),) * (axis + 1) + inner]
+    starts = zip(box.start[: axis + 1], layout.strides, strict=False)
+    offset = extent.offset + sum(start * stride for start, stride in starts)
+    slab = np.empty(box.shape[: axis + 1] + layout.shape[axis + 1 :], layout.dtype)
+    pages.read_into(as_bytes(slab), offset)
+    inner = box.slices[axis + 1 :]
+    return slab[(slice(None),) * (slab.ndim - len(inner)) + (*inner, ...)]
 
 
 def read_chunks(
     pages: PageCache,
-    places: Sequence[Extent],
+    extents: Sequence[Extent],
     layout: Layout,
     target: np.ndarray,
     *,
@@ -53,25 +38,23 @@ def read_chunks(
     verify: bool,
     threads: int = 1,
 ) -> None:
-    """Fill ``target`` from chunks: the whole array, or a box of it, touching no others.
+    """Fill ``target`` with the whole array, or a box of it, reading only the chunks it needs.
 
     Raises ValueError when a payload does not inflate to exactly its chunk.
     """
     chunks = layout.chunks or layout.shape
     if chunks == target.shape == layout.shape:
-        payload = _stored(pages, places[0], layout, verify=verify)
+        payload = _stored(pages, extents[0], layout, verify=verify)
         decode(payload, layout.filters, target, threads)
         return
-    start = box.start if box else (0,) * len(layout.shape)
-    stop = box.stop if box else layout.shape
-    strides = [1]
-    for length in reversed(layout.grid[1:]):
-        strides.insert(0, strides[0] * length)
+    start, stop, _ = box or box_of(..., layout.shape)
     spans = [range(a // c, -(-b // c)) for a, b, c in zip(start, stop, chunks, strict=True)]
     for corner in itertools.product(*spans):
-        place = places[sum(n * stride for n, stride in zip(corner, strides, strict=True))]
+        index = 0  # in C order of the grid
+        for n, length in zip(corner, layout.grid, strict=True):
+            index = index * length + n
         chunk = np.empty(chunks, layout.dtype)
-        payload = _stored(pages, place, layout, verify=verify)
+        payload = _stored(pages, extents[index], layout, verify=verify)
         decode(payload, layout.filters, chunk, threads)
         inner, outer = [], []
         for n, length, a, b in zip(corner, chunks, start, stop, strict=True):
@@ -81,15 +64,15 @@ def read_chunks(
         target[tuple(outer)] = chunk[tuple(inner)]
 
 
-def _stored(pages: PageCache, place: Extent, layout: Layout, *, verify: bool) -> Payload:
-    """Return the bytes of a chunk as they are in the file, once they are checked."""
-    payload = pages.read(place.nbytes, place.offset)
+def _stored(pages: PageCache, extent: Extent, layout: Layout, *, verify: bool) -> Payload:
+    """Return the payload of a chunk, checked where its filters would not notice damage."""
+    payload = pages.read(extent.nbytes, extent.offset)
     if verify or layout.needs_index_checksum:
-        check(place, payload)
+        check(extent, payload)
     return payload
 
 
-def check(place: Extent, payload: Payload | np.ndarray) -> None:
-    """Compare a payload's checksum."""
-    if crc32(payload) != place.crc32:
+def check(extent: Extent, payload: Payload | np.ndarray) -> None:
+    """Raise ValueError where a payload has another checksum than the index."""
+    if crc32(payload) != extent.crc32:
         raise ValueError("is damaged (its checksum differs)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,22 +25,15 @@ class EncodedFile:
         self.identity = source.identity
         self._source = source
         self._threads = threads
-        self._decoder: Callable[[Bytes, str], np.ndarray] | None = None
 
     def close(self) -> None:
-        """Close the file, and let its threads end."""
+        """Close the file and end its threads."""
         self._source.close()
         self._threads.close()
 
-    def payload(self, position: int) -> Bytes:
-        """Return the bytes of a file, perhaps as a part of the mapping."""
-        data = self._source.payload(position)
-        if isinstance(data, np.ndarray):
-            raise LoadError(
-                f"{self.keys.key(position)!r} in {self.keys.path} is an array, not a file: read it "
-                "as one"
-            )
-        return data
+    def payload(self, position: int) -> Bytes | np.ndarray:
+        """Return the bytes of a file, perhaps as a part of the mapping; or an array."""
+        return self._source.payload(position)
 
     def read(self, position: int) -> np.ndarray:
         """Return the array a file decodes to."""
@@ -47,49 +41,42 @@ class EncodedFile:
         if isinstance(data, np.ndarray):
             return data
         key = self.keys.key(position)
-        decode = self._decoder
-        if decode is None:
-            decode = self._decoder = _import_decoder()
+        decode = self._decode  # which may say what to install
         try:
             return decode(data, key.rpartition(".")[2].lower())
-        except UnreadableError as error:
-            raise LoadError(
-                f"{key!r} in {self.keys.path}: {error}; read_bytes gives it as it is"
-            ) from error
         except Exception as error:
+            why = str(error) if isinstance(error, UnreadableError) else describe(error)
             raise LoadError(
-                f"{key!r} in {self.keys.path} cannot be decoded ({describe(error)}): "
-                "read_bytes gives it as it is"
+                f"{key!r} in {self.keys.path} cannot be decoded ({why}): read_bytes returns the "
+                "file as it is"
             ) from error
 
     def read_part(self, position: int, selection: Any) -> np.ndarray:
         """Return a part of the array; all of it is decoded."""
         array = self.read(position)
         box = box_of(selection, array.shape)
-        spans = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
-        inner: Any = (*spans, ...)  # ...: without an axis it would be no array
+        inner: Any = (*box.slices, ...)  # ...: without an axis it would be no array
         return np.array(array[inner][(*box.take, ...)])
 
     def read_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Return the arrays at positions, decoded by several threads where that is faster."""
-        places = positions.tolist()
         if isinstance(self._source, IndexedFile):
             self._source.fetch(positions)
-        return self._threads.map(self.read, places)
+        return self._threads.map(self.read, positions.tolist())
 
-
-def _import_decoder() -> Callable[[Bytes, str], np.ndarray]:
-    try:
-        from converter.images.formats import decode_image
-    except ImportError as error:
-        name = error.name or ""
-        if name.partition(".")[0] == "converter":  # of a copied loader
+    @functools.cached_property
+    def _decode(self) -> Callable[[Bytes, str], np.ndarray]:
+        """Return what decodes a file with an extension; imported when first needed."""
+        try:
+            from converter.images.formats import decode_image
+        except ImportError as error:
+            name = error.name or ""
+            if name.partition(".")[0] == "converter":  # the loader was copied
+                raise LoadError(
+                    f"files stored as they are need {name} to be decoded: copy that module too"
+                ) from error
             raise LoadError(
-                f"files stored as they are need {name} to be decoded, which is missing: copy that "
-                "module of the converter too"
+                f"files stored as they are need image packages to be decoded ({error}): "
+                "pip install pillow tifffile simplejpeg"
             ) from error
-        raise LoadError(
-            f"files stored as they are need image packages to be decoded ({error}): "
-            "pip install pillow tifffile simplejpeg"
-        ) from error
-    return decode_image
+        return decode_image

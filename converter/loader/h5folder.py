@@ -33,9 +33,8 @@ class _Opened(NamedTuple):
     """What is open. A forked process may use it too: only HDF5 and the cache start anew."""
 
     source: Source
-    cache: Cache | None
     find: Callable[[str], int | None]
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], np.ndarray]  # from the cache, where there is one
 
 
 class H5Folder(Mapping[str, np.ndarray]):
@@ -43,21 +42,21 @@ class H5Folder(Mapping[str, np.ndarray]):
 
     The file is opened at first use, once in each process: an H5Folder may be forked, pickled
     and used from several threads. Arrays belong to the caller. Samples are found through the
-    file's index and read without HDF5; a file without one, and arrays in filters that cannot
+    file's index and read without HDF5. A file without an index, and arrays whose filters cannot
     be undone here, are read through h5py: the same results, slower. Files that were stored as
     they are (``--store=encoded``) are decoded, to the arrays the converter would have stored.
 
     Parameters
     ----------
     path
-        The HDF5 file; or several, such as the shards of one folder, to be read as one.
+        The HDF5 file; or several, such as the shards of one folder, which are read as one.
     cache_nbytes
         Keep recently read arrays, up to this many bytes in each process.
     verify
-        Compare each payload with its CRC-32; partial reads of uncompressed arrays then read
-        all of it. Files without an index hold no such checksums.
+        Compare each payload with its CRC-32. To read a part of an uncompressed array, all of it
+        is then read. Files without an index hold no such checksums.
     threads
-        Threads at most that read the samples of a batch, where several are faster than one;
+        How many threads at most read the samples of a batch, where several are faster than one.
         None: as many as there are cores, but one in a worker process.
 
     Raises
@@ -87,7 +86,7 @@ class H5Folder(Mapping[str, np.ndarray]):
         threads: int | None = None,
     ) -> None:
         if cache_nbytes < 0:
-            raise ValueError(f"cache_nbytes is {cache_nbytes}: give 0 for no cache, or more")
+            raise ValueError(f"cache_nbytes is {cache_nbytes}: give 0 (no cache) or more")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}: give 1 or more, or None")
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -130,8 +129,6 @@ class H5Folder(Mapping[str, np.ndarray]):
             if type(key) is not int and are_several(key):
                 return self.read_batch(key)
             position = self._position(opened, key)
-        if opened.cache is not None:
-            return _read_cached(opened, position)
         return opened.read(position)
 
     def __eq__(self, other: object) -> bool:
@@ -158,7 +155,7 @@ class H5Folder(Mapping[str, np.ndarray]):
     def key_at(self, position: SupportsIndex) -> str:
         """Return the key at a position."""
         opened = self._open()
-        return opened.source.keys.key(_in_range(operator.index(position), opened))
+        return opened.source.keys.key(self._in_range(operator.index(position), opened))
 
     def read(self, key: str | SupportsIndex, selection: Any = ...) -> np.ndarray:
         """Return a part of an array, reading only the chunks it needs.
@@ -188,8 +185,8 @@ class H5Folder(Mapping[str, np.ndarray]):
         data = opened.source.payload(position) if opened.source.holds_files else None
         if data is None or isinstance(data, np.ndarray):
             raise LoadError(
-                f"{self.path} holds arrays, not the original files: convert with --store=encoded "
-                "to keep these"
+                f"{opened.source.keys.key(position)!r} in {self.path} is an array, not an original "
+                "file: convert with --store=encoded to keep the files"
             )
         return bytes(data)
 
@@ -198,17 +195,17 @@ class H5Folder(Mapping[str, np.ndarray]):
     ) -> np.ndarray | list[np.ndarray]:
         """Return the arrays of keys or positions, in their order.
 
-        These may be a list, an array of numpy, a column of pandas, a tensor or a slice. One array
-        of shape (N, ...) where shapes and dtypes agree, else a list.
+        These may be a list, an array of numpy, a column of pandas, a tensor or a slice. Returns
+        one array of shape (N, ...) where shapes and dtypes agree, else a list.
         """
         opened = self._open()
         positions = self._positions(opened, keys)
         if not len(positions):
             return []
-        if opened.cache is None:
-            found = opened.source.read_batch(positions)
-            return found if isinstance(found, np.ndarray) else _stacked(found)
-        return _stacked([_read_cached(opened, position) for position in positions.tolist()])
+        if self._cache_nbytes:
+            return _stacked([opened.read(position) for position in positions.tolist()])
+        arrays = opened.source.read_batch(positions)
+        return arrays if isinstance(arrays, np.ndarray) else _stacked(arrays)
 
     def close(self) -> None:
         """Close the file in this process; reading afterwards raises LoadError."""
@@ -223,13 +220,7 @@ class H5Folder(Mapping[str, np.ndarray]):
         if self._closed:
             raise LoadError(f"{self.path} is closed: make a new H5Folder to read on")
         # No lock: one held by another thread while forking would stay locked. Two threads
-        # may both open the file; one of the two handles is then let go.
-        cache = Cache(self._cache_nbytes) if self._cache_nbytes else None
-        source = self._open_source()
-        self._opened = opened = _Opened(source, cache, source.keys.find, source.read)
-        return opened
-
-    def _open_source(self) -> Source:
+        # may both open the file; one of the two handles is then dropped.
         threads = Threads(self._threads)
         files = [self._open_one(path, threads) for path in self.paths]
         source: Source = files[0] if len(files) == 1 else SeveralFiles(files)
@@ -239,16 +230,19 @@ class H5Folder(Mapping[str, np.ndarray]):
                 "process: make a new H5Folder"
             )
         self._identity = source.identity
-        return source
+        nbytes = self._cache_nbytes
+        read = Cache(nbytes, source.read).read if nbytes else source.read
+        self._opened = opened = _Opened(source, source.keys.find, read)
+        return opened
 
     def _open_one(self, path: str, threads: Threads) -> OneFile:
         handle = Handle(path)
-        tail = open_index(handle)
+        index = open_index(handle)
         source: IndexedFile | H5pyFile
-        if tail is None:
+        if index is None:
             source = H5pyFile(handle)
         else:
-            source = IndexedFile(handle, tail, threads=threads, verify=self._verify)
+            source = IndexedFile(handle, index, threads=threads, verify=self._verify)
         return EncodedFile(source, threads) if source.is_encoded else source
 
     def _position(self, opened: _Opened, key: str | SupportsIndex) -> int:
@@ -262,14 +256,18 @@ class H5Folder(Mapping[str, np.ndarray]):
                 raise unknown_key(opened.source.keys, key)
             return position
         try:
-            return _in_range(operator.index(key), opened)
+            return self._in_range(operator.index(key), opened)
         except TypeError:
             raise TypeError(f"a key is str, a position int, not {type(key).__name__}") from None
 
-    def _positions(
-        self, opened: _Opened, keys: Sequence[str | SupportsIndex] | np.ndarray | slice
-    ) -> np.ndarray:
-        """Return positions in range."""
+    def _in_range(self, position: int, opened: _Opened) -> int:
+        count = len(opened.source.keys)
+        if -count <= position < count:
+            return position % count
+        raise IndexError(f"position {position} is not in {self.path}, which holds {count} samples")
+
+    def _positions(self, opened: _Opened, keys: Any) -> np.ndarray:
+        """Return the positions of keys, or positions that are in range."""
         if isinstance(keys, (str, bytes)):
             raise TypeError("read_batch takes several keys: put one into a list")
         count = len(opened.source.keys)
@@ -290,7 +288,10 @@ class H5Folder(Mapping[str, np.ndarray]):
             keys = list(keys)
             kinds = set(map(type, keys))
             if kinds and all(issubclass(kind, str) for kind in kinds):
-                return self._found(opened, keys)
+                positions = opened.source.keys.find_all(keys)
+                if (positions < 0).any():
+                    raise unknown_key(opened.source.keys, keys[int(np.argmin(positions))])
+                return positions
             try:
                 if kinds - {int}:
                     raise TypeError
@@ -299,15 +300,9 @@ class H5Folder(Mapping[str, np.ndarray]):
                 positions = np.array([self._position(opened, key) for key in keys], np.int64)
         if len(positions) and not (-count <= positions.min() and positions.max() < count):
             wrong = positions[(positions < -count) | (positions >= count)][0]
-            raise IndexError(f"position {wrong} is not in {self.path}, which holds {count}")
+            self._in_range(int(wrong), opened)
         positions = positions.astype(np.int64)
         positions[positions < 0] += count
-        return positions
-
-    def _found(self, opened: _Opened, keys: list[Any]) -> np.ndarray:
-        positions = opened.source.keys.find_all(keys)
-        if (positions < 0).any():
-            raise unknown_key(opened.source.keys, keys[int(np.argmin(positions))])
         return positions
 
 
@@ -315,13 +310,13 @@ def are_several(key: Any) -> bool:
     """Tell whether these are several keys or positions, and not one."""
     if hasattr(key, "ndim"):  # a tensor of one position could be taken for the position
         return bool(key.ndim)
-    if isinstance(key, tuple):  # of a selection it would be a part
+    if isinstance(key, tuple):  # a selection belongs to `read`
         return not any(isinstance(one, slice) or one is Ellipsis for one in key)
     return isinstance(key, (list, range, slice)) or hasattr(key, "__array__")
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Stack what agrees; numpy's own stack would make big-endian numbers native."""
+    """Stack arrays where they agree; numpy's own stack would make big-endian numbers native."""
     shape, dtype = arrays[0].shape, arrays[0].dtype
     if any(array.shape != shape or array.dtype != dtype for array in arrays):
         return arrays
@@ -329,19 +324,3 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     for n, array in enumerate(arrays):
         batch[n] = array
     return batch
-
-
-def _in_range(position: int, opened: _Opened) -> int:
-    count = len(opened.source.keys)
-    if -count <= position < count:
-        return position % count
-    raise IndexError(f"position {position} is outside the {count} samples of the file")
-
-
-def _read_cached(opened: _Opened, position: int) -> np.ndarray:
-    assert opened.cache is not None
-    array = opened.cache.get(position)
-    if array is None:
-        array = opened.source.read(position)
-        opened.cache.put(position, array)
-    return array

@@ -1,4 +1,4 @@
-"""Read through HDF5 what has no index or a filter of its own: the same results, slower."""
+"""Read through HDF5 files without an index, and filters that only HDF5 can undo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import h5py
@@ -49,22 +49,21 @@ class Datasets:
         Raises LoadError at an external link.
         """
         file = self._file()
-        found: list[tuple[bytes, int]] = []
-        try:
-            file.id.links.visit(lambda name, info: found.append((name, info.type)), info=True)
-        except (OSError, OverflowError, RuntimeError, ValueError) as error:
-            raise LoadError(
-                f"the names in {self._handle.path} cannot be listed: {_short(error)}"
-            ) from error
-        for name, kind in found:
+        links: list[tuple[bytes, int]] = []
+        with _explaining(f"the names in {self._handle.path} cannot be listed"):
+            file.id.links.visit(lambda name, info: links.append((name, info.type)), info=True)
+        for name, kind in links:
+            text = name.decode(errors="replace")
             if kind == h5l.TYPE_EXTERNAL:
-                raise self._refusal(name.decode(errors="replace"), "is a link to another file")
-            if kind == h5l.TYPE_SOFT or not self._is_dataset(file, name):
+                raise self._refusal(text, "is a link to another file")
+            if kind == h5l.TYPE_SOFT:
                 continue
-            try:
-                yield name.decode()
-            except UnicodeDecodeError:
-                raise LoadError(f"{self._handle.path} holds a name that is not UTF-8") from None
+            with _explaining(f"{text!r} in {self._handle.path} cannot be opened"):
+                is_dataset = h5o.get_info(file.id, name).type == h5o.TYPE_DATASET
+            if is_dataset and text.encode() != name:
+                raise LoadError(f"{self._handle.path} holds a name that is not UTF-8")
+            if is_dataset:
+                yield text
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """Return a dataset, or a box of it."""
@@ -72,29 +71,17 @@ class Datasets:
         shape = dataset.shape
         if shape is None:
             raise LoadError(f"{name!r} in {self._handle.path} holds no array: it is empty")
-        start, stop = (box.start, box.stop) if box else ((0,) * len(shape), shape)
-        array = np.empty([b - a for a, b in zip(start, stop, strict=True)], dataset.dtype)
-        if not array.size:
-            return array
-        try:
-            if box:
-                cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-                dataset.read_direct(array, cut)
-            else:
-                dataset.read_direct(array)
-        except (OSError, OverflowError, RuntimeError, ValueError, TypeError) as error:
-            raise LoadError(
-                f"{name!r} in {self._handle.path} cannot be read: {_short(error)}"
-            ) from error
+        array = np.empty(box.shape if box else shape, dataset.dtype)
+        if array.size:
+            with _explaining(f"{name!r} in {self._handle.path} cannot be read"):
+                dataset.read_direct(array, box.slices if box else None)
         return array
 
     def store(self) -> str | None:
-        """Return what the converter recorded of how it stored files; None if it made none."""
+        """Return ``--store`` as the converter recorded it; None if it did not make the file."""
         attributes = self._file().attrs
-        try:
+        with _explaining(f"{self._handle.path} cannot be read"):
             return str(attributes["store"]) if "store" in attributes else None
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise LoadError(f"{self._handle.path} cannot be read: {_short(error)}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a dataset's shape."""
@@ -107,33 +94,23 @@ class Datasets:
         _closing_at_exit().add(self)
         if opened is not None:  # from before a fork: HDF5 would share it with the new one
             opened[1].close()
-        self._opened = opened = (os.getpid(), self._open())
-        return opened[1]
-
-    def _open(self) -> h5py.File:
         check_closed(self._handle)
-        # Through a Python file HDF5 takes no lock and shares nothing with handles of others.
-        file = self._handle.reopened()
         try:
-            return h5py.File(file, "r")
+            # Through a Python file HDF5 takes no lock and shares nothing with other handles.
+            file = h5py.File(self._handle.reopened(), "r")
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise _explained(self._handle, error) from error
+        self._opened = os.getpid(), file
+        return file
 
     def _dataset(self, name: str) -> h5py.Dataset:
         file = self._file()
         self._check_links(file, name)
-        try:
+        with _explaining(f"{name!r} in {self._handle.path} cannot be opened"):
             dataset = file[name]
-        except (KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
-            raise LoadError(
-                f"{name!r} in {self._handle.path} cannot be opened: {_short(error)}"
-            ) from error
-        if not isinstance(dataset, h5py.Dataset):
-            raise LoadError(f"{name!r} in {self._handle.path} is not a dataset")
-        try:
+            if not isinstance(dataset, h5py.Dataset):
+                raise ValueError("it is not a dataset")
             dataset.dtype  # noqa: B018 (not all of HDF5's types have one)
-        except TypeError as error:
-            raise LoadError(f"{name!r} in {self._handle.path}: {_short(error)}") from error
         self._check_storage(name, dataset)
         return dataset
 
@@ -142,10 +119,8 @@ class Datasets:
         parts = name.split("/")
         for depth in range(1, len(parts) + 1):
             link = "/".join(parts[:depth])
-            try:
+            with _explaining(f"{link!r} in {self._handle.path} cannot be opened"):
                 kind = file.id.links.get_info(link.encode()).type
-            except (KeyError, OverflowError, RuntimeError, ValueError) as error:
-                raise LoadError(f"{link!r} in {self._handle.path}: {_short(error)}") from error
             if kind != h5l.TYPE_HARD:
                 raise self._refusal(link, "is a link to elsewhere")
 
@@ -153,7 +128,7 @@ class Datasets:
         creation = dataset.id.get_create_plist()
         filters = [creation.get_filter(n)[0] for n in range(creation.get_nfilters())]
         if creation.get_layout() == h5d.VIRTUAL:
-            raise self._refusal(name, "is put together from other files")
+            raise self._refusal(name, "takes its values from other files")
         if creation.get_external_count():
             raise self._refusal(name, "keeps its bytes in another file")
         nbytes = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
@@ -166,26 +141,29 @@ class Datasets:
         for number in filters:
             if not _has_filter(number):
                 raise LoadError(
-                    f"{name!r} in {self._handle.path} is in HDF5's filter {number}, which is not "
+                    f"{name!r} in {self._handle.path} needs HDF5's filter {number}, which is not "
                     "installed: pip install hdf5plugin"
                 )
 
-    def _is_dataset(self, file: h5py.File, name: bytes) -> bool:
-        try:
-            return bool(h5o.get_info(file.id, name).type == h5o.TYPE_DATASET)
-        except (KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
-            raise LoadError(f"{name!r} in {self._handle.path}: {_short(error)}") from error
-
     def _refusal(self, name: str, why: str) -> LoadError:
         return LoadError(
-            f"{name!r} in {self._handle.path} {why}, which is refused: where you trust the file, "
+            f"{name!r} in {self._handle.path} {why}, which is refused: if you trust the file, "
             "read it with h5py"
         )
 
 
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Turn what h5py raises into a LoadError that begins with ``what``."""
+    try:
+        yield
+    except (KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise LoadError(f"{what}: {_short(error)}") from error
+
+
 @functools.cache
 def _closing_at_exit() -> weakref.WeakSet[Datasets]:
-    """Return a set of what is closed before Python ends: HDF5 would call into it afterwards."""
+    """Return the datasets to close before Python ends: HDF5 would call into it afterwards."""
     opened: weakref.WeakSet[Datasets] = weakref.WeakSet()
 
     def close_all() -> None:
@@ -203,7 +181,7 @@ class H5pyFile:
 
     def __init__(self, handle: Handle) -> None:
         self._datasets = Datasets(handle)
-        self.keys = _tail_of(self._datasets.names(), handle.path)
+        self.keys = _index_of(self._datasets.names(), handle.path)
         self.identity = (handle.nbytes, self.keys.crc32)
         self.is_encoded = self._datasets.store() == "encoded"
 
@@ -241,7 +219,7 @@ def _has_filter(number: int) -> bool:
     return bool(h5z.filter_avail(number))
 
 
-def _tail_of(names: Iterator[str], path: str) -> Index:
+def _index_of(names: Iterator[str], path: str) -> Index:
     builder, content = IndexBuilder(), io.BytesIO()
     for name in names:
         builder.add(name.encode(), b"", ())

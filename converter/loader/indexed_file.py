@@ -14,7 +14,7 @@ from converter.files import Handle
 from converter.format.index import Extent
 from converter.format.index_reader import Index
 from converter.format.layout import Layout
-from converter.loader.chunks import check, read_chunks, read_plain, read_plain_box
+from converter.loader.chunks import check, read_chunks, read_plain_box
 from converter.loader.h5py_file import Datasets
 from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache
 from converter.loader.selection import Box, box_of
@@ -36,30 +36,30 @@ class IndexedFile:
 
     holds_files = False
 
-    def __init__(self, handle: Handle, tail: Index, *, threads: Threads, verify: bool) -> None:
-        self.keys = tail
-        self.identity = (handle.nbytes, tail.crc32)
+    def __init__(self, handle: Handle, index: Index, *, threads: Threads, verify: bool) -> None:
+        self.keys = index
+        self.identity = (handle.nbytes, index.crc32)
         self._handle = handle
         self._threads = threads
         self._verify = verify
         self._datasets = Datasets(handle)
-        self._pages = PageCache(handle, tail.hdf5_nbytes, len(tail))
+        self._pages = PageCache(handle, index.hdf5_nbytes, len(index))
         self._windows: dict[int, Window] = {}
 
     @property
     def is_encoded(self) -> bool:
-        """Tell whether it holds files as they were; arrays may be among them."""
+        """Tell whether it holds original files; arrays may be among them."""
         return self.keys.has_encoded
 
     def close(self) -> None:
-        """Close HDF5's handle, let threads end; all else closes with its last user."""
+        """Close HDF5's handle and end the threads; all else closes with its last user."""
         self._datasets.close()
         self._threads.close()
 
     def read(self, position: int, threads: int | None = None) -> np.ndarray:
         """Return the array at a position in range.
 
-        ``threads`` at most inflate it: None for as many as there are.
+        At most ``threads`` decompress it; None: as many as a batch may use.
         """
         keys, pages = self.keys, self._pages
         offset, number = keys.offsets[position], keys.layout_numbers[position]
@@ -77,35 +77,26 @@ class IndexedFile:
             raise self.keys.misplaced(position) from None
 
     def payload(self, position: int) -> Bytes | np.ndarray:
-        """Return the bytes of an encoded file, perhaps as a part of the mapping; or an array."""
+        """Return the bytes of an original file, perhaps as a part of the mapping; or an array."""
         keys = self.keys
-        if not keys.layout(keys.layout_numbers[position]).has_shape and not self._verify:
-            offset, nbytes = keys.offsets[position], keys.nbytes[position]
-            if nbytes and offset + nbytes <= self._pages.nbytes:  # all there is to be checked
-                return self._pages.read(nbytes, offset)
-        layout = self.keys.layout_at(position)
+        layout = keys.layout(keys.layout_numbers[position])
         if not layout.is_encoded:
             return self.read(position)
-        places = self.keys.extents(position)
-        if not layout.is_plain or not places:
-            return memoryview(self._read_checked(position, -1))  # type: ignore[arg-type]
-        data = self._pages.read(places[0].nbytes, places[0].offset)
-        if self._verify:
-            try:
-                check(places[0], data)
-            except ValueError as error:
-                raise self._damage(position, error) from None
-        return data
+        if not layout.has_shape and not self._verify:
+            offset, nbytes = keys.offsets[position], keys.nbytes[position]
+            if nbytes and offset + nbytes <= self._pages.nbytes:  # that is all to be checked
+                return self._pages.read(nbytes, offset)
+        return memoryview(self._read_checked(position, -1))  # type: ignore[arg-type]
 
     def fetch(self, positions: np.ndarray) -> None:
-        """Have the disk fetch samples at once that are read next."""
+        """Ask the disk for all samples that are read next, at once."""
         rows = self.keys.rows[positions]
         spans = []
         columns = [rows[name].tolist() for name in ("layout", "offset", "nbytes")]
         for position, number, offset, nbytes in zip(positions.tolist(), *columns, strict=True):
             if self.keys.layout(number).is_in_parts:
-                spans += [(place.offset, place.nbytes) for place in self.keys.extents(position)]
-            elif offset + nbytes <= self._pages.nbytes:  # else it is damaged
+                spans += [(extent.offset, extent.nbytes) for extent in self.keys.extents(position)]
+            elif offset + nbytes <= self._pages.nbytes:  # else the row is damaged
                 spans.append((offset, nbytes))
         self._pages.fetch(spans)
 
@@ -114,10 +105,10 @@ class IndexedFile:
         layout = self.keys.layout_at(position)
         box = box_of(selection, layout.shape)
         try:
-            found = self._box(position, layout, box)
+            block = self._block(position, layout, box)
         except ValueError as error:
             raise self._damage(position, error) from None
-        return np.array(found[(*box.take, ...)])
+        return np.array(block[(*box.take, ...)])
 
     def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
         """Return arrays, stacked where shapes and dtypes agree."""
@@ -128,18 +119,18 @@ class IndexedFile:
             if layout.is_plain and layout.nbytes:
                 return self._read_equal(positions, layout)
         self.fetch(positions)
-        places = positions.tolist()
-        layouts = [self.keys.layout_at(position) for position in places]
+        numbered = positions.tolist()
+        layouts = [self.keys.layout_at(position) for position in numbered]
         if len({(layout.dtype, layout.shape) for layout in layouts}) > 1:
-            return self._threads.map(functools.partial(self.read, threads=1), places)
+            return self._threads.map(functools.partial(self.read, threads=1), numbered)
         # checked before memory is taken
-        chunks = [self.keys.extents(position) for position in places]
-        batch = np.empty((len(places), *layouts[0].shape), layouts[0].dtype)
+        extents = [self.keys.extents(position) for position in numbered]
+        batch = np.empty((len(numbered), *layouts[0].shape), layouts[0].dtype)
 
         def fill(n: int) -> None:
-            self._fill(places[n], chunks[n], layouts[n], batch[n, ...])
+            self._fill(numbered[n], extents[n], layouts[n], batch[n, ...])
 
-        self._threads.map(fill, range(len(places)))
+        self._threads.map(fill, range(len(numbered)))
         return batch
 
     def _read_equal(self, positions: np.ndarray, layout: Layout) -> np.ndarray:
@@ -150,24 +141,20 @@ class IndexedFile:
         if last < 0 or wrong.any():
             raise self.keys.misplaced(int(positions[np.argmax(wrong)]))
         data = self._pages.gather(offsets.view(np.int64), layout.nbytes, self._threads)
-        batch = data.view(layout.dtype).reshape(len(positions), *layout.shape)
         if self._verify:
-            self._check_all(positions, batch)
-        return batch
-
-    def _check_all(self, positions: np.ndarray, batch: np.ndarray) -> None:
-        for n, position in enumerate(positions.tolist()):
-            (place,) = self.keys.extents(position)
-            try:
-                check(place, as_bytes(batch[n, ...]))
-            except ValueError as error:
-                raise self._damage(position, error) from None
+            for n, position in enumerate(positions.tolist()):
+                (extent,) = self.keys.extents(position)
+                try:
+                    check(extent, data[n * layout.nbytes : (n + 1) * layout.nbytes])
+                except ValueError as error:
+                    raise self._damage(position, error) from None
+        return data.view(layout.dtype).reshape(len(positions), *layout.shape)
 
     def _read_checked(self, position: int, number: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)
-        places = self.keys.extents(position)  # checked before memory is taken
+        extents = self.keys.extents(position)  # checked before memory is taken
         array = np.empty(layout.shape, layout.dtype)
-        self._fill(position, places, layout, array, threads=threads or self._threads.count)
+        self._fill(position, extents, layout, array, threads=threads or self._threads.count)
         if number >= 0 and number not in self._windows and len(self._windows) < MOST_WINDOWS:
             self._make_window(number, layout)
         return array
@@ -181,7 +168,7 @@ class IndexedFile:
     def _fill(
         self,
         position: int,
-        places: Sequence[Extent],
+        extents: Sequence[Extent],
         layout: Layout,
         target: np.ndarray,
         *,
@@ -193,39 +180,41 @@ class IndexedFile:
         pages, verify = self._pages, self._verify
         try:
             if layout.is_plain:
-                read_plain(pages, places[0], target, verify=verify)
+                data = as_bytes(target)
+                pages.read_into(data, extents[0].offset)
+                if verify:
+                    check(extents[0], data)
             elif layout.is_decodable:
-                read_chunks(pages, places, layout, target, verify=verify, threads=threads)
+                read_chunks(pages, extents, layout, target, verify=verify, threads=threads)
             else:
-                self._check_payloads(places, layout)
+                self._check_payloads(extents, layout)
                 target[...] = self._through_hdf5(position, layout)
         except ValueError as error:
             raise self._damage(position, error) from None
 
-    def _box(self, position: int, layout: Layout, box: Box) -> np.ndarray:
-        places = self.keys.extents(position)
-        if 0 in box.shape or not layout.nbytes:
-            return np.empty(box.shape, layout.dtype)
-        if layout.is_plain:
-            self._check_payloads(places, layout)
-            return read_plain_box(self._pages, places[0], layout, box)
-        if not layout.is_decodable:
-            self._check_payloads(places, layout)
-            return self._through_hdf5(position, layout, box)
+    def _block(self, position: int, layout: Layout, box: Box) -> np.ndarray:
+        extents = self.keys.extents(position)
         array = np.empty(box.shape, layout.dtype)
-        read_chunks(self._pages, places, layout, array, box=box, verify=self._verify)
-        return array
+        if not array.size or not layout.nbytes:
+            return array
+        if layout.is_decodable and not layout.is_plain:
+            read_chunks(self._pages, extents, layout, array, box=box, verify=self._verify)
+            return array
+        self._check_payloads(extents, layout)
+        if layout.is_plain:
+            return read_plain_box(self._pages, extents[0], layout, box)
+        return self._through_hdf5(position, layout, box)
 
     def _through_hdf5(self, position: int, layout: Layout, box: Box | None = None) -> np.ndarray:
         array = self._datasets.read(self.keys.key(position), box)
         if array.dtype != layout.dtype or array.shape != (box.shape if box else layout.shape):
-            raise self.keys.damage(f"describes {self.keys.key(position)!r} unlike HDF5 does")
+            raise self.keys.damage(f"describes {self.keys.key(position)!r} differently from HDF5")
         return array
 
-    def _check_payloads(self, places: Sequence[Extent], layout: Layout) -> None:
+    def _check_payloads(self, extents: Sequence[Extent], layout: Layout) -> None:
         if self._verify or layout.needs_index_checksum:
-            for place in places:
-                check(place, self._pages.read(place.nbytes, place.offset))
+            for extent in extents:
+                check(extent, self._pages.read(extent.nbytes, extent.offset))
 
     def _damage(self, position: int, error: ValueError) -> LoadError:
         """Return an error that says which sample is damaged."""

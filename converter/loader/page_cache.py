@@ -1,4 +1,4 @@
-"""Choose how bytes are read: from the page cache through a mapping, from a disk by preadv."""
+"""Choose how to read bytes: from the page cache through a mapping, from a disk by preadv."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from converter.threads import Threads
 
 #: A mapping is faster than preadv from the page cache (cached photos by key 1.46 times as fast, in
 #: batches 1.3 times), but on a cold disk it takes one access for each 4 KiB. So each read first
-#: asks whether one of its bytes is cached. Small reads cost little when guessed wrong: one read
+#: asks whether one of its bytes is cached. A wrong guess costs little for small reads: one read
 #: asks, and decides for the next few.
 LARGEST_UNPROBED_NBYTES = 8 << 10
 READS_PER_PROBE = 16
@@ -36,7 +36,7 @@ class PageCache:
         self.nbytes = nbytes
         self.reads_to_probe = 0
         self._handle = handle
-        self._absent: set[int] = set()  # where reads began of which a byte was asked for in vain
+        self._absent: set[int] = set()  # offsets of reads that found their byte absent
         self._mapped: mmap.mmap | None = None
         self._is_mappable = True
         if nbytes >= samples * LARGE_NBYTES and hasattr(os, "posix_fadvise"):
@@ -58,7 +58,7 @@ class PageCache:
             self._handle.read_into(target, offset)
 
     def gather(self, offsets: np.ndarray, nbytes: int, threads: Threads) -> np.ndarray:
-        """Return pieces of equal size as 1-D uint8, one behind the other."""
+        """Return pieces of equal size, one behind the other, as 1-D uint8."""
         count = self.nbytes - nbytes + 1
         spans = [(offset, nbytes) for offset in offsets.tolist()]
         seem_cached = self._seem_cached(spans)
@@ -74,9 +74,9 @@ class PageCache:
         return pieces.reshape(-1)
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Have the disk fetch offsets with so many bytes at once where they are not cached.
+        """Ask the disk for all spans (offset, nbytes) at once, where they are not cached.
 
-        For what is read next: one by one, each read would wait for the one before. On an SSD
+        They are read next: one by one, each read would wait for the one before. On an SSD
         batches of 32 came 3 to 10 times as fast for small samples, twice for photos.
         """
         if not self._seem_cached(spans):
@@ -98,16 +98,12 @@ class PageCache:
             return None
 
     def are_cached(self, nbytes: int, offset: int) -> bool:
-        """Tell whether to read through the mapping."""
+        """Tell whether these bytes seem to be in the page cache: then the mapping is faster."""
         if nbytes > LARGEST_UNPROBED_NBYTES:
             if offset in self._absent:  # asking has brought that byte in, but no other
                 self._absent.discard(offset)
                 return False
-            # not near its ends, which may have come with its neighbours
-            cached = self._is_cached(offset + nbytes // 4 * 3)
-            if not cached:
-                self._note_absent(offset)
-            return cached
+            return self._seems_cached(offset, nbytes, unknown=False)
         if self.reads_to_probe > 0:
             self.reads_to_probe -= 1
             return True
@@ -117,20 +113,22 @@ class PageCache:
         return True
 
     def _seem_cached(self, spans: Sequence[tuple[int, int]]) -> bool:
-        """Tell whether some of them are in the page cache."""
-        for offset, nbytes in spans[:: max(1, len(spans) // PIECES_PROBED)]:
-            if not self._is_cached(offset + nbytes // 4 * 3, unknown=True):
-                self._note_absent(offset)
-                return False
-        return True
+        """Tell whether all of the spans that are probed are in the page cache."""
+        probed = spans[:: max(1, len(spans) // PIECES_PROBED)]
+        return all(self._seems_cached(*span, unknown=True) for span in probed)
 
-    def _note_absent(self, offset: int) -> None:
+    def _seems_cached(self, offset: int, nbytes: int, *, unknown: bool) -> bool:
+        """Ask for one byte of a span, and remember where it is absent."""
+        # not near its ends, which may have come with its neighbours
+        if self._is_cached(offset + nbytes // 4 * 3, unknown=unknown):
+            return True
         if len(self._absent) >= MOST_ABSENT:
             self._absent.clear()
         self._absent.add(offset)
+        return False
 
     def _advise(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Have the disk begin to read."""
+        """Tell the disk what will be read."""
         if not hasattr(os, "posix_fadvise"):
             return
         with contextlib.suppress(OSError):  # a file system that takes no advice
@@ -152,7 +150,7 @@ class PageCache:
             return unknown
 
     def _map(self) -> mmap.mmap | None:
-        """Return the mapping; None where the disk has none, as some network disks."""
+        """Return the mapping; None where the disk cannot map, like some network disks."""
         if self._mapped is None and self._is_mappable:
             if self.nbytes > os.fstat(self._handle.fd).st_size:
                 raise LoadError(f"{self.path} was cut while it was open: convert it again")
@@ -164,8 +162,8 @@ class PageCache:
                 self._is_mappable = False
                 warnings.warn(
                     f"{self.path} is on a disk that cannot map files into memory "
-                    f"({error.strerror}): each read copies once more, and each process holds the "
-                    "index by itself",
+                    f"({error.strerror}): each read copies once more, and each process has an "
+                    "index of its own in memory",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -20,6 +20,11 @@ class Box(NamedTuple):
         """Return the shape of the block."""
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Return what cuts the block out of the array."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
 
 def box_of(selection: Any, shape: tuple[int, ...]) -> Box:
     """Return the smallest box that holds a selection by integers, slices and ``...``.
@@ -27,26 +32,23 @@ def box_of(selection: Any, shape: tuple[int, ...]) -> Box:
     Raises IndexError for an integer outside the array or too many of them, TypeError for
     selections of another kind.
     """
-    starts, stops, take = [], [], []
-    for index, length in zip(_full(selection, shape), shape, strict=True):
-        start, stop, rest = _one_axis(index, length)
-        starts.append(start)
-        stops.append(stop)
-        take.append(rest)
-    return Box(tuple(starts), tuple(stops), tuple(take))
+    axes = [_one_axis(*axis) for axis in zip(_full(selection, shape), shape, strict=True)]
+    return Box(*zip(*axes, strict=True)) if axes else Box((), (), ())
 
 
 def _full(selection: Any, shape: tuple[int, ...]) -> list[Any]:
-    """Return one index an axis."""
+    """Return an index for each axis."""
     parts = list(selection) if isinstance(selection, tuple) else [selection]
     ellipses = [number for number, part in enumerate(parts) if part is Ellipsis]
     if len(ellipses) > 1:
-        raise IndexError("a selection can hold one ... only")
+        raise IndexError("a selection can hold only one ...")
     missing = len(shape) - (len(parts) - len(ellipses))
     if missing < 0:
-        raise IndexError(f"{len(parts) - len(ellipses)} indices for {len(shape)} dimensions")
-    place = ellipses[0] if ellipses else len(parts)
-    parts[place : place + 1] = [slice(None)] * missing
+        raise IndexError(
+            f"a selection has {len(parts) - len(ellipses)} indices for {len(shape)} dimensions"
+        )
+    at = ellipses[0] if ellipses else len(parts)
+    parts[at : at + 1] = [slice(None)] * missing
     return parts
 
 

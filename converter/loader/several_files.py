@@ -20,15 +20,15 @@ OneFile = IndexedFile | H5pyFile | EncodedFile
 
 
 class SeveralIndexes:
-    """The keys of several files, one behind the other.
+    """The keys of several files, one file behind the other.
 
-    Raises LoadError where two have one in common.
+    Raises LoadError where two files have a key in common.
     """
 
-    def __init__(self, tails: Sequence[Index]) -> None:
-        self.path = ", ".join(tail.path for tail in tails)
-        self._tails = tails
-        self.starts = [0, *itertools.accumulate(len(tail) for tail in tails)]
+    def __init__(self, indexes: Sequence[Index]) -> None:
+        self.path = ", ".join(index.path for index in indexes)
+        self._indexes = indexes
+        self.starts = [0, *itertools.accumulate(len(index) for index in indexes)]
         if not self._are_in_order():  # else they have no keys in common
             self._check_common()
 
@@ -37,67 +37,63 @@ class SeveralIndexes:
 
     def damage(self, what: str) -> LoadError:
         """Return the error to raise for what cannot be."""
-        return self._tails[0].damage(what)
+        return self._indexes[0].damage(what)
 
     def find(self, key: str) -> int | None:
         """Return a key's position."""
-        for start, tail in zip(self.starts, self._tails, strict=False):
-            position = tail.find(key)
+        for start, index in zip(self.starts, self._indexes, strict=False):
+            position = index.find(key)
             if position is not None:
                 return start + position
         return None
 
     def find_all(self, keys: Sequence[str]) -> np.ndarray:
         """Return the position of each key, -1 for unknown ones."""
-        found = np.full(len(keys), -1, np.int64)
-        for start, tail in zip(self.starts, self._tails, strict=False):
-            absent = np.flatnonzero(found < 0)
-            if not len(absent):
+        positions = np.full(len(keys), -1, np.int64)
+        for start, index in zip(self.starts, self._indexes, strict=False):
+            unknown = np.flatnonzero(positions < 0)
+            if not len(unknown):
                 break
-            positions = tail.find_all([keys[n] for n in absent.tolist()])
-            found[absent[positions >= 0]] = positions[positions >= 0] + start
-        return found
+            own = index.find_all([keys[n] for n in unknown.tolist()])
+            positions[unknown[own >= 0]] = own[own >= 0] + start
+        return positions
 
     def key(self, position: int) -> str:
         """Return the key at a position that is in range."""
         number = self.number_of(position)
-        return self._tails[number].key(position - self.starts[number])
+        return self._indexes[number].key(position - self.starts[number])
 
     def keys(self) -> Iterator[str]:
-        """Yield all keys in stored order."""
-        for tail in self._tails:
-            yield from tail.keys()
+        """Return all keys in stored order."""
+        return itertools.chain.from_iterable(index.keys() for index in self._indexes)
 
     def positions_with(self, fragment: str) -> Iterator[int]:
         """Yield the positions of keys that hold a text."""
-        for start, tail in zip(self.starts, self._tails, strict=False):
-            for position in tail.positions_with(fragment):
-                yield start + position
+        for start, index in zip(self.starts, self._indexes, strict=False):
+            yield from (start + position for position in index.positions_with(fragment))
 
     def number_of(self, position: int) -> int:
-        """Return which file a position is in."""
+        """Return the number of the file that holds a position."""
         return bisect.bisect_right(self.starts, position) - 1
 
     def _are_in_order(self) -> bool:
         """Tell whether the keys lie in the order of a conversion, as those of shards do."""
         last: Any = ()
-        for tail in self._tails:
-            if not len(tail):
-                continue
-            if order_of(tail.key(0)) <= last or not tail.is_in_order:
+        for index in filter(len, self._indexes):
+            if order_of(index.key(0)) <= last or not index.is_in_order:
                 return False
-            last = order_of(tail.key(len(tail) - 1))
+            last = order_of(index.key(len(index) - 1))
         return True
 
     def _check_common(self) -> None:
-        for n, tail in enumerate(self._tails):
-            keys = list(tail.keys())
-            for other in self._tails[:n]:
+        for n, index in enumerate(self._indexes):
+            keys = list(index.keys())
+            for other in self._indexes[:n]:
                 common = np.flatnonzero(other.find_all(keys) >= 0)
                 if len(common):
                     raise LoadError(
-                        f"{keys[int(common[0])]!r} is in {other.path} and in {tail.path}: read "
-                        "files that have no names in common"
+                        f"{keys[int(common[0])]!r} is in {other.path} and in {index.path}: read "
+                        "files that have no keys in common"
                     )
 
 
@@ -131,17 +127,17 @@ class SeveralFiles:
         return file.read_part(position, selection)
 
     def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        """Return arrays; each file reads its own at once."""
+        """Return the arrays at positions; each file reads all of its own at once."""
         numbers = np.searchsorted(self.keys.starts, positions, "right") - 1
         if (numbers == numbers[0]).all():
             number = int(numbers[0])
             return self._files[number].read_batch(positions - self.keys.starts[number])
         arrays: list[Any] = [None] * len(positions)
         for number in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == number)
-            some = self._files[number].read_batch(positions[places] - self.keys.starts[number])
-            for place, array in zip(places.tolist(), some, strict=True):
-                arrays[place] = array
+            chosen = np.flatnonzero(numbers == number)
+            some = self._files[number].read_batch(positions[chosen] - self.keys.starts[number])
+            for n, array in zip(chosen.tolist(), some, strict=True):
+                arrays[n] = array
         return arrays
 
     def _split(self, position: int) -> tuple[OneFile, int]:

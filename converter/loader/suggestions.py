@@ -19,7 +19,7 @@ FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # of most systems, of
 def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
     """Return the error for a key that was not found, with the keys most like it.
 
-    These have its name in a folder beside its own, or a name like it in its own folder.
+    They have the same name in a folder beside its own, or a similar name in its own folder.
     """
     inside = key.rstrip("/") + "/"
     for file in _keys_with(keys, inside, within=inside):
@@ -28,8 +28,8 @@ def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
     if alike is not None:
         form, stored = alike
         return KeyError(
-            f"no {key!r} in {keys.path}, but {stored!r}, which looks the same and is written with "
-            f"other Unicode characters for its accents: pass {form}"
+            f"no {key!r} in {keys.path}, but {stored!r}, which looks the same but has other "
+            f"Unicode characters for its accents: pass {form}"
         )
     folder, slash, name = key.rpartition("/")
     above, slash_above, _ = folder.rpartition("/")
@@ -51,7 +51,7 @@ def unknown_key(keys: Index | SeveralIndexes, key: str) -> KeyError | LoadError:
 
 
 def _composed_otherwise(keys: Index | SeveralIndexes, key: str) -> tuple[str, str] | None:
-    """Return a key that differs only in Unicode composition, and how to get it from this one."""
+    """Return how to get a key that differs only in Unicode composition, and that key."""
     if key.isascii():
         return None
     for form in FORMS:
@@ -65,6 +65,6 @@ def _composed_otherwise(keys: Index | SeveralIndexes, key: str) -> tuple[str, st
 
 
 def _keys_with(keys: Index | SeveralIndexes, fragment: str, *, within: str) -> list[str]:
-    """Return keys that hold a text, of those that begin with another."""
+    """Return the first keys that hold a text and begin with another."""
     positions = itertools.islice(keys.positions_with(fragment), KEYS_COMPARED)
     return [key for key in map(keys.key, positions) if key.startswith(within)]

@@ -34,7 +34,7 @@ from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
-MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # another in each run
+MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # differs from run to run
 
 
 class Choice(NamedTuple):
@@ -48,8 +48,8 @@ class Choice(NamedTuple):
 class Settings:
     """All that decides how a file becomes a payload; travels to the workers.
 
-    With ``choices`` samples are not encoded but surveyed: `Surveyed` says what each choice
-    would make of them.
+    With ``choices`` samples are not encoded but surveyed: `Surveyed` says how large each choice
+    would make them.
     """
 
     root: str
@@ -59,12 +59,12 @@ class Settings:
     check_decoding: bool = True
     max_pixels: int | None = None
     path_functions: Path | None = None
-    functions_text: bytes | None = None  # of that file, where it may not be at hand
+    functions_text: bytes | None = None  # of that file, for machines that may not have it
     choices: tuple[Choice, ...] = ()
     file_timeout: float | None = None  # seconds; for `pool`
 
     def start(self) -> Encoder:
-        """Return what does the work, in this process."""
+        """Return the encoder that does the work in this process."""
         return Encoder(self)
 
 
@@ -72,11 +72,7 @@ class Encoder:
     """Read, check and encode samples, one at a time, in this process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._root = settings.root
-        self._store = settings.store
-        self._compression = settings.compression
-        self._choices = settings.choices
-        self._check_decoding = settings.check_decoding
+        self._settings = settings
         self._my_read = None
         path, text = settings.path_functions, settings.functions_text
         if text is not None:
@@ -95,68 +91,62 @@ class Encoder:
         """
         used = buffer.used
         try:
-            if self._choices:
-                return self._survey(key, buffer)
-            return self._encode(key, buffer)
-        except (UnreadableError, UnstorableError) as error:
-            reason = str(error)
+            return (self._survey if self._settings.choices else self._encode)(key, buffer)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # my_read may raise anything, SystemExit for one
-            reason = self._reason(error)
-        buffer.used = used
-        return Failure(key, _one_line(reason, self._root))
+        except BaseException as error:  # my_read may raise anything, also SystemExit
+            buffer.used = used
+            return self._failure(key, error)
 
     def read(self, key: str, buffer: Buffer) -> np.ndarray | Failure:
         """Return what would be stored of a sample, uncompressed."""
         try:
-            path = path_of(self._root, key)
+            path = path_of(self._settings.root, key)
             _regular_file(path)
-            if self._store == "encoded":
+            if self._settings.store == "encoded":
                 return np.frombuffer(images.read_into(path, buffer.view), np.uint8)
-            return self._sample(path, buffer, self._store)[0]
-        except (UnreadableError, UnstorableError) as error:
-            return Failure(key, _one_line(str(error), self._root))
+            return self._sample(path, buffer, self._settings.store)[0]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            return Failure(key, _one_line(self._reason(error), self._root))
+            return self._failure(key, error)
 
-    def _reason(self, error: BaseException) -> str:
-        reason = describe(error)
-        if self._my_read is not None and are_descriptors_used_up():
+    def _failure(self, key: str, error: BaseException) -> Failure:
+        is_own = isinstance(error, (UnreadableError, UnstorableError))
+        reason = str(error) if is_own else describe(error)
+        if not is_own and self._my_read is not None and are_descriptors_used_up():
             reason = (
                 f"my_read leaves files open, and no more can be opened ({reason}): close each, as "
                 "`with open(...)` does"
             )
-        return reason
+        return Failure(key, _one_line(reason, self._settings.root))
 
     def _encode(self, key: str, buffer: Buffer) -> Encoded:
-        path = path_of(self._root, key)
+        path = path_of(self._settings.root, key)
         status = _regular_file(path)  # before it is read: a change behind this shows
-        array, content, note = self._sample(path, buffer, self._store)
-        layout, parts = self._keep(array, content, self._compression, buffer)
+        array, content, note = self._sample(path, buffer, self._settings.store)
+        layout, parts = self._keep(array, content, self._settings.compression, buffer)
         return Encoded(key, layout, parts, status.st_size, status.st_mtime_ns, note)
 
     def _survey(self, key: str, buffer: Buffer) -> Surveyed:
-        path, begin = path_of(self._root, key), buffer.used
+        path, used = path_of(self._settings.root, key), buffer.used
         source_nbytes = _regular_file(path).st_size
         samples = {}
-        if any(choice.store == "array" for choice in self._choices):
+        if any(choice.store == "array" for choice in self._settings.choices):
             array, content, _ = self._sample(path, buffer, "array")
             samples["array"] = array.copy(), content
         original = np.frombuffer(images.read_into(path, buffer.view), np.uint8)
         samples["encoded"] = original.copy(), "encoded"
         stored_nbytes, compressed = [], []
-        for choice in self._choices:
+        for choice in self._settings.choices:
             layout, _ = self._keep(*samples[choice.store], choice.compression, buffer)
-            stored_nbytes.append(buffer.used - begin)
+            stored_nbytes.append(buffer.used - used)
             compressed.append(bool(layout.filters))
-            buffer.used = begin
+            buffer.used = used
         return Surveyed(key, source_nbytes, tuple(stored_nbytes), tuple(compressed))
 
     def _sample(self, path: str, buffer: Buffer, store: str) -> tuple[np.ndarray, str, Note]:
-        """Return what is to be stored of a file, C-contiguous, and what it is."""
+        """Return the array to store, C-contiguous, its content and what the reader noticed."""
         if store == "encoded":
             return self._original(path, buffer)
         if self._my_read is not None:
@@ -167,20 +157,20 @@ class Encoder:
 
     def _original(self, path: str, buffer: Buffer) -> tuple[np.ndarray, str, Note]:
         data, note = images.read_into(path, buffer.view), Note.NONE
-        if self._check_decoding:
-            extension = extension_of(path)
+        if self._settings.check_decoding:
             try:
-                _, note = decode_noted(data, extension, self._scratch.view)
+                _, note = decode_noted(data, extension_of(path), self._scratch.view)
+            except UnreadableError:
+                raise
             except Exception as error:
                 text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
-                is_own = isinstance(error, UnreadableError)
-                raise UnreadableError(str(error) if is_own else text) from error
+                raise UnreadableError(text) from error
         return np.frombuffer(data, np.uint8), "encoded", note
 
     def _keep(
         self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
     ) -> tuple[Layout, tuple[Part, ...]]:
-        """Put a sample's payload into the buffer, and leave space for HDF5's structures."""
+        """Put a payload into the buffer, and leave space for HDF5's structures behind it."""
         if compression == AUTO:
             compression = OF_AUTO if pays_off(array) else NONE
         if array.ndim and array.size and compression != NONE:
@@ -198,7 +188,7 @@ class Encoder:
     def _compress(
         self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
     ) -> tuple[Layout, tuple[Part, ...]] | None:
-        """Put filtered chunks into the buffer; None, and nothing put, where they are no smaller."""
+        """Put filtered chunks into the buffer; return None where they are not smaller."""
         payloads, stored_nbytes = [], 0
         chunks = chunk_shape(array.shape, array.dtype.itemsize)
         filters = pipeline(compression, array.dtype, chunks)
@@ -225,23 +215,22 @@ class Encoder:
     ) -> Layout:
         """Leave space for what the writer puts behind the payload; return the layout.
 
-        It is the same object for the same layout: pickled once a task.
+        Equal layouts are one object, which is pickled once a task.
         """
-        alike = (array.dtype, array.shape, content, chunks, filters)
-        known = self._layouts.get(alike)
-        if known is None:
+        fields = (array.dtype, array.shape, chunks, filters, content)
+        if fields not in self._layouts:
             if len(self._layouts) >= 1000:
                 self._layouts.clear()
-            layout = Layout(array.dtype, array.shape, chunks, filters, content)
-            known = self._layouts[alike] = layout, structure_nbytes(layout)
-        layout, nbytes = known
+            layout = Layout(*fields)
+            self._layouts[fields] = layout, structure_nbytes(layout)
+        layout, nbytes = self._layouts[fields]
         buffer.view(nbytes)
         buffer.keep(nbytes)
         return layout
 
 
 def _regular_file(path: str) -> os.stat_result:
-    """Refuse what would block for ever (a FIFO) or is no file; raises OSError when it is gone."""
+    """Return the status of a file; refuse what is missing, and what could block for ever."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -249,7 +238,7 @@ def _regular_file(path: str) -> os.stat_result:
             raise UnreadableError(
                 f"a symbolic link to {os.readlink(path)}, which does not exist"
             ) from None
-        raise UnreadableError("it vanished while converting") from None
+        raise UnreadableError("it was removed while converting") from None
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableError("not a regular file (a pipe, socket or device)")
     return status

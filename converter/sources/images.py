@@ -14,7 +14,7 @@ from converter.errors import UnreadableError
 from converter.files import local_path
 from converter.images import formats, jpeg, tiff
 from converter.images.formats import REVISION as REVISION
-from converter.images.formats import decode_noted, extension_of, plugin_of
+from converter.images.formats import decode_noted, extension_of
 from converter.images.picture import Allocate, Image
 
 HELP = "RGB, full depth, all frames (docs/formats.md)"
@@ -22,16 +22,17 @@ PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "ima
 
 
 def check_installed() -> None:
-    """Do nothing: what the default reader needs is always installed."""
+    """Do nothing: the packages that the default reader needs are always installed."""
 
 
 def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
-    """Return imageio's plugin for each extension."""
-    return {extension: plugin_of(extension) for extension in extensions}
+    """Return what decodes files of each extension; None where it is not in the table."""
+    kinds = {name: formats.BY_EXTENSION.get(extension_of(name)) for name in extensions}
+    return {name: kind.plugin if kind else None for name, kind in kinds.items()}
 
 
 def refuse_unread(extensions: Sequence[str], *, store: str) -> None:
-    """Raise ConverterError for an extension of which no file can be read."""
+    """Raise ConverterError for an extension whose files it cannot read."""
     formats.refuse_unread(extensions, reader="imageio", store=store)
 
 
@@ -47,7 +48,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises
     ------
     UnreadableError
-        A format that is not in the table, a file that would lose something, or more than
+        The format is not in the table, the file would lose something, or it has more than
         ``2 * PIL.Image.MAX_IMAGE_PIXELS`` pixels (Pillow's limit against decompression bombs).
     Exception
         Whatever Pillow or tifffile raise for a damaged file.
@@ -58,16 +59,12 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def read_noted(path: str, allocate: Allocate | None = None) -> Image:
     """Read as `read_image` does; decode into ``allocate(nbytes)`` where the decoder can."""
     extension = extension_of(path)
-    if extension in formats.TIFF.extensions and _is_tiff(path):  # perhaps too large for memory
+    is_tiff = extension in formats.TIFF.extensions
+    if is_tiff and formats.recognise(formats.magic_of(path), extension) is formats.TIFF:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return tiff.decode_file(path)
+            return tiff.decode(path)  # not from memory, for which it may be too large
     return decode_noted(read_bytes(path), extension, allocate)
-
-
-def _is_tiff(path: str) -> bool:
-    head = formats.magic_of(path)
-    return formats.recognise(head, extension_of(path)) is formats.TIFF
 
 
 def limit_pixels(max_pixels: int | None) -> None:
@@ -76,7 +73,7 @@ def limit_pixels(max_pixels: int | None) -> None:
     Pillow warns above its MAX_IMAGE_PIXELS and refuses above twice that.
     """
     if max_pixels is not None:
-        jpeg.decoders_agree()  # which tries them on an image that may be larger
+        jpeg.decoders_agree()  # tries them on an image that may be larger, once
         PIL.Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
 
 
@@ -86,10 +83,8 @@ def read_bytes(path: str) -> bytes:
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size + 1)
-        while len(data) < size:  # one call returns at most 2 GiB
-            more = os.read(descriptor, size - len(data))
-            if not more:
-                break
+        # one call returns at most 2 GiB
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
             data += more
         return data
     finally:

@@ -33,17 +33,17 @@ def check_installed() -> None:
 
 
 def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
-    """Return nothing: OpenCV looks at what a file holds."""
+    """Return nothing: OpenCV ignores extensions."""
     return {}
 
 
 def refuse_unread(extensions: Sequence[str], *, store: str) -> None:
-    """Raise ConverterError for an extension of which no file can be read."""
+    """Raise ConverterError for an extension whose files it cannot read."""
     formats.refuse_unread(extensions, reader="opencv", store=store)
 
 
 def import_opencv() -> ModuleType:
-    """Return the module cv2, made for one thread: the workers are many.
+    """Return the module cv2, set to one thread: there are many workers.
 
     Raises ConverterError where it is not installed.
     """
@@ -55,7 +55,8 @@ def import_opencv() -> ModuleType:
         ) from error
     cv2.setNumThreads(1)
     if hasattr(cv2.utils, "logging"):  # not in every build of 4.7
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # None says it too
+        # imread's None says the same
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 
 
@@ -70,19 +71,19 @@ def read_noted(path: str, allocate: Allocate | None = None) -> Image:
     Raises
     ------
     UnreadableError
-        OpenCV cannot read it; it has more pixels than Pillow's limit; or it is a JPEG that
-        was cut off, whose missing rows OpenCV would make gray.
+        OpenCV cannot read it; it has more pixels than Pillow's limit; or it is a truncated
+        JPEG, whose missing rows OpenCV would make gray.
     """
     cv2 = import_opencv()
     note = _inspect(path)
     try:
-        # not imdecode: it gives other arrays for APNG and TIFF with several pages
+        # not imdecode, which returns other arrays for APNG and TIFF with several pages
         array = cv2.imread(path)
     except cv2.error as error:
         raise UnreadableError(f"OpenCV cannot read it ({error.err})") from None
     if array is None:
         raise UnreadableError("OpenCV cannot read it")
-    refuse_too_large(array.shape[0] * array.shape[1])  # of what Pillow does not know
+    refuse_too_large(array.shape[0] * array.shape[1])  # for formats that Pillow does not know
     head = magic_of(path)
     if head.startswith(png.SIGNATURE):
         note |= png.cut_by_opencv(read_bytes(path))
@@ -98,25 +99,21 @@ def _cut_off(cv2: Any, path: str) -> Note:
     try:
         whole = cv2.imread(path, cv2.IMREAD_UNCHANGED)
     except cv2.error:
+        whole = None
+    if whole is None:
         return Note.NONE
-    note = Note.NONE
-    if whole is not None and whole.dtype != np.uint8:
-        note |= Note.DEPTH
-    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4:
-        note |= Note.ALPHA
-    return note
+    depth = Note.DEPTH if whole.dtype != np.uint8 else Note.NONE
+    return depth | (Note.ALPHA if whole.ndim == 3 and whole.shape[2] == 4 else Note.NONE)
 
 
 def _inspect(path: str) -> Note:
-    """Note frames, and refuse too many pixels, as Pillow sees them; OpenCV knows other formats."""
+    """Note several frames and refuse too many pixels, where Pillow knows the format."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with PIL.Image.open(path) as image:
-                if getattr(image, "is_animated", False):
-                    return Note.FIRST_FRAME
+                return Note.FIRST_FRAME if getattr(image, "is_animated", False) else Note.NONE
         except PIL.Image.DecompressionBombError as error:
             raise pixels_error(error) from None
-        except Exception:  # of a format Pillow takes it for and OpenCV may not
+        except Exception:  # OpenCV may read what Pillow does not
             return Note.NONE
-    return Note.NONE

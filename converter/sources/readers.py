@@ -14,22 +14,22 @@ class Reader(Protocol):
 
     #: For the help of ``--reader``.
     HELP: str
-    #: Distributions whose versions the file records.
+    #: Packages whose versions OUT.h5 records.
     PACKAGES: tuple[str, ...]
-    #: Counts up when the same file gives another array; 0 where nobody counts.
+    #: Counts up when the same file gives another array; 0 where that is not counted.
     REVISION: int
 
     def check_installed(self) -> None:
         """Raise ConverterError, saying what to install, where something is missing."""
 
     def refuse_unread(self, extensions: Sequence[str], *, store: str) -> None:
-        """Raise ConverterError for an extension of which it can read no file."""
+        """Raise ConverterError for an extension whose files it cannot read."""
 
     def read_noted(self, path: str, allocate: Allocate | None = None) -> Image:
-        """Read a file, perhaps into ``allocate(nbytes)``; raise whatever says why not."""
+        """Read a file, perhaps into ``allocate(nbytes)``; any exception makes it a failure."""
 
     def plugins_of(self, extensions: Sequence[str]) -> dict[str, str | None]:
-        """Return what reads files of each extension, where the file is to record that."""
+        """Return what reads files of each extension, for OUT.h5 to record."""
 
 
 READERS: dict[str, Reader] = {"imageio": images, "opencv": opencv}

@@ -1,9 +1,10 @@
-"""Find my_read and my_prune, and hold them to their contract."""
+"""Find and import the user's my_read and my_prune."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,7 +32,7 @@ class Hooks:
 
 
 def find_functions(path_functions: Path | None) -> Path:
-    """Return the file to take the functions from: as named, in this folder, or as shipped."""
+    """Return the file of functions: as named, else of the current folder, else as shipped."""
     if path_functions is not None:
         if not path_functions.is_file():
             raise ConverterError(
@@ -46,29 +47,26 @@ def find_functions(path_functions: Path | None) -> Path:
 
 
 def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = None) -> Hooks:
-    """Import ``path``, a copy of ``origin`` if that is given, and take functions from it.
+    """Import ``path``, once in a process, and take functions from it.
+
+    It may be a copy of ``origin``, which then counts as the imported file.
 
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
-    module = _import(path, origin or path)
-    functions = {}
-    for name, wanted in (("my_read", read), ("my_prune", prune)):
-        function = getattr(module, name, None) if wanted else None
-        if wanted and not callable(function):
+    sha256 = hash_of(path)
+    module = _import(path, origin or path, sha256)
+    wanted = {"my_read": read, "my_prune": prune}
+    found = {name: getattr(module, name, None) for name in wanted if wanted[name]}
+    for name, function in found.items():
+        if not callable(function):
             raise ConverterError(f"{path} has no function {name}: define it, or drop its flag")
-        functions[name] = function
-    return Hooks(
-        path=path,
-        sha256=hash_of(path),
-        read=functions["my_read"],
-        prune=functions["my_prune"],
-    )
+    return Hooks(path, sha256, found.get("my_read"), found.get("my_prune"))
 
 
 def load_read(text: bytes, origin: Path | None) -> Callable[[str], Any] | None:
-    """Return my_read of a file of functions that may not be at hand, from its bytes.
+    """Return my_read of a file of functions, from the bytes of the file.
 
-    What it imports is looked for beside ``origin``, where that is on this machine.
+    Its imports are looked up beside ``origin``, where that is on this machine.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
@@ -77,12 +75,15 @@ def load_read(text: bytes, origin: Path | None) -> Callable[[str], Any] | None:
 
 
 def hash_of(path: Path) -> str:
-    """Return what a file of functions is recorded by: the SHA-256 of its bytes."""
+    """Return what OUT.h5 records of a file of functions: the SHA-256 of its bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _import(path: Path, origin: Path) -> Any:
+def _import(path: Path, origin: Path, sha256: str) -> Any:
     name = Path(FILE_NAME).stem  # whatever the file is called: json.py must not become json
+    imported_from = os.getpid(), origin, sha256  # a fork would share the files that it has open
+    if getattr(sys.modules.get(name), "imported_from", None) == imported_from:
+        return sys.modules[name]  # some of what it does, a process can do only once
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConverterError(f"{path} is not a Python file: its name must end in .py")
@@ -100,18 +101,19 @@ def _import(path: Path, origin: Path) -> Any:
         else:
             sys.modules[name] = replaced
         raise ConverterError(
-            f"{path} cannot be imported ({describe(error)}): mend the file"
+            f"{path} cannot be imported ({describe(error)}): correct the file"
         ) from error
     finally:
         sys.dont_write_bytecode = writes_no_bytecode
+    module.__dict__["imported_from"] = imported_from
     return module
 
 
 def call_prune(prune: Callable[[str, str], Any], extension: str, filename: str) -> bool:
-    """Ask my_prune; an exception in it is named with the file it was asked about."""
+    """Ask my_prune; ConverterError names the file on which it fails."""
     try:
         return bool(prune(filename, extension))
     except (Exception, SystemExit) as error:
         raise ConverterError(
-            f"my_prune failed on {filename!r} ({describe(error)}): mend the function"
+            f"my_prune failed on {filename!r} ({describe(error)}): correct the function"
         ) from error

@@ -1,4 +1,4 @@
-"""Decide which files go in, and under which name. Reads no file contents."""
+"""Decide which files go in, and under which keys. Reads no file contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from converter.samples import Failure, Plan
 
 DEEPEST_FOLDER = 10_000  # a path has 4096 bytes on Linux
 MOST_EXTENSIONS_COUNTED = 1000  # a folder may hold a million different ones
-#: Folders that systems and file servers make by themselves, in lower case: thumbnails, bins,
+#: Folders that systems and file servers make themselves, in lower case: thumbnails, bins,
 #: snapshots, repairs.
 SYSTEM_FOLDERS = frozenset(
     (
@@ -37,7 +37,7 @@ def make_plan(
     """List the files below ``root`` that ``keep(file_name)`` wants, in a fixed order.
 
     A folder's own files come first, by name, then its folders, by name: the same order on
-    every machine. Files in ``ignore`` (the output and what belongs to it) are passed over.
+    every machine. Files in ``ignore`` (the output and what belongs to it) are left out.
     Folders that cannot be listed and names that are not UTF-8 become failures. Hidden folders
     are entered only with ``hidden_folders``; ``root`` may be one.
     """
@@ -78,7 +78,8 @@ def _walk(
 
     for folder, folders, names in os.walk(root, onerror=on_error, followlinks=follow_links):
         if follow_links:
-            identity = _identity(folder)
+            status = os.stat(folder)
+            identity = status.st_dev, status.st_ino
             if identity in seen:
                 folders.clear()
                 continue
@@ -95,13 +96,8 @@ def _walk(
 
 
 def is_hidden_folder(name: str) -> bool:
-    """Tell whether users do not expect this folder's files: it is hidden, or a system's."""
+    """Tell whether a folder is hidden, or one that systems make: users do not expect its files."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _key(path: str, root: str) -> str:
@@ -132,7 +128,7 @@ def keep_extensions(extensions: tuple[str, ...]) -> Callable[[str], bool]:
         lowered = name.lower()
         if not lowered.endswith(endings) or name.startswith(APPLE_DOUBLE):
             return False
-        # .gz has no extension, but .tar.gz has gz
+        # .gz has no extension, but .tar.gz has the extension gz
         return lowered not in endings or any(
             lowered.endswith(end) and len(lowered) > len(end) for end in endings
         )

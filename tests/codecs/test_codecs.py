@@ -396,7 +396,7 @@ def test_without_any_package_that_undoes_it_the_reader_says_what_to_install(
     number = {"zstd": 32015, "blosc2": 32026}[compression]
     for line in lines:
         assert line == (
-            f"'a.npy' in {path} is in HDF5's filter {number}, which is not installed: "
+            f"'a.npy' in {path} needs HDF5's filter {number}, which is not installed: "
             "pip install hdf5plugin"
         )
 

@@ -479,7 +479,7 @@ def test_an_array_store_has_no_original_files_and_says_so(is_ours, photos, tmp_p
     shutil.copy(photos.array, path)
     if not is_ours:
         cut_tail_off(path)
-    with pytest.raises(LoadError, match=r"holds arrays.*--store=encoded"):
+    with pytest.raises(LoadError, match=r"is an array.*--store=encoded"):
         H5Folder(path).read_bytes("a/00.jpg")
 
 

@@ -149,7 +149,7 @@ def test_files_that_vanish_meanwhile_are_named(folder, output, convert, tmp_path
     )
     ended = convert(folder, output, "--custom_prune_func", f"--path_functions={functions}", workers)
     assert ended.status == 1
-    assert failures(output) == {"b.jpg": "it vanished while converting"}
+    assert failures(output) == {"b.jpg": "it was removed while converting"}
     assert set(stored(output)) == {"a.jpg", "c.jpg"}
 
 

@@ -860,10 +860,11 @@ def test_shards_of_another_revision_are_not_joined(keyed, output, convert):
 
 def test_the_table_names_each_extension_once():
     names = [name for kind in formats.FORMATS for name in kind.extensions]
-    names += [name for other in others.OTHERS for name in other.extensions]
+    names += [name for other in others.OTHERS for name in other.extensions.split()]
     assert len(names) == len(set(names))
     for other in others.OTHERS:
-        assert all(len(magic) + offset <= formats.LONGEST_HEAD for offset, magic in other.magic)
+        ends = (offset + len(one) for offset, magic in other.magic.items() for one in magic)
+        assert all(end <= formats.LONGEST_HEAD for end in ends)
         compile(
             other.body.replace("render it to pixels of a size of your choice", "pass").replace(
                 "return ", "x = "

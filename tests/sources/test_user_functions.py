@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from converter.sources.user_functions import load_hooks
 from helpers.check import assert_refused, assert_same, failures, stored
 from helpers.images import as_pillow_reads, save, save_jpegs
 from helpers.run import ROOT, command, read_with, run, write_functions
@@ -172,6 +173,34 @@ def test_functions_may_import_a_module_beside_them(numbers, output, tmp_path):
     flags = ("--ext=num", *read_with(functions), "--workers=2")
     assert run(command(numbers, output, *flags)).status == 0
     assert set(np.ravel(list(stored(output).values()))) == {11}
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_the_file_is_imported_once_in_a_process(flags, numbers, output, tmp_path):
+    functions = write_functions(
+        tmp_path / "choosing_functions.py",
+        """
+        import multiprocessing
+        multiprocessing.set_start_method("spawn")  # fails when it is called again
+        def my_read(path_sample):
+            return int(open(path_sample).read())
+        def my_prune(filename_str, ext_str):
+            return True
+        """,
+    )
+    chosen = (*BOTH, f"--path_functions={functions}", "--workers=1", *flags)
+    ended = run(command(numbers, output, *chosen))
+    assert ended.status == 0, ended.err
+
+
+def test_a_file_that_has_changed_is_imported_again(tmp_path):
+    path = write_functions(tmp_path / "functions.py", "def my_read(path): return 1")
+    first = load_hooks(path, read=True, prune=False)
+    assert load_hooks(path, read=True, prune=False) == first
+    write_functions(path, "def my_read(path): return 2")
+    second = load_hooks(path, read=True, prune=False)
+    assert (first.read(""), second.read("")) == (1, 2)
+    assert first.sha256 != second.sha256
 
 
 @pytest.mark.slow

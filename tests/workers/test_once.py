@@ -78,14 +78,14 @@ def test_an_update_reads_once_what_failed_and_what_is_new(
     assert stored(output)["a.txt"].tolist() == [9, 9]
 
 
-def test_a_run_in_one_process_imports_the_functions_to_read_with_once(
+def test_a_run_in_one_process_imports_the_functions_once(
     folder: Path, output: Path, tmp_path: Path
 ) -> None:
-    """They may load a model; the run itself has looked whether they are sound before."""
+    """They may load a model."""
     for number in range(300):
         (folder / f"{number:03}.txt").write_text("7")
     text = "with open(__file__ + '.imports', 'a') as log: log.write('x')\n"
     functions = write_functions(tmp_path / "f.py", text + READER.format(shape=(2,), dtype="u1"))
     flags = ["--ext=txt", "--custom_read_func", f"--path_functions={functions}", "--workers=1"]
     assert run(command(folder, output, *flags)).status == 0
-    assert (tmp_path / "f.py.imports").read_text() == "xx"
+    assert (tmp_path / "f.py.imports").read_text() == "x"
