@@ -258,6 +258,13 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
             "again"
         )
         finished.mark_stale()
+    elif provenance.REVISION_NAME not in before:
+        count = finished.mark_bools_stale()
+        if count:
+            caller.notice(
+                f"{count} samples of {request.path_output} hold bools that other programs misread: "
+                "they are read again"
+            )
     return finished
 
 
