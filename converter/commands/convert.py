@@ -80,11 +80,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 "a time limit for files works with processes of this machine alone: drop "
                 "--file_timeout"
             )
-    if request.compression.needs_plugin:
-        caller.notice(
-            f"h5py reads {request.compression.name} only after `import hdf5plugin`; H5Folder does "
-            "without (pip install hdf5plugin)"
-        )
+    if request.compression.notice:
+        caller.notice(request.compression.notice)
     with ExitStack() as stack:
         # before the user's functions are imported, so that none of these is in a worker
         launcher = stack.enter_context(launching_for(request, caller, executor))
