@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -41,7 +42,5 @@ def encode_chunks(
 
 
 def chunk_starts(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the first index of each chunk, in C order of the chunk grid."""
-    counts = [math.ceil(n / c) for n, c in zip(shape, chunks, strict=True)]
-    for position in np.ndindex(*counts):
-        yield tuple(int(p) * c for p, c in zip(position, chunks, strict=True))
+    """Return the first index of each chunk, in C order of the chunk grid."""
+    return itertools.product(*(range(0, n, c) for n, c in zip(shape, chunks, strict=True)))

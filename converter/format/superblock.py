@@ -48,8 +48,11 @@ def check_closed(handle: Handle) -> None:
         )
 
 
-def superblock(root: int, end: int) -> bytes:
-    """Return a superblock, version 3, for a root group's header and an end of file."""
+def superblock(root: int, end: int, extension: int = UNDEFINED) -> bytes:
+    """Return a superblock, version 3, for a root group's header and an end of file.
+
+    ``extension`` is the address of the object header that says more.
+    """
     data = SIGNATURE + bytes((3, 8, 8, 0))
-    data += struct.pack("<QQQQ", 0, UNDEFINED, end, root)
+    data += struct.pack("<QQQQ", 0, extension, end, root)
     return data + checksum(data)

@@ -33,6 +33,7 @@ from converter.format.index import Extent, IndexBuilder
 from converter.format.layout import layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
+from converter.writer import provenance
 from converter.writer.journal import Head, Journal, Row
 from converter.writer.paths import MARK_NBYTES, Paths
 from converter.writer.resume import Prefix
@@ -80,6 +81,7 @@ class Writer:
         self.recorded = 0  # samples that a next run need not read
         self._index = IndexBuilder()
         self._headers = array("Q")  # where each dataset's object header is
+        self._has_chunks = False
         self._end = SUPERBLOCK_NBYTES
         self._file: io.FileIO | None = None
         self._journal: Journal | None = None
@@ -226,14 +228,14 @@ class Writer:
             self._file.seek(self._end)
             buffered = io.BufferedWriter(self._file)  # it writes on after a short write
             begin = self._end
-            root, crc = self._write_groups(buffered, attributes)
+            root, extension, crc = self._write_groups(buffered, attributes)
             self._index.write(buffered, self._end, groups_begin=begin, groups_crc32=crc)
             nbytes = buffered.tell()
             buffered.flush()
             buffered.detach()
             self._file.truncate(nbytes)
             self._check_owner()
-            write_at(self._file, memoryview(superblock(root, self._end)), 0)
+            write_at(self._file, memoryview(superblock(root, self._end, extension)), 0)
             self._synchronise(self._file.fileno())
             if os.name == "nt" or self.refused_fsync is not None:
                 self._file.close()  # Windows renames no open file; elsewhere it may tell of losses
@@ -367,15 +369,20 @@ class Writer:
             headers[rows] -= len(form.data)
             addresses = (self._end + starts[rows]).astype(np.uint64)
             addresses[nbytes[rows] == 0] = UNDEFINED
-            if kind.chunks is not None:
+            layouts = [samples[row].layout for row in rows]
+            shapes = np.array([one.shape for one in layouts], np.uint64)
+            chunks = None
+            if kind.filters:
+                self._has_chunks = True
+                chunks = np.array([one.chunks for one in layouts], np.uint32)
                 for number, row in enumerate(rows):
-                    addresses[number] = self._put_tree(samples[row], buffer, starts[row])
-            shapes = [samples[row].layout.shape for row in rows]
+                    addresses[number] = self._put_tree(samples[row], payload, int(starts[row]))
             fill_headers(
                 buffer,
                 form,
                 places=headers[rows],
-                shapes=np.array(shapes, np.uint64).reshape(len(rows), kind.rank),
+                shapes=shapes.reshape(len(rows), kind.rank),
+                chunks=chunks,
                 addresses=addresses,
                 nbytes=nbytes[rows],
             )
@@ -392,20 +399,22 @@ class Writer:
             recorded.append(Row(sample.key, described.decode(), extents, source))
         return recorded
 
-    def _put_tree(self, sample: Encoded, buffer: np.ndarray, start: int) -> int:
-        """Put the B-tree of a dataset of several chunks behind them; return its root."""
+    def _put_tree(self, sample: Encoded, payload: memoryview, start: int) -> int:
+        """Put the B-tree of a dataset's chunks behind them; return its root."""
         layout = sample.layout
         assert layout.chunks is not None
-        extents = _extents(sample, self._end + int(start))
+        extents = _extents(sample, self._end + start)
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        buffer[address - self._end :][: len(nodes)] = np.frombuffer(nodes, np.uint8)
+        begin = address - self._end
+        payload[begin : begin + len(nodes)] = nodes
         return root
 
-    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> tuple[int, int]:
+    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> tuple[int, int, int]:
         """Write all groups, each behind those within it.
 
-        Returns where the root's header is, and the checksum of all that was written.
+        Returns where the root's header is, and the superblock's extension if there is one, and
+        the checksum of all that was written.
         """
         crc = 0
 
@@ -432,11 +441,16 @@ class Writer:
             open_folders[-1].add(name, address)
         while len(open_folders) > 1:
             close_folder()
+        extension = UNDEFINED
+        if self._has_chunks:
+            extension = self._end
+            write(groups.superblock_extension())
+            attributes = provenance.with_chunks(attributes)
         heap, messages = groups.texts(attributes, self._end)
         write(heap)
         data, root = groups.group(open_folders[0].sorted(), self._end, messages)
         write(data)
-        return root, crc
+        return root, extension, crc
 
 
 def _common(parts: Sequence[bytes], open_folders: Sequence[groups.Links]) -> int:
