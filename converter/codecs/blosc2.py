@@ -19,7 +19,10 @@ FILTER = 32026  # registered with the HDF Group
 LEVELS = range(1, 10)
 DEFAULT_LEVEL = 1  # 5 takes 7 times as long, for 2 % on photos
 PACKAGE: str | None = "blosc2"
-NEEDS_PLUGIN = True
+NOTICE: str | None = (
+    "h5py reads blosc2 only after `import hdf5plugin`, 4.4 or newer, and h5web does not show it; "
+    "H5Folder does without (pip install hdf5plugin)"
+)
 NEEDS_INDEX_CHECKSUM = True  # a frame has none
 INFLATION = 1 << 15  # measured with chunks of 4 MiB of zeros
 LARGEST_ITEM_NBYTES: int | None = LARGEST_CHUNK_NBYTES  # zeros of a larger one inflate beyond that

@@ -29,8 +29,8 @@ class Codec(Protocol):
     DEFAULT_LEVEL: int
     #: The package whose version decides the bytes; `is_installed` tells whether one is missing.
     PACKAGE: str | None
-    #: Whether h5py reads it only after ``import hdf5plugin``.
-    NEEDS_PLUGIN: bool
+    #: What to tell who writes it, where h5py reads it only after ``import hdf5plugin``.
+    NOTICE: str | None
     #: Whether damage would pass its decoder unnoticed.
     NEEDS_INDEX_CHECKSUM: bool
     #: The bytes that one byte decodes to at most.
@@ -73,9 +73,14 @@ class Compression(NamedTuple):
         return self.name if self.level is None else f"{self.name}:{self.level}"
 
     @property
+    def notice(self) -> str | None:
+        """Say who cannot read it as it is; None where h5py can."""
+        return CODECS[self.name].NOTICE if self.name in CODECS else None
+
+    @property
     def needs_plugin(self) -> bool:
         """Tell whether h5py reads it only after ``import hdf5plugin``."""
-        return self.name in CODECS and CODECS[self.name].NEEDS_PLUGIN
+        return self.notice is not None
 
     @property
     def payload_version(self) -> int:

@@ -16,7 +16,9 @@ FILTER = 32015  # registered with the HDF Group
 LEVELS = range(1, 23)
 DEFAULT_LEVEL = 6  # 3 is at times larger than gzip on depth maps
 PACKAGE: str | None = "zstandard"
-NEEDS_PLUGIN = True
+NOTICE: str | None = (
+    "h5py reads zstd only after `import hdf5plugin`; H5Folder does without (pip install hdf5plugin)"
+)
 #: For data this compressible, checking zstd's checksum of the output costs more than decoding.
 #: The index has one of the input, which is cheaper to check.
 NEEDS_INDEX_CHECKSUM = True

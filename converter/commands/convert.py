@@ -79,11 +79,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
                 "--file_timeout works only with worker processes of this machine, not with an "
                 "executor or --dask: drop it"
             )
-    if request.compression.needs_plugin:
-        caller.notice(
-            f"h5py reads {request.compression.name} only after `import hdf5plugin`; H5Folder does "
-            "without (pip install hdf5plugin)"
-        )
+    if request.compression.notice:
+        caller.notice(request.compression.notice)
     with ExitStack() as stack:
         # before the user's functions are imported, so that none of these is in a worker
         launcher = stack.enter_context(launching_for(request, caller, executor))
@@ -311,6 +308,13 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
             "read again"
         )
         finished.mark_stale()
+    elif provenance.REVISION_NAME not in before:
+        count = finished.mark_bools_stale()
+        if count:
+            caller.notice(
+                f"{count} samples of {request.path_output} hold bools that other programs misread: "
+                "they are read again"
+            )
     return finished
 
 

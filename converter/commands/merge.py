@@ -82,8 +82,7 @@ def merge(
                 report.nbytes += len(batch.payload)
                 caller.progress(report.progress)
             with caller.without_signals():
-                attributes = {name: parts[0].attributes[name] for name in provenance.ATTRIBUTES}
-                report.output_nbytes = writer.finish(attributes)
+                report.output_nbytes = writer.finish(_common_attributes(parts))
         except BaseException:
             writer.discard()  # joining anew costs no decoding
             raise
@@ -109,12 +108,16 @@ def _open(path: Path) -> _Part:
     try:
         with open_hdf5(path) as file:
             attributes = {name: str(value) for name, value in file.attrs.items()}
-        attributes.setdefault(provenance.REVISION_NAME, "0")
         shard = json.loads(attributes["shard"]) if "shard" in attributes else None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConverterError(f"{path} cannot be read ({error}): convert it again") from error
-    if not {*provenance.ATTRIBUTES} <= attributes.keys():
+    if not {*provenance.ATTRIBUTES} - {provenance.REVISION_NAME} <= attributes.keys():
         raise ConverterError(f"{path} does not say how it was made: convert it again")
+    attributes["format"] = provenance.payload_format(attributes["format"])
+    try:
+        attributes["options"] = provenance.complete_options(attributes["options"])
+    except (TypeError, ValueError):
+        raise ConverterError(f"{path} does not say how it was made: convert it again") from None
     return _Part(path, samples, attributes, shard)
 
 
@@ -124,12 +127,22 @@ def _check_alike(parts: Sequence[_Part]) -> None:
     for part in parts[1:]:
         names = {*first.attributes, *part.attributes} - {"shard"}
         for name in sorted(names):
-            one, other = first.attributes.get(name), part.attributes.get(name)
+            default = "0" if name == provenance.REVISION_NAME else None
+            one, other = first.attributes.get(name, default), part.attributes.get(name, default)
             if one != other:
                 raise ConverterError(
                     f"{part.path} and {first.path} were made with different options: {name} is "
                     f"{other} and {one}: convert one of them again"
                 )
+
+
+def _common_attributes(parts: Sequence[_Part]) -> dict[str, str]:
+    """Return the root attributes: what older files lack says which samples an update reads."""
+    return {
+        name: parts[0].attributes[name]
+        for name in provenance.ATTRIBUTES
+        if all(name in part.attributes for part in parts)
+    }
 
 
 def _complete(parts: Sequence[_Part]) -> list[_Part]:

@@ -34,6 +34,7 @@ from converter.loader.h5folder import H5Folder
 from converter.loader.h5py_file import Datasets
 from converter.samples import Batch, Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
 from converter.sources.encoder import Encoder, Settings
+from converter.sources.storable import with_clean_bools
 from converter.workers.launcher import launching
 from converter.workers.pool import Pool
 
@@ -214,7 +215,13 @@ class Checker:
             if isinstance(source, Failure):
                 return f"its source file cannot be read: {source.reason}", 0
             if _differ(stored, source):
-                return "its source file gives another array", 0
+                if _differ(with_clean_bools(stored), source):
+                    return "its source file gives another array", 0
+                return (
+                    "its bools are stored as other bytes than 0 and 1, which other programs "
+                    "misread: --update reads it again",
+                    0,
+                )
         return None, stored.nbytes
 
 

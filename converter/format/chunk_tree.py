@@ -1,6 +1,7 @@
-"""Lay out the version 1 B-tree that finds the chunks of a dataset that has several.
+"""Lay out the version 1 B-tree that finds the chunks of a dataset.
 
-HDF5 File Format Specification, version 3.0, section III.A.1, node type 1.
+HDF5 File Format Specification, version 3.0, section III.A.1, node type 1. Nearly all datasets
+have one chunk, so nodes are small: the superblock extension says how small.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from converter.codecs.chunks import chunk_starts
 from converter.format.index import Extent
 from converter.format.superblock import UNDEFINED
 
-MOST_CHILDREN = 64  # twice the K of 32 that HDF5 takes where a file names none
+K = 2  # of 1, HDF5 2.0 adds levels until it crashes when a program appends hundreds of chunks
+MOST_CHILDREN = 2 * K
 NODE_HEAD = struct.Struct("<4sBBHQQ")
 
 
@@ -42,7 +44,7 @@ def chunk_tree(
     ]
     beyond = key.pack(0, 0, *_beyond(shape, chunks), 0)
     children = [place.offset for place in places]
-    nbytes, level, nodes = _node_nbytes(len(shape)), 0, b""
+    nbytes, level, nodes = _node_nbytes(len(shape)), 0, bytearray()
     while True:
         parents, first_keys, siblings = [], [], range(0, len(children), MOST_CHILDREN)
         for start in siblings:
@@ -61,7 +63,7 @@ def chunk_tree(
             parents.append(node)
             first_keys.append(keys[start])
         if len(parents) == 1:
-            return nodes, parents[0]
+            return bytes(nodes), parents[0]
         children, keys, level = parents, first_keys, level + 1
 
 

@@ -1,4 +1,4 @@
-"""Lay out HDF5's groups, and the superblock that points to the first.
+"""Lay out HDF5's groups, and what the superblock points to beside the first.
 
 Numbers of messages and fields are those of the HDF5 File Format Specification, version 3.0.
 A group of few links holds them in its object header, a larger one in a symbol table (local
@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 
 import h5py
 
+from converter.format import chunk_tree
 from converter.format.chunk_tree import NODE_HEAD
 from converter.format.headers import (
     CONSTANT,
+    NEVER_SHARED,
     attribute_messages,
     dataspace,
     datatype,
@@ -25,10 +27,10 @@ from converter.format.headers import (
 )
 from converter.format.superblock import UNDEFINED
 
-LINK_INFO, GROUP_INFO, LINK, SYMBOL_TABLE = 0x02, 0x0A, 0x06, 0x11
+LINK_INFO, GROUP_INFO, LINK, SYMBOL_TABLE, K_VALUES = 0x02, 0x0A, 0x06, 0x11, 0x13
 MOST_LINKS_IN_HEADER = 32  # they are searched one by one
-NODE_ENTRIES = 8  # twice HDF5's default K of symbol table nodes
-NODE_CHILDREN = 32  # twice its default K of B-tree nodes
+NODE_K, TREE_K = 4, 16  # HDF5's defaults for symbol table nodes and the B-tree above them
+NODE_ENTRIES, NODE_CHILDREN = 2 * NODE_K, 2 * TREE_K
 ENTRY = struct.Struct("<QQII16x")
 SMALLEST_HEAP_NBYTES = 4096
 
@@ -127,6 +129,12 @@ def _symbol_tree(targets: Sequence[int], places: list[int], address: int) -> tup
         if len(parents) == 1:
             return bytes(out), parents[0]
         children, last_names, level = parents, parent_names, level + 1
+
+
+def superblock_extension() -> bytes:
+    """Return the object header that tells HDF5 how large the nodes of all B-trees are."""
+    sizes = struct.pack("<BHHH", 0, chunk_tree.K, TREE_K, NODE_K)
+    return object_header([(K_VALUES, CONSTANT | NEVER_SHARED, sizes)])
 
 
 def texts(attributes: Mapping[str, str], address: int) -> tuple[bytes, list[bytes]]:

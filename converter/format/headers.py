@@ -30,15 +30,14 @@ MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
 class Template(NamedTuple):
     """A dataset's object header but for its numbers, which go to these places.
 
-    ``nbytes_at`` and ``chunk_shape_at`` are -1 where there is no such number.
+    ``nbytes_at`` or ``chunks_at`` is -1: what is in one piece has no chunks.
     """
 
     data: bytes
     shape_at: int
     address_at: int
     nbytes_at: int
-    chunk_shape_at: int
-    chunk_width: int
+    chunks_at: int
 
 
 class Kind(NamedTuple):
@@ -46,25 +45,19 @@ class Kind(NamedTuple):
 
     dtype: np.dtype
     rank: int
-    chunks: tuple[int, ...] | None  # None also where the one chunk is the whole array
     filters: FilterPipeline
     content: str
-    chunk_width: int  # bytes of each number in the shape of that one chunk
 
 
 def kind_of(layout: Layout) -> Kind:
-    chunks, width = layout.chunks, 0
-    if layout.chunks == layout.shape:
-        # HDF5 2.0 insists on the fewest bytes
-        chunks, width = None, -(-max(*layout.shape, layout.dtype.itemsize).bit_length() // 8)
-    return Kind(layout.dtype, len(layout.shape), chunks, layout.filters, layout.content, width)
+    return Kind(layout.dtype, len(layout.shape), layout.filters, layout.content)
 
 
 @functools.lru_cache(maxsize=4096)
 def structure_nbytes(layout: Layout) -> int:
     """Return the bytes that HDF5's structures for one dataset take behind its payload."""
     nbytes = len(template(kind_of(layout)).data)
-    if layout.chunks is not None and layout.chunks != layout.shape:
+    if layout.chunks is not None:
         nbytes += tree_nbytes(layout.shape, layout.chunks)
     return nbytes
 
@@ -84,7 +77,7 @@ def template(kind: Kind) -> Template:
         messages.append((PIPELINE, CONSTANT, _pipeline(kind.filters)))
     if kind.content in ("text", "bytes"):  # of encoded files the root group says it
         messages += attribute_messages([text_attribute("content", kind.content)])
-    body, address_at, nbytes_at, chunk_shape_at = _layout(kind)
+    body, address_at, nbytes_at, chunks_at = _layout(kind)
     messages.append((LAYOUT, 0, body))
     data = object_header(messages)
     layout_at = len(data) - CHECKSUM_NBYTES - len(body)
@@ -94,8 +87,7 @@ def template(kind: Kind) -> Template:
         shape_at=first_message_at + MESSAGE_HEAD.size + 4,
         address_at=layout_at + address_at,
         nbytes_at=layout_at + nbytes_at if nbytes_at >= 0 else -1,
-        chunk_shape_at=layout_at + chunk_shape_at if chunk_shape_at >= 0 else -1,
-        chunk_width=kind.chunk_width,
+        chunks_at=layout_at + chunks_at if chunks_at >= 0 else -1,
     )
 
 
@@ -107,24 +99,24 @@ def fill_headers(
     shapes: np.ndarray,
     addresses: np.ndarray,
     nbytes: np.ndarray,
+    chunks: np.ndarray | None = None,
 ) -> None:
     """Write object headers of one template into ``buffer``, uint8, with checksums.
 
-    ``places`` ``(N,)`` is where each begins; ``shapes`` ``(N, rank)``, ``addresses`` and
-    ``nbytes`` ``(N,)`` are the datasets' own.
+    ``places`` ``(N,)`` is where each begins; ``shapes`` ``(N, rank)``, ``addresses``, ``nbytes``
+    ``(N,)`` and, where there are filters, ``chunks`` ``(N, rank)`` are the datasets' own.
     """
     count = len(places)
     rows = np.tile(np.frombuffer(form.data, np.uint8), (count, 1))
 
-    def put(start: int, numbers: np.ndarray, width: int = 8) -> None:
-        wide = np.ascontiguousarray(numbers, "<u8").view(np.uint8).reshape(count, -1, 8)
-        raw = wide[:, :, :width].reshape(count, -1)
+    def put(start: int, numbers: np.ndarray, dtype: str = "<u8") -> None:
+        raw = np.ascontiguousarray(numbers, dtype).view(np.uint8).reshape(count, -1)
         rows[:, start : start + raw.shape[1]] = raw
 
     if shapes.shape[1]:
         put(form.shape_at, shapes)
-        if form.chunk_shape_at >= 0:
-            put(form.chunk_shape_at, shapes, form.chunk_width)
+    if chunks is not None:
+        put(form.chunks_at, chunks, "<u4")
     put(form.address_at, addresses)
     if form.nbytes_at >= 0:
         put(form.nbytes_at, nbytes)
@@ -188,15 +180,8 @@ def _pipeline(filters: FilterPipeline) -> bytes:
 
 
 def _layout(kind: Kind) -> tuple[bytes, int, int, int]:
-    """Return a data layout message, and where in it address, size and chunk shape go."""
+    """Return a data layout message, version 3, and where address, size and chunks go in it."""
     if not kind.filters:
         return struct.pack("<BBQQ", 3, 1, UNDEFINED, 0), 2, 10, -1
-    if kind.chunks is not None:  # several chunks, found by a version 1 B-tree
-        sizes = (*kind.chunks, kind.dtype.itemsize)
-        head = struct.pack("<BBBQ", 3, 2, len(sizes), UNDEFINED)
-        return head + struct.pack(f"<{len(sizes)}I", *sizes), 3, -1, -1
-    # one filtered chunk: its size and filter mask stand before its address
-    width = kind.chunk_width
-    head = struct.pack("<BBBBB", 4, 2, 2, kind.rank + 1, width)
-    head += bytes(kind.rank * width) + kind.dtype.itemsize.to_bytes(width, "little") + bytes((1,))
-    return head + struct.pack("<QIQ", 0, 0, UNDEFINED), len(head) + 12, len(head), 5
+    head = struct.pack("<BBBQ", 3, 2, kind.rank + 1, UNDEFINED)
+    return head + struct.pack(f"<{kind.rank}II", *(0,) * kind.rank, kind.dtype.itemsize), 3, -1, 11

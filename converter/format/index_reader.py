@@ -32,7 +32,7 @@ from converter.format.index import (
     order_of,
 )
 from converter.format.layout import Layout, parse_layout
-from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
+from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed, find_superblock
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 ROWS_AT_ONCE = 1 << 18
@@ -331,6 +331,8 @@ def open_index(handle: Handle) -> Index | None:
     check_closed(handle)
     signature, version, _, end_of_file = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
     if signature != SIGNATURE:
+        if find_superblock(handle) is not None:  # a user block has moved all the index points to
+            return None
         raise LoadError(f"{handle.path} is not an HDF5 file, though it ends like one of ours")
     is_known = footer.version == VERSION
     is_inside = begin <= handle.nbytes - FOOTER.size

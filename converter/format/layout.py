@@ -28,6 +28,12 @@ SCALAR_DTYPE = re.compile(
 )
 
 
+def has_bool(dtype: np.dtype[Any]) -> bool:
+    """Tell whether there are bools among its numbers."""
+    base = dtype.base  # of a subarray
+    return base.kind == "b" or any(has_bool(base[name]) for name in base.names or ())
+
+
 @dataclass(frozen=True)
 class Layout:
     """How an array lies in the file: in one piece without filters, in chunks with them.

@@ -65,7 +65,7 @@ def decode_noted(data: Bytes, extension: str, allocate: Allocate | None = None) 
         return image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kind.decode(data)
+        return _decoded(kind, data)
 
 
 def decode_image(data: Bytes, extension: str) -> np.ndarray:
@@ -73,7 +73,15 @@ def decode_image(data: Bytes, extension: str) -> np.ndarray:
 
     It does not hide warnings, because that is not safe in threads.
     """
-    return recognise(bytes(data[:LONGEST_HEAD]), extension).decode(data).array
+    return _decoded(recognise(bytes(data[:LONGEST_HEAD]), extension), data).array
+
+
+def _decoded(kind: Format, data: Bytes) -> Image:
+    """Decode; Pillow's bools are bytes of 0 and 255, which torch and others count wrong."""
+    image = kind.decode(data)
+    if image.array.dtype == bool:
+        return image._replace(array=np.ascontiguousarray(image.array).view(np.uint8) != 0)
+    return image
 
 
 def recognise(head: bytes, extension: str) -> Format:

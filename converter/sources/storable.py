@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from converter.errors import UnstorableError
-from converter.format.layout import MOST_DIMENSIONS
+from converter.format.layout import MOST_DIMENSIONS, has_bool
 
 PACK = "return a packed copy: numpy.lib.recfunctions.repack_fields(array, recurse=True)"
 _UINT8 = np.dtype(np.uint8)
@@ -56,7 +56,29 @@ def as_storable(value: Any) -> Storable:
         raise UnstorableError(
             f"the reader returned {array.ndim} dimensions, HDF5 holds {MOST_DIMENSIONS}: reshape it"
         )
-    return Storable(np.asarray(array, order="C").view(_plain(array.dtype)), "array")
+    plain = np.asarray(array, order="C").view(_plain(array.dtype))
+    return Storable(with_clean_bools(plain), "array")
+
+
+def with_clean_bools(array: np.ndarray) -> np.ndarray:
+    """Return an array whose bools are bytes of 0 and 1, in fields too.
+
+    numpy takes any byte but 0 for True, as Pillow's 255; HDF5's enum knows 0 and 1 alone.
+    """
+    if not has_bool(array.dtype):
+        return array
+    clean = array.copy()
+    _clean_bools(clean)
+    return clean
+
+
+def _clean_bools(array: np.ndarray) -> None:
+    for name in array.dtype.names or ():
+        if has_bool(array.dtype[name]):
+            _clean_bools(array[name])
+    if array.dtype.kind == "b":
+        raw = array.view(np.uint8)
+        np.minimum(raw, 1, out=raw)
 
 
 def _is_plain_image(value: Any) -> bool:

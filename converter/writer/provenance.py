@@ -9,6 +9,9 @@ from importlib import metadata
 import h5py
 
 REVISION_NAME = "reader_revision"  # of the table of formats; files without it have revision 0
+#: Of HDF5's structures for compressed arrays. It follows that of payloads in "format", behind a
+#: point, where there are such arrays; older files lack it.
+CHUNKS_VERSION = 1
 #: The root attributes in the order in which they are written.
 ATTRIBUTES = ("format", "store", "reader", REVISION_NAME, "options", "plugins", "versions")
 #: Options that decide which files go in, and not what becomes of them.
@@ -42,6 +45,24 @@ def describe(
     }
 
 
+def with_chunks(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Return the root attributes of a file that holds compressed arrays."""
+    made = dict(attributes)
+    if "format" in made:
+        made["format"] = f"{payload_format(made['format'])}.{CHUNKS_VERSION}"
+    return made
+
+
+def payload_format(text: str) -> str:
+    """Return what of the attribute "format" decides how a file becomes a payload."""
+    return text.partition(".")[0]
+
+
+def complete_options(text: str) -> str:
+    """Return the attribute "options" with what older files do not say, for all did the same."""
+    return _json({"hidden_folders": True, **json.loads(text)})
+
+
 def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
     """Return those root attributes and options that decide how a file becomes a payload."""
     options = {
@@ -49,7 +70,8 @@ def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
         for name, value in json.loads(attributes["options"]).items()
         if name not in SELECTION_OPTIONS
     }
-    rest = {name: attributes[name] for name in ("format", "store", "reader", "versions")}
+    rest = {name: attributes[name] for name in ("store", "reader", "versions")}
+    rest["format"] = payload_format(attributes["format"])
     return {**rest, REVISION_NAME: attributes.get(REVISION_NAME, "0"), **options}
 
 

@@ -14,11 +14,13 @@ from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
 from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import open_index, read_sources, sources_begin
-from converter.format.layout import Layout
+from converter.format.layout import Layout, has_bool
 from converter.samples import Batch, Encoded, Failure, Part, Result
 
 BATCH_NBYTES = 4 << 20
+STALE = np.array((2**64 - 1, 0), SOURCE)  # size and time of no file
 BATCH_FILES = 256
+STALE = np.array((2**64 - 1, 0), SOURCE)  # size and time of no file
 
 
 class Stored(NamedTuple):
@@ -77,7 +79,16 @@ class StoredSamples:
 
     def mark_stale(self) -> None:
         """Treat every sample as changed."""
-        self._sources = np.full(len(self), np.array((2**64 - 1, 0), SOURCE))
+        self._sources = np.full(len(self), STALE)
+
+    def mark_bools_stale(self) -> int:
+        """Treat every sample that holds bools as changed; return how many do."""
+        numbers = self.keys.rows["layout"]
+        found = [n for n in np.unique(numbers).tolist() if has_bool(self.keys.layout(n).dtype)]
+        chosen = np.isin(numbers, found)
+        self._sources = self._sources.copy()
+        self._sources[chosen] = STALE
+        return int(chosen.sum())
 
     def is_whole(self, position: int) -> bool:
         """Tell whether the payload of a sample still has its checksum."""

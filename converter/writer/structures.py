@@ -20,6 +20,7 @@ from converter.format.index import Extent, IndexBuilder
 from converter.format.layout import layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
+from converter.writer import provenance
 from converter.writer.journal import Row
 
 
@@ -31,6 +32,7 @@ class Structures:
         self.payload_nbytes = 0
         self._index = IndexBuilder()
         self._headers = array("Q")  # the address of each dataset's object header
+        self._has_chunks = False
 
     def __len__(self) -> int:
         return len(self._index)
@@ -67,15 +69,20 @@ class Structures:
             headers[numbers] -= len(form.data)
             addresses = (self.end + starts[numbers]).astype(np.uint64)
             addresses[nbytes[numbers] == 0] = UNDEFINED
-            if kind.chunks is not None:
+            layouts = [samples[number].layout for number in numbers]
+            shapes = np.array([layout.shape for layout in layouts], np.uint64)
+            chunks = None
+            if kind.filters:
+                self._has_chunks = True
+                chunks = np.array([layout.chunks for layout in layouts], np.uint32)
                 for n, number in enumerate(numbers):
                     addresses[n] = self._put_tree(samples[number], extents[number], buffer)
-            shapes = [samples[number].layout.shape for number in numbers]
             fill_headers(
                 buffer,
                 form,
                 places=headers[numbers],
-                shapes=np.array(shapes, np.uint64).reshape(len(numbers), kind.rank),
+                shapes=shapes.reshape(len(numbers), kind.rank),
+                chunks=chunks,
                 addresses=addresses,
                 nbytes=nbytes[numbers],
             )
@@ -94,7 +101,7 @@ class Structures:
         return rows
 
     def _put_tree(self, sample: Encoded, extents: Sequence[Extent], buffer: np.ndarray) -> int:
-        """Put the B-tree of a dataset of several chunks behind them; return its root's address."""
+        """Put the B-tree of a dataset's chunks behind them; return its root's address."""
         layout = sample.layout
         assert layout.chunks is not None
         address = extents[-1].offset + extents[-1].nbytes
@@ -108,14 +115,15 @@ class Structures:
         ``attributes`` are those of the root group.
         """
         begin = self.end
-        root, crc = self._write_groups(file, attributes)
+        root, extension, crc = self._write_groups(file, attributes)
         self._index.write(file, self.end, groups_begin=begin, groups_crc32=crc)
-        return superblock(root, self.end)
+        return superblock(root, self.end, extension)
 
-    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> tuple[int, int]:
+    def _write_groups(self, file: BinaryIO, attributes: Mapping[str, str]) -> tuple[int, int, int]:
         """Write all groups, each behind those within it.
 
-        Returns the address of the root's header, and the checksum of all that was written.
+        Returns the addresses of the root's header and of the superblock's extension, if there is
+        one, and the checksum of all that was written.
         """
         crc = 0
 
@@ -141,11 +149,16 @@ class Structures:
             open_folders[-1].add(name, address)
         while len(open_folders) > 1:
             close_folder()
+        extension = UNDEFINED
+        if self._has_chunks:
+            extension = self.end
+            write(groups.superblock_extension())
+            attributes = provenance.with_chunks(attributes)
         heap, messages = groups.texts(attributes, self.end)
         write(heap)
         data, root = groups.group(open_folders[0].sorted(), self.end, messages)
         write(data)
-        return root, crc
+        return root, extension, crc
 
 
 def _extents(sample: Encoded, offset: int) -> list[Extent]:

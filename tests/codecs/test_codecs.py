@@ -771,3 +771,13 @@ def test_the_same_bytes_whatever_was_made_before(compression, tmp_path):
     alone = make_h5(tmp_path / "one", one, compression=compression)
     among = make_h5(tmp_path / "many", many, compression=compression)
     assert payload_bytes(alone, "a.npy") == payload_bytes(among, "a.npy")
+
+
+@pytest.mark.parametrize(("name", "words"), [("zstd", []), ("blosc2", ["4.4 or newer", "h5web"])])
+def test_a_run_says_who_cannot_read_its_codec(name, words, folder, output, convert):
+    pytest.importorskip({"zstd": "zstandard"}.get(name, name))
+    save(folder / "a.png", np.zeros((100, 100), np.uint8))
+    ended = convert(folder, output, "--ext=png", f"--compression={name}")
+    assert ended.status == 0
+    for word in (f"h5py reads {name} only after `import hdf5plugin`", *words):
+        assert word in ended.err

@@ -22,7 +22,7 @@ from converter import convert as convert_folder
 from converter.cli import main
 from converter.errors import ConverterError, LoadError
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
-from helpers.images import save_jpegs
+from helpers.images import save, save_jpegs
 from helpers.run import (
     ROOT,
     Finished,
@@ -134,6 +134,24 @@ def test_joined_shards_are_the_bytes_of_one_conversion(
     assert f"{len(names)} files joined" in ended.out
     assert filecmp.cmp(output, whole, shallow=False)
     assert left(output) == ["OUT.h5", "whole.h5"]
+
+
+def test_shards_with_and_without_compressed_arrays_are_joined_to_the_same_bytes(
+    folder: Path, output: Path, join: Joined
+) -> None:
+    save_jpegs(folder, ["a.jpg", "b.jpg"])
+    save(folder / "c.png", np.zeros((100, 200), np.uint8))
+    save(folder / "d.png", np.zeros((100, 200), np.uint8))
+    parts = make_shards(folder, output, 2, ext="jpg,png")
+    formats = []
+    for path in parts:
+        with h5py.File(path) as file:
+            formats.append(file.attrs["format"])
+    assert formats == ["data2h5 1", "data2h5 1.1"]
+    whole = output.with_name("whole.h5")
+    convert_folder(folder, whole, workers=1, ext="jpg,png")
+    assert join(parts, output).status == 0
+    assert filecmp.cmp(output, whole, shallow=False)
 
 
 @pytest.mark.parametrize(

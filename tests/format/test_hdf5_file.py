@@ -334,7 +334,7 @@ def test_a_dataset_can_be_added_later(made, tmp_path):
 
 
 def test_the_format_is_that_of_hdf5_1_10(made):
-    """Layout messages of version 5, which HDF5 1.14 cannot read, begin with HDF5 2.0."""
+    """Layout messages of version 4 are not read by pyfive and jsfive, of 5 not by HDF5 1.14."""
     _, output = made
     data = output.read_bytes()
     assert data[:8] == b"\x89HDF\r\n\x1a\n"
@@ -342,7 +342,8 @@ def test_the_format_is_that_of_hdf5_1_10(made):
     with h5py.File(output) as file:
         versions = {layout_version(data, item) for item in datasets_of(file)}
         assert file.userblock_size == 0
-    assert versions <= {3, 4}  # of HDF5 1.6 (contiguous) and 1.10 (chunks)
+        assert any(item.chunks for item in datasets_of(file))
+    assert versions == {3}  # of HDF5 1.6
 
 
 def datasets_of(file: h5py.File) -> list[h5py.Dataset]:
@@ -467,7 +468,7 @@ def test_a_file_costs_at_most_350_bytes_and_a_folder_450(
     assert tail_nbytes <= paths_nbytes + 64 * count + 2000
 
 
-def test_compressed_files_cost_no_more(folder, output, tmp_path, convert):
+def test_a_compressed_file_costs_at_most_400_bytes(folder, output, tmp_path, convert):
     for number in range(2000):
         (folder / f"{number:026}.num").write_bytes(b"x")
     functions = write_functions(
@@ -484,7 +485,7 @@ def test_compressed_files_cost_no_more(folder, output, tmp_path, convert):
     tail = parse_tail(output)
     payload = sum(nbytes for row in tail.rows for _, nbytes, _ in row.pieces)
     assert all(row.layout["filters"] for row in tail.rows)
-    assert tail.hdf5_nbytes - payload <= 350 * 2000
+    assert tail.hdf5_nbytes - payload <= 400 * 2000  # the B-tree of its chunk among them
 
 
 @pytest.mark.slow

@@ -502,11 +502,55 @@ def test_libhdf5_can_change_such_a_file(tmp_path):
         np.testing.assert_array_equal(found[name], array)
     mine = {f"mine {number}": "x" * number for number in range(12)}
     with h5py.File(path) as file:
-        assert dict(file.attrs) == {"format": "ours"} | mine
+        assert dict(file.attrs) == {"format": "ours.1"} | mine
         assert len(file.attrs) == 13
         assert dict(file["z/one"].attrs) == {"content": b"bytes"} | mine
         assert dict(file["z/text"].attrs) == mine
         assert all(dict(file[name].attrs) == mine for name in (*folders, "elsewhere/cut"))
+
+
+COUNT = 600  # chunks; with nodes of two children HDF5 2.0 has too many levels after 256
+ORDERS = {
+    "forwards": list(range(COUNT)),
+    "backwards": list(range(COUNT - 1, -1, -1)),
+    "from both ends": [n // 2 if n % 2 else COUNT - 1 - n // 2 for n in range(COUNT)],
+    "at random": np.random.default_rng(0).permutation(COUNT).tolist(),
+}
+
+
+@pytest.mark.everyday(4)
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_libhdf5_can_add_arrays_of_many_chunks(order, tmp_path):
+    samples = [
+        Sample("one", np.arange(20), (20,)),
+        Sample("cut", np.arange(900).reshape(30, 30), (2, 7)),
+        Sample("plain", np.arange(7)),
+    ]
+    path = write_file(tmp_path / "OUT.h5", samples)
+    with h5py.File(path, "r+") as file:
+        file["added"] = np.arange(5)
+        dataset = file.create_dataset(
+            "new", (0, 3), "i4", maxshape=(None, 3), chunks=(1, 3), compression="gzip"
+        )
+        dataset.resize(COUNT, axis=0)
+        for row in order:
+            dataset[row] = row
+        file["one"][3] = -1
+        file["cut"][:, 8] = -1
+    found = stored(path)
+    assert np.array_equal(found["new"], np.repeat(np.arange(COUNT), 3).reshape(COUNT, 3))
+    assert np.array_equal(found["added"], np.arange(5))
+    assert np.array_equal(found["plain"], samples[2].array)
+    samples[0].array[3] = samples[1].array[:, 8] = -1
+    assert np.array_equal(found["one"], samples[0].array)
+    assert np.array_equal(found["cut"], samples[1].array)
+
+
+@pytest.mark.parametrize("chunks", [None, (20,)])
+def test_a_superblock_extension_is_in_files_with_chunks_alone(chunks, tmp_path):
+    path = write_file(tmp_path / "OUT.h5", [Sample("x", np.arange(20), chunks)])
+    extension = int.from_bytes(path.read_bytes()[20:28], "little")
+    assert (extension == 2**64 - 1) == (chunks is None)
 
 
 @pytest.mark.parametrize("count", [1, 8, 32, 33, 1000])

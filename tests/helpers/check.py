@@ -68,11 +68,11 @@ def filters_of(dataset: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def assert_same(array: Any, expected: Any) -> None:
-    """Compare dtype, shape, and every bit that holds a value."""
+    """Compare dtype, shape, and every bit that holds a value: of a bool its truth."""
     array, expected = np.asarray(array), np.asarray(expected)
     assert array.dtype == expected.dtype
     assert array.shape == expected.shape
-    if array.dtype.names or array.dtype.char in "gG":  # these have bytes that hold none
+    if array.dtype.names or array.dtype.char in "?gG":  # these have bits that hold none
         np.testing.assert_array_equal(array, expected)
     else:
         assert array.tobytes() == expected.tobytes()

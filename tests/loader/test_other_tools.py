@@ -225,6 +225,30 @@ def test_a_writer_that_was_killed_leaves_nothing_wrong(when, made):
                 np.testing.assert_array_equal(folder[key], good[key], err_msg=key)
 
 
+@pytest.mark.parametrize("user_block", [0, 512])
+def test_what_a_killed_program_left_open_is_refused_with_the_cure(user_block, made):
+    content = bytearray(made.read_bytes())
+    content[11] |= 0x01 | 0x04  # the flags of a superblock of version 3: open, for writing
+    made.write_bytes(bytes(user_block) + content)
+    with pytest.raises(LoadError, match=r"h5clear -s FILE`.*, or convert again"):
+        len(H5Folder(made))
+
+
+@pytest.mark.parametrize("nbytes", [512, 1024, 4096])
+def test_a_file_behind_a_user_block_is_read_through_h5py(nbytes, made, verify):
+    """As h5jam puts one in front; the index then points elsewhere."""
+    good = datasets_of(made)
+    made.write_bytes(b"# a note".ljust(nbytes, b"\0") + made.read_bytes())
+    with h5py.File(made) as file:
+        assert file.userblock_size == nbytes
+    assert_h5folder_gives_what_h5py_gives(made)
+    for key, array in H5Folder(made).items():
+        np.testing.assert_array_equal(array, good.pop(key))
+    assert not good
+    ended = verify(made)
+    assert ended.status == 0, ended.err
+
+
 REPACKS = {
     "as it is": [],
     "gzip": ["-f", "GZIP=5"],
