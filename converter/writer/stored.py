@@ -18,7 +18,6 @@ from converter.format.layout import Layout, has_bool
 from converter.samples import Batch, Encoded, Failure, Part, Result
 
 BATCH_NBYTES = 4 << 20
-STALE = np.array((2**64 - 1, 0), SOURCE)  # size and time of no file
 BATCH_FILES = 256
 STALE = np.array((2**64 - 1, 0), SOURCE)  # size and time of no file
 

@@ -17,7 +17,7 @@ from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
 from converter.format.index import Extent, IndexBuilder
-from converter.format.layout import layout_json
+from converter.format.layout import Layout, layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer import provenance
@@ -76,7 +76,7 @@ class Structures:
                 self._has_chunks = True
                 chunks = np.array([layout.chunks for layout in layouts], np.uint32)
                 for n, number in enumerate(numbers):
-                    addresses[n] = self._put_tree(samples[number], extents[number], buffer)
+                    addresses[n] = self._put_tree(layouts[n], extents[number], batch.payload)
             fill_headers(
                 buffer,
                 form,
@@ -100,13 +100,13 @@ class Structures:
             rows.append(row)
         return rows
 
-    def _put_tree(self, sample: Encoded, extents: Sequence[Extent], buffer: np.ndarray) -> int:
+    def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
         """Put the B-tree of a dataset's chunks behind them; return its root's address."""
-        layout = sample.layout
         assert layout.chunks is not None
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        buffer[address - self.end :][: len(nodes)] = np.frombuffer(nodes, np.uint8)
+        begin = address - self.end
+        payload[begin : begin + len(nodes)] = nodes
         return root
 
     def write(self, file: BinaryIO, attributes: Mapping[str, str]) -> bytes:
