@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ def find_functions(path_functions: Path | None) -> Path:
 
 
 def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = None) -> Hooks:
-    """Import ``path``, once in a process, and take functions from it.
+    """Import ``path``, once in each thread of a process, and take functions from it.
 
-    It may be a copy of ``origin``, which then counts as the imported file.
+    It may be a copy of ``origin``, beside which its imports are then looked up.
 
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
@@ -81,7 +82,8 @@ def hash_of(path: Path) -> str:
 
 def _import(path: Path, origin: Path, sha256: str) -> Any:
     name = Path(FILE_NAME).stem  # whatever the file is called: json.py must not become json
-    imported_from = os.getpid(), origin, sha256  # a fork would share the files that it has open
+    # a fork would share the files that it has open, and threads what it keeps between two calls
+    imported_from = os.getpid(), threading.get_ident(), path, sha256
     if getattr(sys.modules.get(name), "imported_from", None) == imported_from:
         return sys.modules[name]  # some of what it does, a process can do only once
     spec = importlib.util.spec_from_file_location(name, path)
