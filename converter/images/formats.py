@@ -7,6 +7,7 @@ TGA, which has no such bytes. `others` knows what is not in the table, and who r
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import warnings
@@ -126,6 +127,9 @@ def refuse_unread(extensions: Iterable[str], *, reader: str, store: str) -> None
                 "--skip_decode_check to store them as they are, unchecked"
             )
         what = f"{other.name}: {other.cure}" if other else others.UNKNOWN
+        meant = difflib.get_close_matches(extension, BY_EXTENSION, n=1)
+        if other is None and meant:
+            what = f"did you mean --ext={meant[0]}? Else {what}"
         who = "OpenCV" if reader == "opencv" else "the default reader"
         raise ConverterError(f"--ext={name} names files that {who} does not read: {what}")
 

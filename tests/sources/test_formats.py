@@ -21,7 +21,7 @@ import tifffile
 from converter import H5Folder, read_image
 from converter.errors import UnreadableError
 from converter.images import formats, others
-from helpers.check import failures, stored
+from helpers.check import assert_refused, failures, stored
 from helpers.run import ROOT, Finished, command, run, write_functions
 from helpers.written_images import apng, bmp, gif, png, png_chunk, tga
 
@@ -677,6 +677,11 @@ def test_a_file_cut_anywhere_is_a_failure_or_still_whole(name, tmp_path):
 
 
 # Extensions that cannot be read
+
+
+def test_an_extension_with_a_typo_is_told_what_it_may_have_meant(folder, output, convert):
+    ended = convert(folder, output, "--ext=png,jpgg")
+    assert_refused(ended, "--ext=jpgg", "did you mean --ext=jpg?")
 
 
 @pytest.mark.parametrize(
