@@ -70,7 +70,7 @@ def all_of_folder(path):
 def come_of(path, good_h5py, good_folder):
     said = []
     try:
-        found = verify(path, Callbacks(said.append))
+        found = verify(path, Callbacks(said.append, is_fresh=True))
         is_reported = found.failed > 0 or not found.has_index
     except ConverterError as error:
         said.append(str(error))
