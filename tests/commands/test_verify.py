@@ -664,9 +664,9 @@ def test_an_interrupted_check_says_so(made, faulty_h5py):
     import signal
 
     process = start(command(made, "--workers=2"), env=faulty_h5py("time.sleep(1000)"))
-    from helpers.run import children_of, finish, processes_left, wait_until
+    from helpers.run import finish, processes_left, wait_until, workers_of
 
-    wait_until(lambda: len(children_of(process.pid)) >= 2)
+    wait_until(lambda: len(workers_of(process.pid)) >= 2)
     process.send_signal(signal.SIGINT)
     ended = finish(process)
     assert ended.status == 130

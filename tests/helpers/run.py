@@ -119,6 +119,11 @@ def children_of(parent: int) -> list[int]:
     return sorted(process for process, (of, _) in processes().items() if of == parent)
 
 
+def workers_of(parent: int) -> list[int]:
+    """Return the live worker processes of a run: those that its launcher has started."""
+    return sorted(worker for launcher in children_of(parent) for worker in children_of(launcher))
+
+
 def wait_until(condition: Callable[[], Any], *, seconds: float = 30) -> None:
     """Wait for a condition, at most this long."""
     end = time.monotonic() + seconds

@@ -15,7 +15,6 @@ from helpers.check import assert_same, failures, stored
 from helpers.images import save_jpegs
 from helpers.run import (
     ROOT,
-    children_of,
     command,
     finish,
     processes_left,
@@ -24,6 +23,7 @@ from helpers.run import (
     run,
     start,
     wait_until,
+    workers_of,
     write_functions,
 )
 
@@ -193,7 +193,7 @@ def test_workers_killed_from_outside_are_replaced_and_at_most_their_files_are_lo
     wait_until(output.with_name("OUT.h5.partial").exists)
     killed = 0
     while killed < 3 and process.poll() is None:
-        for worker in children_of(process.pid)[:1]:
+        for worker in workers_of(process.pid)[:1]:
             os.kill(worker, number)
             killed += 1
         wait_until(lambda: process.poll() is not None, seconds=0.3)
@@ -243,7 +243,7 @@ def test_workers_killed_while_arrays_are_on_their_way_spoil_no_stored_byte(
     wait_until(output.with_name("OUT.h5.partial").exists)
     generator, killed = np.random.default_rng(0), 0
     while killed < 12 and process.poll() is None:
-        workers = children_of(process.pid)[method == "spawn" :]  # the first tracks resources
+        workers = workers_of(process.pid)
         if len(workers) == 3:
             os.kill(int(generator.choice(workers)), signal.SIGKILL)
             killed += 1
@@ -271,8 +271,8 @@ def test_a_reader_that_ends_every_worker_at_import_ends_the_run(folder, output, 
     functions = write_functions(
         tmp_path / "dying_functions.py",
         """
-        import multiprocessing, os
-        if multiprocessing.parent_process() is not None:
+        import os
+        if os.getpid() != os.getsid(0):  # not the process that leads the session: a worker
             os._exit(3)
 
         def my_read(path_sample):
@@ -294,8 +294,8 @@ def test_a_reader_that_raises_in_every_worker_at_import_ends_the_run(folder, out
     functions = write_functions(
         tmp_path / "dying_functions.py",
         """
-        import multiprocessing
-        if multiprocessing.parent_process() is not None:
+        import os
+        if os.getpid() != os.getsid(0):  # not the process that leads the session: a worker
             raise ImportError("not in a worker")
 
         def my_read(path_sample):
@@ -323,7 +323,7 @@ def test_workers_go_away_when_their_parent_is_killed(folder, output, tmp_path):
         """,
     )
     process = start(command(folder, output, "--ext=num", "--workers=3", *read_with(functions)))
-    wait_until(lambda: len(children_of(process.pid)) >= 3)
+    wait_until(lambda: len(workers_of(process.pid)) >= 3)
     wait_until(output.with_name("OUT.h5.partial").exists)
     process.kill()
     finish(process)

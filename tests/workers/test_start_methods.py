@@ -267,6 +267,6 @@ def test_a_run_broken_off_is_gone_on_with_under_every_start_method(
     assert " files are kept in " in ended.err
     ended = run([sys.executable, str(driver), *arguments])
     assert ended.status == 1, ended.err  # of the files that fail
-    assert " files are kept from the run that was broken off" in ended.err
+    assert " files are kept from the interrupted run" in ended.err
     assert sha256(output) == sha256(alone)
     assert sorted(os.listdir(output.parent)) == ["OUT.h5", "OUT.h5.failures.csv"]

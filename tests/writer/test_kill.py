@@ -25,7 +25,7 @@ from helpers.breaking import WAYS, Broken, Point, break_all
 from helpers.check import assert_same, failures, stored
 from helpers.images import colours, save
 from helpers.resuming import Conversion, files_in, taken_over
-from helpers.run import children_of, command, finish, processes_left, start, wait_until
+from helpers.run import command, finish, processes_left, start, wait_until, workers_of
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -405,7 +405,7 @@ def test_a_worker_killed_at_20_moments_costs_few_files_and_no_wrong_byte(tmp_pat
     killed = 0
     for moment in moments:
         wait_until(lambda at=moment: len(conversion.log.read_text().split()) >= before + at)
-        workers = children_of(process.pid)
+        workers = workers_of(process.pid)
         if workers:
             os.kill(int(random.choice(workers)), signal.SIGKILL)
             killed += 1
