@@ -355,6 +355,8 @@ def _new_memory() -> list[SharedMemory] | None:
     try:
         for _ in range(BUFFERS):
             memory.append(SharedMemory())
+        memory[0].grow(1)  # some systems refuse to map it
+        memory[0].shrink()
     except OSError:
         for buffer in memory:
             buffer.close()

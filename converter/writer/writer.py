@@ -68,6 +68,7 @@ class Writer:
         self.recorded = 0  # samples that a next run need not read
         self._structures = Structures()
         self._file: io.FileIO | None = None
+        self._identity: os.stat_result | None = None  # of the file, open or closed to be renamed
         self._journal: Journal | None = None
         self._state = _State.LOCKED
         count = (THREADS if threads is None else threads) if hasattr(os, "pwrite") else 1
@@ -83,6 +84,7 @@ class Writer:
         """
         with self._explaining():
             self._file, self._is_locked = _open_locked(self.paths.partial)
+            self._identity = os.fstat(self._file.fileno())
 
     def begin(self, head: Head) -> None:
         """Start over with an empty file. Raises WriteError."""
@@ -115,13 +117,11 @@ class Writer:
     @property
     def is_kept(self) -> bool:
         """Tell whether the next run will find what was written: nobody has removed it."""
-        if self._file is None or self._file.closed:
-            return False
         try:
             status = os.stat(self.paths.partial)
         except OSError:
             return False
-        is_own = os.path.samestat(status, os.fstat(self._file.fileno()))
+        is_own = self._identity is not None and os.path.samestat(status, self._identity)
         return is_own and self.paths.journal.exists()
 
     def write(self, batch: Batch) -> None:

@@ -37,6 +37,8 @@ FILES_IN_TASK = 2
 @pytest.fixture
 def small_tasks(monkeypatch):
     monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
+    # a file that the estimate has read would not be read again, and end no run
+    monkeypatch.setattr("converter.workers.once.ReadOnce._keep", lambda self, batch: None)
 
 
 # At every step of the writing
@@ -140,7 +142,7 @@ def test_whatever_step_it_is_broken_off_at_the_next_run_ends_with_the_same_bytes
     SCENES[scene](conversion)
     made = Scene(conversion, "--overwrite", f"--workers={workers}")
     broken = made.break_everywhere(WAYS)
-    assert len(broken) > 30
+    assert len(broken) > 25
     completed = 0
     for point, ended in broken:
         output = Path(point.place) / "OUT.h5"
