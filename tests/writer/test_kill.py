@@ -142,7 +142,8 @@ def test_whatever_step_it_is_broken_off_at_the_next_run_ends_with_the_same_bytes
     SCENES[scene](conversion)
     made = Scene(conversion, "--overwrite", f"--workers={workers}")
     broken = made.break_everywhere(WAYS)
-    assert len(broken) > 25
+    # nothing is left to write but groups, index and name where all samples are there already
+    assert len(broken) > (26 if scene == "completing" else 30)
     completed = 0
     for point, ended in broken:
         output = Path(point.place) / "OUT.h5"
