@@ -167,6 +167,11 @@ class Index:
                 yield self._decoded(begin, end)
                 begin = end
 
+    @property
+    def path_bytes(self) -> np.ndarray:
+        """Return the bytes of all keys, one behind the other; rows["path_end"] says where."""
+        return self._array("paths", "u1")
+
     def positions_with(self, fragment: str) -> Iterator[int]:
         """Yield the positions of keys that hold a text, in stored order."""
         wanted = fragment.encode(errors="surrogatepass")

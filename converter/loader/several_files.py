@@ -35,6 +35,11 @@ class SeveralIndexes:
     def __len__(self) -> int:
         return self.starts[-1]
 
+    @property
+    def indexes(self) -> Sequence[Index]:
+        """Return the index of each file."""
+        return self._indexes
+
     def damage(self, what: str) -> LoadError:
         """Return the error to raise for what cannot be."""
         return self._indexes[0].damage(what)

@@ -1,0 +1,389 @@
+"""Select samples by their keys, and give each its label.
+
+Works on the bytes of all keys at once: a million keys take about a tenth of a second, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converter.format.index_reader import Index
+from converter.loader.h5folder import H5Folder
+from converter.loader.several_files import SeveralIndexes
+
+KEYS_AT_ONCE = 1 << 18
+SLASH = ord("/")
+NO_FOLDER = -1
+MOST_FOLDERS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples are trained on: the positions of each index from 0 on.
+
+    ``prefix`` is the folder they lie below, ending in "/", or "" for the whole file.
+    """
+
+    positions: range | np.ndarray
+    prefix: str = ""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """Return the positions of indices."""
+        if isinstance(self.positions, range):
+            return np.asarray(indices * self.positions.step + self.positions.start)
+        return np.asarray(self.positions[indices])
+
+
+def select(folder: H5Folder, keys: Any = None) -> Selection:
+    """Return the samples that ``keys`` means, in the order given.
+
+    ``keys`` is a folder within the file such as "train/", or keys or positions in any form that
+    `H5Folder.read_batch` takes; None means all.
+
+    Raises ValueError where nothing is selected, KeyError and IndexError for what the file does not
+    hold.
+    """
+    opened = folder._open()
+    if keys is None:
+        positions: range | np.ndarray = range(len(folder))
+        if not positions:
+            raise ValueError(f"{folder.path} holds no samples: convert a folder with files")
+        return Selection(positions)
+    if isinstance(keys, str):
+        prefix = keys.strip("/") + "/" if keys.strip("/") else ""
+        positions = _positions_below(opened.source.keys, prefix)
+        if not len(positions):
+            raise ValueError(f"no key of {folder.path} begins with {prefix!r}{_folders(folder)}")
+        return Selection(positions, prefix)
+    positions = folder._positions(opened, keys)
+    if not len(positions):
+        raise ValueError("keys is empty: select at least one sample")
+    return Selection(positions)
+
+
+class Labels:
+    """The label of each selected sample, worked out when first needed.
+
+    Parameters
+    ----------
+    spec
+        "folder": the number of the first folder below the selection's prefix, in sorted order.
+        A sequence or an array: one row for each selected sample. A dict by key. A function that
+        takes the keys of a batch as a list, and returns as many labels.
+    folder, selection
+        The samples.
+    classes
+        For "folder": the folders in the order of their numbers.
+
+    Raises
+    ------
+    ValueError
+        From any method: the labels do not fit the samples.
+    """
+
+    def __init__(
+        self,
+        spec: Any,
+        folder: H5Folder,
+        selection: Selection,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        if isinstance(spec, str) and spec != "folder":
+            raise ValueError(
+                f"labels is {spec!r}: give 'folder', one label for each sample, a dict by key, or "
+                "a function of a batch's keys"
+            )
+        self._is_folder = isinstance(spec, str)
+        if classes is not None:
+            if not self._is_folder:
+                raise ValueError("classes goes with labels='folder': leave it out")
+            classes = _checked_classes(classes)
+        self._spec = spec
+        self._folder = folder
+        self._selection = selection
+        self._classes = classes
+        self._column: np.ndarray | list[Any] | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes in the order of their numbers; empty without classes."""
+        if self._is_folder and self._classes is None:
+            self._all()
+        return list(self._classes or ())
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def take(self, indices: np.ndarray) -> np.ndarray | list[Any]:
+        """Return the labels of a batch, new.
+
+        Whole numbers as int64, other numbers and truth values as float32, equal sequences stacked;
+        all else as a list.
+        """
+        if callable(self._spec):
+            return self._call(indices)
+        column = self._all()
+        if isinstance(column, np.ndarray):
+            return _usual(column[indices])
+        return [column[index] for index in indices.tolist()]
+
+    def all(self) -> np.ndarray | list[Any]:
+        """Return the labels of all selected samples, new."""
+        return self.take(np.arange(len(self._selection)))
+
+    def _all(self) -> np.ndarray | list[Any]:
+        if self._column is None:
+            self._column = self._work_out()
+        return self._column
+
+    def _work_out(self) -> np.ndarray | list[Any]:
+        if self._is_folder:
+            return self._of_folders()
+        spec = self._spec
+        if isinstance(spec, Mapping):
+            return _as_column(self._look_up(spec))
+        if not hasattr(spec, "__len__") and not hasattr(spec, "__array__"):
+            raise ValueError(
+                f"labels is of type {type(spec).__name__}: give 'folder', one label for each "
+                "sample, a dict by key, or a function of a batch's keys"
+            )
+        if len(spec) != len(self._selection):
+            raise ValueError(
+                f"labels has {len(spec)} rows for {len(self._selection)} selected samples: give "
+                "one for each, in the order of the selection"
+            )
+        return _as_column(spec)
+
+    def _look_up(self, labels: Mapping[str, Any]) -> list[Any]:
+        found = []
+        for key in self._keys(np.arange(len(self._selection))):
+            try:
+                found.append(labels[key])
+            except KeyError:
+                raise ValueError(
+                    f"labels has no {key!r}: give a label for each key, or select with keys="
+                ) from None
+        return found
+
+    def _of_folders(self) -> np.ndarray:
+        prefix, source = self._selection.prefix, self._folder._open().source
+        names, numbers = folders_below(source.keys, self._selection.positions, prefix)
+        if (numbers == NO_FOLDER).any():
+            [key] = self._keys(np.array([np.argmin(numbers)]))
+            raise ValueError(
+                f"{key!r} lies in no folder{f' below {prefix!r}' if prefix else ''}, so that "
+                "labels='folder' gives it no class: select folders with keys="
+            )
+        if self._classes is None:
+            self._classes = names
+            return numbers
+        number_of = {name: number for number, name in enumerate(self._classes)}
+        unknown = [number for number, name in enumerate(names) if name not in number_of]
+        if unknown:
+            [key] = self._keys(np.array([np.argmax(numbers == unknown[0])]))
+            raise ValueError(
+                f"{key!r} lies in {names[unknown[0]]!r}, which is not among the "
+                f"{len(self._classes)} names of classes: add it, or select other keys"
+            )
+        new_numbers = np.array([number_of[name] for name in names], np.int64)
+        return np.asarray(new_numbers[numbers])
+
+    def _call(self, indices: np.ndarray) -> np.ndarray | list[Any]:
+        keys = self._keys(indices)
+        labels = self._spec(keys)
+        if not hasattr(labels, "__len__") or len(labels) != len(keys):
+            count = f"{len(labels)} labels" if hasattr(labels, "__len__") else repr(labels)
+            raise ValueError(
+                f"the function of labels returned {count} for the {len(keys)} keys of a batch: "
+                "return one for each, in their order"
+            )
+        column = _as_column(labels)
+        return _usual(column) if isinstance(column, np.ndarray) else column
+
+    def _keys(self, indices: np.ndarray) -> list[str]:
+        key = self._folder._open().source.keys.key
+        return [key(position) for position in self._selection.at(indices).tolist()]
+
+
+def folders_below(
+    keys: Index | SeveralIndexes, positions: range | np.ndarray, prefix: str
+) -> tuple[list[str], np.ndarray]:
+    """Return the sorted names of the first folders below a prefix, and their numbers.
+
+    There is one number for each position, int64, and `NO_FOLDER` for a file that lies in the
+    prefix itself. All positions are of keys that begin with it.
+    """
+    known: dict[bytes, int] = {}
+    numbers = np.empty(len(positions), np.int64)
+    for index, chosen, some in _by_index(keys, positions):
+        numbers[chosen] = _number_folders(index, some, len(prefix.encode()), known)
+    names = [_text(keys, name) for name in known]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    new_numbers = np.empty(len(names) + 1, np.int64)
+    new_numbers[order] = np.arange(len(names))
+    new_numbers[NO_FOLDER] = NO_FOLDER
+    return [names[number] for number in order], new_numbers[numbers]
+
+
+def _number_folders(
+    index: Index, positions: np.ndarray, skipped: int, known: dict[bytes, int]
+) -> np.ndarray:
+    """Return the number of the folder of each key in ``known``, adding those that are new."""
+    paths = index.path_bytes
+    begins, ends = _spans(index, positions)
+    begins = begins + skipped
+    slash_ends = _next_slash(paths, begins, ends)
+    lengths = slash_ends - begins
+    # neighbours mostly lie in one folder: only the first of them is looked up
+    is_first = np.ones(len(positions), bool)
+    is_first[1:] = lengths[1:] != lengths[:-1]
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        same = np.flatnonzero((lengths[1:] == length) & ~is_first[1:]) + 1
+        items = _items(paths, length)
+        is_first[same] = items[begins[same]] != items[begins[same - 1]]
+    firsts = np.flatnonzero(is_first)
+    numbers = np.full(len(firsts), NO_FOLDER, np.int64)
+    rows = zip(begins[firsts].tolist(), slash_ends[firsts].tolist(), strict=True)
+    for n, (begin, end) in enumerate(rows):
+        if end >= begin:
+            numbers[n] = known.setdefault(paths[begin:end].tobytes(), len(known))
+    return np.asarray(numbers[np.cumsum(is_first) - 1])
+
+
+def _next_slash(paths: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return where the first slash of each span is; one before its begin where it has none."""
+    found = np.empty(len(begins), np.int64)
+    for first in range(0, len(begins), KEYS_AT_ONCE):
+        some = slice(first, first + KEYS_AT_ONCE)
+        low, high = int(begins[some].min()), int(ends[some].max())
+        slashes = np.flatnonzero(paths[low:high] == SLASH) + low
+        slashes = np.append(slashes, len(paths))
+        nearest = slashes[np.searchsorted(slashes, begins[some])]
+        found[some] = np.where(nearest < ends[some], nearest, begins[some] - 1)
+    return found
+
+
+def _positions_below(keys: Index | SeveralIndexes, prefix: str) -> range | np.ndarray:
+    """Return the positions of all keys that begin with a prefix, in stored order."""
+    name = prefix.encode(errors="surrogatepass")
+    if not name:
+        return range(len(keys))
+    found = []
+    for start, index in _indexes(keys):
+        begins, ends = _spans(index, np.arange(len(index)))
+        long_enough = np.flatnonzero(ends - begins >= len(name))
+        if len(long_enough):
+            items = _items(index.path_bytes, len(name))
+            same = items[begins[long_enough]] == np.array(name, f"V{len(name)}")
+            found.append(long_enough[same] + start)
+    return _as_range(np.concatenate(found)) if found else range(0)
+
+
+def _as_range(positions: np.ndarray) -> range | np.ndarray:
+    """Return positions in a row as a range."""
+    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
+        return range(int(positions[0]), int(positions[-1]) + 1)  # they ascend
+    return positions
+
+
+def _by_index(
+    keys: Index | SeveralIndexes, positions: range | np.ndarray
+) -> Iterator[tuple[Index, Any, np.ndarray]]:
+    """Yield each index with those of the positions in it: where they are, and counted from it."""
+    array = np.asarray(positions, np.int64)
+    if isinstance(keys, Index):
+        yield keys, slice(None), array
+        return
+    for start, index in _indexes(keys):
+        chosen = np.flatnonzero((array >= start) & (array < start + len(index)))
+        if len(chosen):
+            yield index, chosen, array[chosen] - start
+
+
+def _indexes(keys: Index | SeveralIndexes) -> Iterator[tuple[int, Index]]:
+    if isinstance(keys, Index):
+        yield 0, keys
+    else:
+        yield from zip(keys.starts, keys.indexes, strict=False)
+
+
+def _spans(index: Index, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the bytes of keys begin and end."""
+    path_ends = index.rows["path_end"].astype(np.int64)
+    begins = np.append(0, path_ends)[positions]
+    return begins, path_ends[positions]
+
+
+def _items(paths: np.ndarray, length: int) -> np.ndarray:
+    """Return bytes as overlapping items of one length."""
+    return np.ndarray(len(paths) - length + 1, f"V{length}", paths, 0, 1)
+
+
+def _text(keys: Index | SeveralIndexes, name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise keys.damage("holds a path that is not UTF-8") from None
+
+
+def _folders(folder: H5Folder) -> str:
+    """Return the end of a sentence that names the folders at the top of a file."""
+    keys = folder._open().source.keys
+    names, _ = folders_below(keys, range(len(keys)), "")
+    if not names:
+        return ": it holds no folders, leave keys out"
+    more = ", ..." if len(names) > MOST_FOLDERS_NAMED else ""
+    return f": its folders are {', '.join(map(repr, names[:MOST_FOLDERS_NAMED]))}{more}"
+
+
+def _checked_classes(classes: Sequence[str]) -> list[str]:
+    names = list(classes)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes takes the names of folders: give a list of texts")
+    twice = (
+        [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
+    )
+    if twice:
+        raise ValueError(f"classes holds {twice[0]!r} twice: name each class once")
+    return names
+
+
+def _as_column(labels: Any) -> np.ndarray | list[Any]:
+    """Return labels as one array where numbers or equal sequences of numbers, else as a list."""
+    if isinstance(labels, np.ndarray):
+        array = labels
+    else:
+        values = list(labels) if not hasattr(labels, "__array__") else labels
+        try:
+            array = np.asarray(values)
+        except ValueError:  # of unequal lengths
+            return list(values)
+    if array.dtype.kind in "OSUV" or array.ndim == 0:
+        return list(labels)
+    return array
+
+
+def _usual(labels: np.ndarray) -> np.ndarray:
+    """Return whole numbers as int64, other numbers and truth values as float32."""
+    if labels.dtype.kind in "iu":
+        if labels.dtype == np.uint64 and len(labels) and labels.max() > np.iinfo(np.int64).max:
+            raise ValueError(
+                f"a label is {labels.max()}, which int64 cannot hold: number them anew"
+            )
+        return labels.astype(np.int64)
+    if labels.dtype.kind in "fb":
+        return labels.astype(np.float32)
+    return labels.copy()
+
+
+#: What `labels=` may be.
+LabelSpec = str | Sequence[Any] | np.ndarray | Mapping[str, Any] | Callable[[list[str]], Any]
