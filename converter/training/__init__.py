@@ -1,8 +1,11 @@
-"""Batches for training, read and cropped by threads of the training process.
+"""Batches for training, read and cropped ahead of the loop that asks for them.
 
-- `orders` decides which samples come when, on which rank, and where to go on after a stop.
-- `labels` selects the samples and gives each its label.
+`H5Loader` (`loader`) is what a user sees. It asks `orders` which samples come next, and `labels`
+for their labels. `batches` fills the rows of a batch: a view of each sample out of `loader/`, the
+box that `crops` drew, resized by `resizing` into memory of `buffers`. `readers` does that in
+threads of this process, `processes` in others.
 
-What travels here: an *index* counts the selected samples from 0, a *position* counts the samples
-of the file in stored order. A *place* is an epoch and how many of its samples all ranks have had.
+What travels here: a position (int) in the file; an index (int) into the selected samples; a
+`Request`, the positions of one batch and its epoch; a `Filling`, the batch in the making, whose
+parts any thread may fill. Random numbers follow from (seed, epoch, position) alone.
 """

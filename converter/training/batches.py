@@ -1,0 +1,525 @@
+"""Fill the rows of a batch: read each sample, crop it, and hand it to the user's transform."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from converter.errors import ConverterError, LoadError, describe
+from converter.loader.h5folder import H5Folder, Source
+from converter.training.buffers import Buffers
+from converter.training.crops import Cut, Draws, ImpossibleCropError, flips
+from converter.training.resizing import Resizer
+
+IMAGE = "image"
+MOST_CHANNELS = 4
+#: Files of these kinds that have four channels hold CMYK, or may hold it.
+CMYK_EXTENSIONS = {"jpg", "jpeg", "jpe", "jfif", "mpo", "tif", "tiff"}
+PARTS_A_THREAD = 4
+LEAST_ROWS = 8  # in a part: the random numbers of a part take as long as two crops
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done with each sample.
+
+    ``folders[0]`` holds the samples, the others partners of them. ``partners`` tells which names
+    are masks.
+    """
+
+    folders: tuple[H5Folder, ...]
+    crop: Any = None
+    hflip: float = 0.0
+    vflip: float = 0.0
+    channels: int | None = None
+    antialias: bool = True
+    is_nearest: bool = False
+    transform: Callable[..., Any] | None = None
+    seed: int = 0
+    partners: Mapping[str, bool] = field(default_factory=dict)
+
+    def with_partners(self, folders: tuple[H5Folder, ...], partners: dict[str, bool]) -> Recipe:
+        """Return a recipe that has partners, too."""
+        return dataclasses.replace(self, folders=folders, partners=partners)
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether samples are copied as they are."""
+        return not (self.crop or self.transform or self.hflip or self.vflip or self.channels)
+
+
+class Request(NamedTuple):
+    """The samples of one batch: positions in ``folders[0]``, and of their partners by name.
+
+    Partners are two columns: the numbers of folders, and positions in them.
+    """
+
+    epoch: int
+    positions: np.ndarray
+    partners: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def rows(self, first: int, stop: int) -> Request:
+        """Return a part of it."""
+        some = slice(first, stop)
+        partners = {name: (a[some], b[some]) for name, (a, b) in self.partners.items()}
+        return Request(self.epoch, self.positions[some], partners)
+
+
+class RowError(Exception):
+    """What went wrong at one row of a batch."""
+
+    def __init__(self, row: int, error: BaseException) -> None:
+        super().__init__(row, error)
+        self.row, self.error = row, error
+
+
+class Arrays:
+    """The arrays of one batch by name, filled by several threads.
+
+    Rows of equal shape lie in one array, made when the first of them is known. Others are kept
+    one by one.
+    """
+
+    def __init__(self, count: int, buffers: Callable[[str], Buffers]) -> None:
+        self._count = count
+        self._buffers = buffers
+        self._lock = threading.Lock()
+        self._made: dict[str, tuple[np.ndarray, int]] = {}
+        self._kept: dict[str, list[Any]] = {}
+
+    def row(self, name: str, row: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return a row to be filled.
+
+        Raises MismatchError where the batch has rows of another shape or dtype.
+        """
+        made = self._made.get(name)
+        if made is None:
+            with self._lock:
+                made = self._made.get(name)
+                if made is None:
+                    array = self._buffers(name).array((self._count, *shape), dtype)
+                    made = self._made[name] = array, row
+        array, first = made
+        if array.shape[1:] != shape or array.dtype != dtype:
+            raise MismatchError(first, array[0], np.empty(shape, dtype))
+        own: np.ndarray = array[row]
+        return own
+
+    def keep(self, name: str, row: int, array: np.ndarray) -> None:
+        """Take one row that need not be like others."""
+        kept = self._kept.get(name)
+        if kept is None:
+            kept = self._kept.setdefault(name, [None] * self._count)
+        kept[row] = array
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Take all rows at once."""
+        self._made[name] = array, 0
+
+    def finished(self) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """Return an array for each name; a list where shapes or dtypes differ."""
+        finished: dict[str, Any] = {name: array for name, (array, _) in self._made.items()}
+        for name, rows in self._kept.items():
+            finished[name] = self._stacked(name, rows)
+        return finished
+
+    def _stacked(self, name: str, rows: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        shape, dtype = rows[0].shape, rows[0].dtype
+        if any(row.shape != shape or row.dtype != dtype for row in rows):
+            return rows
+        return stacked(rows, self._buffers(name).array)
+
+
+class MismatchError(Exception):
+    """Two rows of a batch that cannot lie in one array."""
+
+    def __init__(self, other_row: int, other: np.ndarray, own: np.ndarray) -> None:
+        super().__init__(other_row)
+        self.other_row = other_row
+        self.other, self.own = (other.shape, other.dtype), (own.shape, own.dtype)
+
+
+class _Picture:
+    """One stored array: its shape is known, and what is asked for is read."""
+
+    def __init__(self, source: Source, position: int, number: int) -> None:
+        self._source, self._position = source, position
+        layout = source.layout(number)
+        self._array = source.view(position) if layout is None else None
+        like: Any = layout if self._array is None else self._array
+        self.shape: tuple[int, ...] = like.shape
+        self.dtype: np.dtype[Any] = like.dtype
+
+    @property
+    def key(self) -> str:
+        return self._source.keys.key(self._position)
+
+    def whole(self) -> np.ndarray:
+        return self._source.view(self._position) if self._array is None else self._array
+
+    def box(self, cut: Cut) -> np.ndarray:
+        if self._array is None:
+            rows = self._source.view(self._position, cut.top, cut.height)
+        else:
+            rows = self._array[cut.top : cut.top + cut.height]
+        return rows[:, cut.left : cut.left + cut.width]
+
+
+class Filler:
+    """Fills rows. It has memory of its own: one for each thread."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._resizer = Resizer(recipe.antialias)
+
+    def fill(
+        self, request: Request, first: int, stop: int, arrays: Arrays, is_over: Callable[[], bool]
+    ) -> None:
+        """Fill the rows from ``first`` to ``stop``, or fewer where ``is_over()``.
+
+        Raises RowError.
+        """
+        recipe = self._recipe
+        some = request.rows(first, stop)
+        source = recipe.folders[0]._open().source
+        numbers = source.placed(some.positions).numbers
+        draws = Draws(recipe.seed, request.epoch, some.positions)
+        hflips, vflips = (column.tolist() for column in flips(draws, recipe.hflip, recipe.vflip))
+        cuts = self._cuts_of_known(source, numbers, draws, first)
+        for n, position in enumerate(some.positions.tolist()):
+            if is_over():
+                return
+            try:
+                pictures = {IMAGE: _Picture(source, position, int(numbers[n]))}
+                for name, (folders, positions) in some.partners.items():
+                    pictures[name] = self._partner(int(folders[n]), int(positions[n]))
+                cut = cuts[n] if cuts else self._cut(pictures[IMAGE], request.epoch, position)
+                self._check_sizes(pictures)
+                self._row(pictures, first + n, cut, (hflips[n], vflips[n]), draws, n, arrays)
+            except MismatchError as error:
+                other = int(request.positions[error.other_row])
+                raise RowError(first + n, _mismatch(recipe, position, other, error)) from None
+            except Exception as error:
+                raise RowError(first + n, self._explained(position, error)) from None
+
+    def _cuts_of_known(
+        self, source: Source, numbers: np.ndarray, draws: Draws, first: int
+    ) -> list[Cut] | None:
+        """Return the cuts of arrays whose shapes are known; None where some are not."""
+        if self._recipe.crop is None or (numbers < 0).any():
+            return None
+        heights, widths = np.empty((2, len(numbers)), np.int64)
+        for number in np.unique(numbers).tolist():
+            layout = source.layout(number)
+            assert layout is not None
+            chosen = numbers == number
+            shape = layout.shape
+            if not _is_image(shape):
+                return None  # said of its row
+            heights[chosen], widths[chosen] = shape[:2]
+        try:
+            cuts: list[Cut] = self._recipe.crop.geometry(heights, widths, draws).cuts()
+            return cuts
+        except ImpossibleCropError:
+            return None  # said of its row
+
+    def _cut(self, picture: _Picture, epoch: int, position: int) -> Cut | None:
+        crop = self._recipe.crop
+        if crop is None:
+            return None
+        shape = picture.shape
+        if not _is_image(shape):
+            raise ConverterError(
+                f"has the shape {shape}, which is not (H, W) or (H, W, 1 to {MOST_CHANNELS}): "
+                "give crop=None"
+            )
+        draws = Draws(self._recipe.seed, epoch, np.array([position]))
+        (cut,) = crop.geometry(np.array(shape[:1]), np.array(shape[1:2]), draws).cuts()
+        one: Cut = cut
+        return one
+
+    def _partner(self, folder: int, position: int) -> _Picture:
+        source = self._recipe.folders[folder]._open().source
+        return _Picture(source, position, int(source.placed(np.array([position])).numbers[0]))
+
+    def _check_sizes(self, pictures: dict[str, _Picture]) -> None:
+        recipe = self._recipe
+        if recipe.crop is None and not (recipe.hflip or recipe.vflip):
+            return
+        image = pictures[IMAGE]
+        for name, picture in pictures.items():
+            if picture.shape[:2] != image.shape[:2]:
+                raise ConverterError(
+                    f"is {_size(image)}, but its {name} {picture.key!r} is {_size(picture)}: make "
+                    "them equally large"
+                )
+            if name != IMAGE and recipe.crop is not None and not _is_image(picture.shape):
+                raise ConverterError(
+                    f"has a {name} {picture.key!r} of shape {picture.shape}, which is not (H, W) "
+                    f"or (H, W, 1 to {MOST_CHANNELS}): give crop=None"
+                )
+
+    def _row(
+        self,
+        pictures: dict[str, _Picture],
+        row: int,
+        cut: Cut | None,
+        mirrored: tuple[bool, bool],
+        draws: Draws,
+        n: int,
+        arrays: Arrays,
+    ) -> None:
+        transform = self._recipe.transform
+        if transform is not None:
+            inputs = {
+                name: self._cropped(name, picture, cut, mirrored, np.empty)
+                for name, picture in pictures.items()
+            }
+            for name, array in _transformed(transform, draws.generator(n), inputs).items():
+                arrays.row(name, row, array.shape, array.dtype)[...] = array
+        elif cut is not None:
+            for name, picture in pictures.items():
+                make = functools.partial(arrays.row, name, row)
+                self._cropped(name, picture, cut, mirrored, make)
+        else:
+            for name, picture in pictures.items():
+                arrays.keep(name, row, self._cropped(name, picture, cut, mirrored, np.empty))
+
+    def _cropped(
+        self,
+        name: str,
+        picture: _Picture,
+        cut: Cut | None,
+        mirrored: tuple[bool, bool],
+        make: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray],
+    ) -> np.ndarray:
+        """Fill what ``make(shape, dtype)`` returns with a sample or its partner, and return it."""
+        recipe, shape = self._recipe, picture.shape
+        is_mask = recipe.partners.get(name, False)
+        read = picture.whole() if cut is None else picture.box(cut)
+        if recipe.channels and not is_mask:
+            read = _coloured(read, picture.key)
+            shape = (*shape[:2], recipe.channels)
+        hflip, vflip = mirrored
+        if cut is None:
+            target = make(shape, picture.dtype)
+            if (hflip or vflip) and len(shape) < 2:
+                raise ConverterError(f"has the shape {shape}, which cannot be flipped")
+            if vflip:
+                read = read[::-1]
+            target[...] = read[:, ::-1] if hflip else read
+            return target
+        crop = recipe.crop
+        target = make((*crop.size, *shape[2:]), picture.dtype)
+        self._resizer.fill(
+            target,
+            read,
+            cut,
+            hflip=hflip,
+            vflip=vflip,
+            nearest=is_mask or recipe.is_nearest,
+            fill=crop.mask_fill if is_mask else crop.fill,
+        )
+        return target
+
+    def _explained(self, position: int, error: Exception) -> BaseException:
+        """Return an error that names the sample."""
+        key, path = self._recipe.folders[0].key_at(position), self._recipe.folders[0].path
+        text = str(error) if isinstance(error, ConverterError) else describe(error)
+        if isinstance(error, LoadError):
+            return error
+        if isinstance(error, ConverterError) and not isinstance(error, ImpossibleCropError):
+            told = LoadError(f"{key!r} in {path} {text}")
+        elif isinstance(error, ConverterError):
+            told = LoadError(f"{key!r} in {path}: {text}")
+        else:
+            told = LoadError(f"{key!r} in {path} made a batch fail: {text}")
+        told.__cause__ = error
+        return told
+
+
+def _mismatch(
+    recipe: Recipe, position: int, other_position: int, error: MismatchError
+) -> LoadError:
+    """Return an error that names two samples that cannot be in one batch."""
+    folder = recipe.folders[0]
+    key, other, path = folder.key_at(position), folder.key_at(other_position), folder.path
+    (shape, dtype), (other_shape, other_dtype) = error.own, error.other
+    if recipe.transform is not None:
+        return LoadError(
+            f"transform returned {dtype} of shape {shape} for {key!r} in {path}, but "
+            f"{other_dtype} of shape {other_shape} for {other!r} in the same batch: return "
+            "arrays of one shape and dtype"
+        )
+    if dtype != other_dtype:
+        return LoadError(
+            f"{key!r} in {path} is {dtype}, but {other!r} in the same batch is {other_dtype}: "
+            "select samples of one dtype with keys="
+        )
+    return LoadError(
+        f"{key!r} in {path} has {_count(shape)}, but {other!r} in the same batch has "
+        f"{_count(other_shape)}: give channels=3"
+    )
+
+
+def stacked(
+    rows: list[np.ndarray], make: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
+) -> np.ndarray:
+    """Stack equal arrays into what ``make`` returns; numpy would make big-endian ones native."""
+    batch = make((len(rows), *rows[0].shape), rows[0].dtype)
+    for n, row in enumerate(rows):
+        batch[n] = row
+    return batch
+
+
+def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
+    """Return one array of arrays that follow each other; a list where they may be unequal.
+
+    Raises LoadError where they must be equal.
+    """
+    rows = [row for piece in pieces for row in piece]
+    differ = [
+        n for n, row in enumerate(rows) if (row.shape, row.dtype) != (rows[0].shape, rows[0].dtype)
+    ]
+    if not differ:
+        return stacked(rows, np.empty)
+    if recipe.crop is None and recipe.transform is None:
+        return rows
+    n = differ[0]
+    positions = int(request.positions[n]), int(request.positions[0])
+    raise _mismatch(recipe, *positions, MismatchError(0, rows[0], rows[n]))
+
+
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= MOST_CHANNELS)
+
+
+def _size(picture: _Picture) -> str:
+    return "x".join(map(str, picture.shape[:2]))
+
+
+def _count(shape: tuple[int, ...]) -> str:
+    if len(shape) == 2:
+        return "no channels"
+    return f"{shape[2]} channels" if shape[2] > 1 else "1 channel"
+
+
+def _coloured(image: np.ndarray, key: str) -> np.ndarray:
+    """Return an image to be copied into three channels: gray with one, or three."""
+    if image.ndim == 2:
+        return image[:, :, None]
+    count = image.shape[2] if image.ndim == 3 else 0
+    if not 1 <= count <= MOST_CHANNELS:
+        raise ConverterError(
+            f"has the shape {image.shape}, of which channels=3 makes no image: leave channels out"
+        )
+    extension = key.rpartition(".")[2].lower()
+    if count == 4 and extension in CMYK_EXTENSIONS:
+        raise ConverterError(
+            "has four channels, which in a file of this kind may be CMYK: leave it out, or convert "
+            "it to RGB first"
+        )
+    return image[:, :, :1] if count < 3 else image[:, :, :3]
+
+
+def _transformed(
+    transform: Callable[..., Any], rng: np.random.Generator, inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    result = transform(rng, **inputs)
+    if not isinstance(result, Mapping) or result.keys() != inputs.keys():
+        got = sorted(result) if isinstance(result, Mapping) else type(result).__name__
+        raise TypeError(f"transform returned {got}: return a dict with {sorted(inputs)}")
+    return {name: np.asarray(array) for name, array in result.items()}
+
+
+class Filling:
+    """A batch in the making, in parts that different threads may fill."""
+
+    def __init__(
+        self,
+        number: int,
+        request: Request,
+        recipe: Recipe,
+        *,
+        buffers: Callable[[str], Buffers],
+        filler: Callable[[], Filler],
+        labels: Callable[[], Any] | None,
+        threads: int,
+        is_over: Callable[[], bool],
+    ) -> None:
+        self.number = number
+        self.request = request
+        self.labels: Any = None
+        self._recipe = recipe
+        self._errors: list[RowError] = []
+        self._is_over = is_over
+        self._filler = filler
+        self._arrays = Arrays(len(request.positions), buffers)
+        self._take_labels = labels
+        self._threads = threads
+
+    def parts(self) -> list[Callable[[], None]]:
+        """Return what is to be done, each by any thread; none of it raises anything."""
+        parts = (self._gathered() if self._recipe.is_plain else None) or self._in_rows()
+        if self._take_labels is not None:
+            parts.append(self._fill_labels)
+        return [functools.partial(self._do, part) for part in parts]
+
+    def result(self) -> tuple[dict[str, np.ndarray | list[np.ndarray]], Any]:
+        """Return the arrays and the labels; raise what went wrong at the first row it did."""
+        if self._errors:
+            raise min(self._errors, key=lambda error: error.row).error
+        return self._arrays.finished(), self.labels
+
+    def _gathered(self) -> list[Callable[[], None]] | None:
+        """Return a part for each name, where all arrays of it lie in their file alike."""
+        request = self.request
+        columns = {IMAGE: (np.zeros(1, np.int64), request.positions), **request.partners}
+        parts: list[Callable[[], None]] = []
+        for name, (folders, positions) in columns.items():
+            if (folders != folders[0]).any():
+                return None
+            source = self._recipe.folders[int(folders[0])]._open().source
+            placed = source.placed(positions)
+            if (placed.numbers != placed.numbers[0]).any() or (placed.offsets < 0).any():
+                return None
+            parts.append(functools.partial(self._gather, name, source, positions))
+        return parts
+
+    def _in_rows(self) -> list[Callable[[], None]]:
+        count, threads = len(self.request.positions), self._threads
+        parts = 1 if threads < 2 else threads * PARTS_A_THREAD
+        rows = max(min(LEAST_ROWS, math.ceil(count / max(threads, 1))), math.ceil(count / parts))
+        return [
+            functools.partial(self._fill, first, min(count, first + rows))
+            for first in range(0, count, rows)
+        ]
+
+    def _gather(self, name: str, source: Source, positions: np.ndarray) -> None:
+        batch = source.read_batch(positions)
+        assert isinstance(batch, np.ndarray)
+        self._arrays.put(name, batch)
+
+    def _fill(self, first: int, stop: int) -> None:
+        self._filler().fill(self.request, first, stop, self._arrays, self._is_over)
+
+    def _fill_labels(self) -> None:
+        assert self._take_labels is not None
+        self.labels = self._take_labels()
+
+    def _do(self, part: Callable[[], None]) -> None:
+        """Do a part; keep what goes wrong for `result`."""
+        try:
+            if not self._is_over():
+                part()
+        except RowError as error:
+            self._errors.append(error)
+        except BaseException as error:  # it is raised where the batch is asked for
+            self._errors.append(RowError(-1, error))

@@ -1,0 +1,562 @@
+"""`H5Loader`: batches of an HDF5 file, in the order of training, made ahead by threads."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from converter.loader.h5folder import H5Folder
+from converter.threads import usable_cores
+from converter.training.batches import IMAGE, MOST_CHANNELS, Filler, Filling, Recipe, Request
+from converter.training.buffers import Buffers, PinnedBuffers
+from converter.training.crops import CropMethod
+from converter.training.labels import Labels, Selection, select
+from converter.training.orders import Order, Place, find_ranks, make_state, place_of
+from converter.training.processes import InProcesses, RemoteFilling
+from converter.training.readers import InCaller, InThreads
+
+MOST_THREADS = 8
+LABEL, POSITION = "label", "position"
+INTERPOLATIONS = ("bilinear", "nearest")
+Path = str | os.PathLike[str]
+PartnerOf = Callable[[str], Any]
+
+
+class H5Loader:
+    """Batches of samples, read and cropped ahead by threads of this process.
+
+    A batch is an array ``(N, H, W[, C])``; with ``labels`` it is ``(images, labels)``; with
+    ``masks``, ``images`` or ``positions`` it is a dict with "image", "label" where there are
+    labels, "position", and the names given. Each ``iter()`` is the next epoch.
+
+    Parameters
+    ----------
+    source
+        The HDF5 file, several, or an open H5Folder, which loaders may share.
+    batch_size
+        Samples in a batch of one rank.
+    keys
+        Which samples: a folder such as "train/", or keys or positions. None: all.
+    crop
+        `RandomResizedCrop`, `CenterCrop`, `RandomCrop` or `Resize`. None: whole arrays of any
+        shape; those of one batch come as a list where they are unequal.
+    hflip, vflip
+        Probabilities of mirroring a sample left to right, and upside down.
+    interpolation, antialias
+        "bilinear" or "nearest". With ``antialias`` torch resizes, without it OpenCV.
+    channels
+        3: gray images get three channels, alpha is left out. None: as they are.
+    labels, classes
+        "folder": the number of the first folder below ``keys``; ``classes`` fixes the numbers. An
+        array with a row for each selected sample, a dict by key, or a function of a batch's keys.
+    masks, images
+        Partners of each sample by name: functions of its key that return the key of the partner,
+        or ``(H5Folder, key)``. They get the same crop and flip; masks are not interpolated.
+    transform
+        ``transform(rng, image=..., **partners)`` returns a dict with the same names. ``rng``
+        follows from seed, epoch and sample.
+    positions
+        True: batches are dicts with "position", for `H5Folder.key_at`.
+    order
+        "random", "blocks", "stored", or a function of the epoch that returns indices of the
+        selected samples.
+    evaluate
+        True: each sample once, in stored order.
+    drop_last
+        Leave out the samples that fill no batch. None: True, but False with ``evaluate``.
+    seed
+        Of orders, crops and flips.
+    rank, world_size
+        This process among those that train together. None: those of torch.distributed.
+    threads
+        How many read. None: the cores of this process over LOCAL_WORLD_SIZE, less one, from 1 to
+        8. 0: each batch is made when it is asked for, in the caller's thread.
+    processes
+        How many processes read instead of threads: for a loop whose own Python code takes long, and
+        would keep threads from reading. They start once, and are new interpreters: a script
+        must start its loop below ``if __name__ == "__main__"``.
+    prefetch
+        How many batches are made ahead.
+    as_torch
+        True: tensors; images are ``(N, C, H, W)`` in channels_last, without a copy.
+    pin_memory
+        True: batches lie in pinned memory.
+
+    Raises
+    ------
+    ValueError
+        Arguments that contradict each other, or do not fit the file.
+    LoadError
+        From the loop: a sample is damaged, or cannot become a row of its batch.
+    """
+
+    def __init__(
+        self,
+        source: H5Folder | Path | Sequence[Path],
+        *,
+        batch_size: int,
+        keys: Any = None,
+        crop: CropMethod | None = None,
+        hflip: float = 0.0,
+        vflip: float = 0.0,
+        interpolation: str = "bilinear",
+        antialias: bool = True,
+        channels: int | None = None,
+        labels: Any = None,
+        classes: Sequence[str] | None = None,
+        masks: Mapping[str, PartnerOf] | None = None,
+        images: Mapping[str, PartnerOf] | None = None,
+        transform: Callable[..., Any] | None = None,
+        positions: bool = False,
+        order: str | Callable[[int], Any] | None = None,
+        evaluate: bool = False,
+        drop_last: bool | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        threads: int | None = None,
+        processes: int = 0,
+        prefetch: int = 2,
+        as_torch: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        self.folder = source if isinstance(source, H5Folder) else H5Folder(source)
+        self.batch_size = batch_size
+        self._processes = _checked_processes(processes, threads, pin_memory)
+        self._threads = 0 if processes else _checked_threads(threads)
+        self._prefetch = _checked_prefetch(prefetch)
+        self._as_torch, self._is_pinned = as_torch, pin_memory
+        _check_torch(as_torch, pin_memory)
+        self._has_positions = positions
+        self._partners_of = _checked_partners(masks, images)
+        self._selection = select(self.folder, keys)
+        self._labels = self._checked_labels(labels, classes)
+        if channels not in (None, 3):
+            raise ValueError(f"channels is {channels!r}: give 3, or leave it out")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {interpolation!r}: give 'bilinear' or 'nearest'")
+        self._recipe = Recipe(
+            (self.folder,),
+            crop=crop,
+            hflip=_checked_chance("hflip", hflip),
+            vflip=_checked_chance("vflip", vflip),
+            channels=channels,
+            antialias=antialias,
+            is_nearest=interpolation == "nearest",
+            transform=transform,
+            seed=seed,
+        )
+        self._make_order = functools.partial(
+            Order,
+            len(self._selection),
+            batch_size=batch_size,
+            kind=order,
+            seed=seed,
+            drop_last=drop_last,
+            evaluate=evaluate,
+        )
+        self._make_order()  # to check what does not depend on the ranks
+        if rank is not None or world_size is not None:
+            find_ranks(rank, world_size)
+        self._ranks = rank, world_size
+        self._order: Order | None = None
+        self._partners: _Partners | None = None
+        self._buffers: dict[str, Buffers] = {}
+        self._in_processes: InProcesses | None = None
+        self._pid = os.getpid()
+        self._next = self._place = Place(0, 0)
+        self._current: weakref.ref[_Epoch] | None = None
+
+    def __len__(self) -> int:
+        """Return how many batches this rank has in an epoch."""
+        return self._known_order().length(self._place.epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self._place = self._next
+        self._next = Place(start.epoch + 1, 0)
+        epoch = _Epoch(self, self._known_order(), start)
+        self._current = weakref.ref(epoch)
+        return epoch
+
+    def __repr__(self) -> str:
+        return f"H5Loader({self.folder.path!r}, batch_size={self.batch_size})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": {}, "_current": None, "_in_processes": None}
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes in the order of their numbers, with ``labels="folder"``."""
+        return self._labels.classes if self._labels else []
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The number of each class."""
+        return self._labels.class_to_idx if self._labels else {}
+
+    @property
+    def sampler(self) -> H5Loader:
+        """What has `set_epoch`: Lightning asks ``loader.sampler`` for it."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next ``iter()`` is.
+
+        After `load_state_dict` the epoch of the state goes on where the state was.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}: give 0 or more")
+        if epoch != self._next.epoch:
+            self._next = self._place = Place(epoch, 0)
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return where training is: behind the batch handed out last. The same on all ranks."""
+        return make_state(self._known_order(), self._place, self._identity())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, perhaps on another number of ranks.
+
+        Raises ValueError for the state of another file, selection, order or seed.
+        """
+        self._next = self._place = place_of(state, self._known_order(), self._identity())
+
+    def _checked_labels(self, labels: Any, classes: Sequence[str] | None) -> Labels | None:
+        if labels is None:
+            if classes is not None:
+                raise ValueError("classes goes with labels='folder': give both")
+            return None
+        return Labels(labels, self.folder, self._selection, classes)
+
+    def _known_order(self) -> Order:
+        """Return the order; the ranks are looked up when it is first needed."""
+        if self._order is None:
+            rank, world_size = find_ranks(*self._ranks)
+            self._order = self._make_order(rank=rank, world_size=world_size)
+        return self._order
+
+    def _identity(self) -> str:
+        """Return a text that tells the file and the selected samples from others."""
+        positions = self._selection.positions
+        if isinstance(positions, range):
+            selected = f"{positions.start}:{positions.stop}:{positions.step}"
+        else:
+            selected = f"{crc32(np.ascontiguousarray(positions, '<i8').tobytes()):08x}"
+        file = crc32(repr(self.folder._open().source.identity).encode())
+        return f"{file:08x}/{selected}"
+
+    def _known_partners(self) -> _Partners:
+        """Return the partners of all samples, which are looked up at the first batch."""
+        if self._partners is None:
+            self._partners = _Partners(self.folder, self._selection, self._partners_of)
+        return self._partners
+
+    def _readers(self, recipe: Recipe) -> InThreads | InCaller | InProcesses:
+        """Return what fills batches: the processes there are, or new threads."""
+        if self._pid != os.getpid():
+            self._buffers, self._in_processes, self._pid = {}, None, os.getpid()
+        if not self._processes:
+            return InThreads(self._threads) if self._threads else InCaller()
+        if self._in_processes is None or self._in_processes.is_broken:
+            self._in_processes = InProcesses(self._processes, recipe)
+        return self._in_processes
+
+    def _buffers_of(self, name: str) -> Buffers:
+        buffers = self._buffers.get(name)
+        if buffers is None:
+            made = PinnedBuffers() if self._is_pinned else Buffers()
+            buffers = self._buffers.setdefault(name, made)
+        return buffers
+
+    def _handed_out(self, epoch: _Epoch, place: Place) -> None:
+        """Note how far the newest iterator is; older ones may still be in use."""
+        if self._current is not None and self._current() is epoch:
+            self._place = place
+
+    def _batch(self, request: Request, arrays: dict[str, Any], labels: Any) -> Any:
+        """Return a batch as users get it."""
+        if self._as_torch:
+            masks = {name for name, (is_mask, _) in self._partners_of.items() if is_mask}
+            arrays = {name: _as_torch(array, name in masks) for name, array in arrays.items()}
+            labels = _as_tensor(labels)
+        if not (self._partners_of or self._has_positions):
+            return arrays[IMAGE] if self._labels is None else (arrays[IMAGE], labels)
+        batch = {IMAGE: arrays[IMAGE]}
+        if self._labels is not None:
+            batch[LABEL] = labels
+        if self._has_positions:
+            batch[POSITION] = _as_tensor(request.positions) if self._as_torch else request.positions
+        return {**batch, **{name: arrays[name] for name in self._partners_of}}
+
+
+class _Epoch(Iterator[Any]):
+    """The batches of an epoch from a place on. A forked process goes on by itself."""
+
+    def __init__(self, loader: H5Loader, order: Order, start: Place) -> None:
+        self._loader, self._order, self._start = loader, order, start
+        self._handed_out = 0
+        self._is_finished = False
+        self._pid = -1
+        self._ahead: deque[Filling | RemoteFilling] = deque()
+
+    def __next__(self) -> Any:
+        if self._is_finished:
+            raise StopIteration
+        if self._pid != os.getpid():
+            self._begin()
+        loader = self._loader
+        for buffers in list(loader._buffers.values()):
+            buffers.at_request()
+        try:
+            self._plan()
+            if not self._ahead:
+                self._finish()
+                raise StopIteration
+            self._wait()
+        except Exception:
+            self._finish()
+            raise
+        filling = self._ahead.popleft()
+        self._handed_out += 1
+        self._plan()  # so that the readers have work while the caller has this batch
+        batch = loader._batch(filling.request, *filling.result())
+        loader._handed_out(self, self._order.place_after(self._start, self._handed_out))
+        return batch
+
+    def _begin(self) -> None:
+        """Start the readers at the batch that is handed out next."""
+        loader, order = self._loader, self._order
+        self._pid = os.getpid()
+        self._ahead.clear()
+        place = (
+            order.place_after(self._start, self._handed_out) if self._handed_out else self._start
+        )
+        self._indices = order.batches(*place) if place.epoch == self._start.epoch else iter(())
+        self._number = self._handed_out
+        self._recipe, self._columns = loader._known_partners().added_to(loader._recipe)
+        self._is_over = threading.Event()
+        self._readers = loader._readers(self._recipe)
+        self._end = weakref.finalize(self, _end, self._is_over, self._readers)
+        self._fillers = threading.local()
+
+    def _wait(self) -> None:
+        """Wait for the batch that is handed out next."""
+        filling = self._ahead[0]
+        if isinstance(filling, RemoteFilling):
+            assert isinstance(self._readers, InProcesses)
+            self._readers.wait(filling)
+        else:
+            assert not isinstance(self._readers, InProcesses)
+            self._readers.wait(filling)
+
+    def _plan(self) -> None:
+        """Have as many batches in the making as are to be ahead."""
+        loader = self._loader
+        most = loader._prefetch if loader._threads or loader._processes else 1
+        while len(self._ahead) < most:
+            indices = next(self._indices, None)
+            if indices is None:
+                return
+            self._ahead.append(self._started(indices))
+
+    def _started(self, indices: np.ndarray) -> Filling | RemoteFilling:
+        """Let the readers begin a batch."""
+        loader, readers = self._loader, self._readers
+        partners = {name: (a[indices], b[indices]) for name, (a, b) in self._columns.items()}
+        request = Request(self._start.epoch, loader._selection.at(indices), partners)
+        labels = functools.partial(loader._labels.take, indices) if loader._labels else None
+        if isinstance(readers, InProcesses):
+            remote = RemoteFilling(readers.next_number(), request, self._recipe, labels)
+            readers.start(remote)
+            return remote
+        self._number += 1
+        filling = Filling(
+            self._number,
+            request,
+            self._recipe,
+            buffers=loader._buffers_of,
+            filler=functools.partial(_filler, self._fillers, self._recipe),
+            labels=labels,
+            threads=loader._threads,
+            is_over=self._is_over.is_set,
+        )
+        readers.start(filling)
+        return filling
+
+    def _finish(self) -> None:
+        self._is_finished = True
+        self._ahead.clear()
+        self._end()
+
+
+def _end(is_over: threading.Event, readers: InThreads | InCaller | InProcesses) -> None:
+    """End what was started for one epoch; processes are used again."""
+    is_over.set()
+    if not isinstance(readers, InProcesses):
+        readers.close()
+
+
+def _filler(fillers: threading.local, recipe: Recipe) -> Filler:
+    """Return the filler of this thread."""
+    try:
+        filler: Filler = fillers.filler
+    except AttributeError:
+        filler = fillers.filler = Filler(recipe)
+    return filler
+
+
+class _Partners:
+    """The partners of all selected samples by name: numbers of folders, and positions there.
+
+    Raises ValueError where one is missing.
+    """
+
+    def __init__(
+        self, folder: H5Folder, selection: Selection, functions: dict[str, tuple[bool, PartnerOf]]
+    ) -> None:
+        self._folders = [folder]
+        self._functions = functions
+        self._columns = {}
+        if not functions:
+            return
+        key = folder._open().source.keys.key
+        keys = [key(position) for position in selection.positions]
+        for name, (_, function) in functions.items():
+            self._columns[name] = self._found(name, keys, list(map(function, keys)))
+
+    def added_to(self, recipe: Recipe) -> tuple[Recipe, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Return a recipe that knows the partners, and their columns."""
+        kinds = {name: is_mask for name, (is_mask, _) in self._functions.items()}
+        return recipe.with_partners(tuple(self._folders), kinds), self._columns
+
+    def _found(
+        self, name: str, keys: list[str], partners: list[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        numbers = np.zeros(len(keys), np.int64)
+        names = []
+        for n, partner in enumerate(partners):
+            if isinstance(partner, tuple) and len(partner) == 2:
+                numbers[n], partner = self._number(name, partner[0]), partner[1]
+            if not isinstance(partner, str):
+                raise ValueError(
+                    f"the function of {name!r} returned {partner!r} for {keys[n]!r}: return a key, "
+                    "or (H5Folder, key)"
+                )
+            names.append(partner)
+        positions = np.empty(len(keys), np.int64)
+        for number in np.unique(numbers).tolist():
+            chosen = np.flatnonzero(numbers == number)
+            found = self._folders[number]._open().source.keys.find_all([names[n] for n in chosen])
+            if (found < 0).any():
+                n = int(chosen[np.argmin(found)])
+                raise ValueError(
+                    f"{keys[n]!r} has no {name}: {names[n]!r} is not in "
+                    f"{self._folders[number].path}; select samples that have one with keys="
+                )
+            positions[chosen] = found
+        return numbers, positions
+
+    def _number(self, name: str, folder: Any) -> int:
+        for number, known in enumerate(self._folders):
+            if known is folder:
+                return number
+        if not isinstance(folder, H5Folder):
+            raise ValueError(
+                f"the function of {name!r} returned a pair with a {type(folder).__name__}: return "
+                "a key, or (H5Folder, key)"
+            )
+        self._folders.append(folder)
+        return len(self._folders) - 1
+
+
+def _checked_threads(threads: int | None) -> int:
+    if threads is None:
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        return max(1, min(MOST_THREADS, usable_cores() // max(1, beside) - 1))
+    if threads < 0:
+        raise ValueError(f"threads is {threads}: give 0 (none beside the caller's) or more")
+    return threads
+
+
+def _checked_processes(processes: int, threads: int | None, pin_memory: bool) -> int:
+    if processes < 0:
+        raise ValueError(f"processes is {processes}: give 0 or more")
+    if processes and threads is not None:
+        raise ValueError("processes read instead of threads: give one of the two")
+    if processes and pin_memory:
+        raise ValueError("pin_memory=True needs threads: leave processes out")
+    return processes
+
+
+def _checked_prefetch(prefetch: int) -> int:
+    if prefetch < 1:
+        raise ValueError(f"prefetch is {prefetch}: give 1 or more")
+    return prefetch
+
+
+def _checked_chance(name: str, chance: float) -> float:
+    if not 0 <= chance <= 1:
+        raise ValueError(f"{name} is {chance}: give a probability from 0 to 1")
+    return float(chance)
+
+
+def _checked_partners(
+    masks: Mapping[str, PartnerOf] | None, images: Mapping[str, PartnerOf] | None
+) -> dict[str, tuple[bool, PartnerOf]]:
+    """Return for each name whether it is a mask, and its function."""
+    partners: dict[str, tuple[bool, PartnerOf]] = {}
+    for argument, functions in (("masks", masks or {}), ("images", images or {})):
+        for name, function in functions.items():
+            if name in (IMAGE, LABEL, POSITION) or name in partners:
+                raise ValueError(f"{argument} gives the name {name!r} twice: take another name")
+            if not callable(function):
+                raise ValueError(f"{argument}[{name!r}] is no function: give one of the key")
+            partners[name] = argument == "masks", function
+    return partners
+
+
+def _check_torch(as_torch: bool, pin_memory: bool) -> None:
+    """Raise ValueError where torch is asked for what it cannot do here."""
+    if not (as_torch or pin_memory):
+        return
+    argument = "as_torch" if as_torch else "pin_memory"
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"{argument}=True needs torch: pip install torch") from error
+    if pin_memory and not torch.cuda.is_available():
+        raise ValueError("pin_memory=True needs a GPU that torch can use: leave it out")
+
+
+def _as_torch(array: Any, is_mask: bool) -> Any:
+    """Return images as ``(N, C, H, W)`` and masks as ``(N, H, W)``, without a copy."""
+    if isinstance(array, list):
+        return [_as_torch(one[None], is_mask)[0] for one in array]
+    tensor = _as_tensor(array)
+    if tensor.ndim == 4 and 1 <= tensor.shape[3] <= MOST_CHANNELS:
+        if is_mask and tensor.shape[3] == 1:
+            return tensor[..., 0]
+        return tensor.permute(0, 3, 1, 2)
+    return tensor.unsqueeze(1) if tensor.ndim == 3 and not is_mask else tensor
+
+
+def _as_tensor(values: Any) -> Any:
+    """Return an array of numpy as a tensor; all else as it is."""
+    if not isinstance(values, np.ndarray):
+        return values
+    import torch
+
+    try:
+        return torch.from_numpy(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"torch has no tensors of {values.dtype} (byte order {values.dtype.byteorder!r}): "
+            "leave as_torch out"
+        ) from error
