@@ -12,6 +12,7 @@ import functools
 import math
 import mmap
 import multiprocessing
+import multiprocessing.process
 import os
 import pickle
 import queue
@@ -175,6 +176,9 @@ class InProcesses:
             process.daemon = True
             self._pipes.append(own)
             process.start()
+            # what multiprocessing knows of, it also ends at the end of a process that was forked
+            # from this one by os.fork
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
             self._processes.append(process)
             theirs.close()
 
