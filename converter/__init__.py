@@ -11,17 +11,38 @@ if TYPE_CHECKING:
     from converter.errors import StoppedError as StoppedError
     from converter.loader.h5folder import H5Folder as H5Folder
     from converter.sources.images import read_image as read_image
+    from converter.training.crops import CenterCrop as CenterCrop
+    from converter.training.crops import RandomCrop as RandomCrop
+    from converter.training.crops import RandomResizedCrop as RandomResizedCrop
+    from converter.training.crops import Resize as Resize
+    from converter.training.loader import H5Loader as H5Loader
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CenterCrop": "converter.training.crops",
     "ConverterError": "converter.errors",
-    "StoppedError": "converter.errors",
     "H5Folder": "converter.loader.h5folder",
+    "H5Loader": "converter.training.loader",
+    "RandomCrop": "converter.training.crops",
+    "RandomResizedCrop": "converter.training.crops",
+    "Resize": "converter.training.crops",
+    "StoppedError": "converter.errors",
     "convert": "converter.commands.convert",
     "read_image": "converter.sources.images",
 }
-__all__ = ["ConverterError", "H5Folder", "StoppedError", "convert", "read_image"]
+__all__ = [
+    "CenterCrop",
+    "ConverterError",
+    "H5Folder",
+    "H5Loader",
+    "RandomCrop",
+    "RandomResizedCrop",
+    "Resize",
+    "StoppedError",
+    "convert",
+    "read_image",
+]
 
 
 def __getattr__(name: str) -> Any:

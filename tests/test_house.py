@@ -47,6 +47,7 @@ def copy(tmp_path: Path) -> Path:
         ("loader/h5folder.py", "converter.sources.encoder"),
         ("commands/verify.py", "converter.messages"),
         ("errors.py", "converter.files"),
+        ("training/batches.py", "converter.images.formats"),
     ],
 )
 def test_an_arrow_turned_round_breaks_a_contract(copy: Path, module: str, imports: str) -> None:
