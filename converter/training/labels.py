@@ -15,7 +15,7 @@ from converter.format.index_reader import Index
 from converter.loader.h5folder import H5Folder
 from converter.loader.several_files import SeveralIndexes
 
-KEYS_AT_ONCE = 1 << 18
+KEYS_AT_ONCE = 1 << 14  # what fits into a processor's cache
 SLASH = ord("/")
 NO_FOLDER = -1
 MOST_FOLDERS_NAMED = 5
@@ -222,10 +222,19 @@ def folders_below(
     There is one number for each position, int64, and `NO_FOLDER` for a file that lies in the
     prefix itself. All positions are of keys that begin with it.
     """
+    array = as_array(positions)
+    if (array[1:] < array[:-1]).any():  # in stored order neighbours lie in one folder
+        array, places = np.unique(array, return_inverse=True)
+        names, numbers = folders_below(keys, array, prefix)
+        return names, numbers[places]
     known: dict[bytes, int] = {}
-    numbers = np.empty(len(positions), np.int64)
-    for index, chosen, some in _by_index(keys, positions):
-        numbers[chosen] = _number_folders(index, some, len(prefix.encode()), known)
+    numbers = np.empty(len(array), np.int64)
+    for index, chosen, some in _by_index(keys, array):
+        begins, ends = _spans(index, some)
+        begins = begins + len(prefix.encode())
+        spans = [slice(n, n + KEYS_AT_ONCE) for n in range(0, len(some), KEYS_AT_ONCE)]
+        found = [_number_folders(index.path_bytes, begins[n], ends[n], known) for n in spans]
+        numbers[chosen] = np.concatenate(found)
     names = [_text(keys, name) for name in known]
     order = sorted(range(len(names)), key=names.__getitem__)
     new_numbers = np.empty(len(names) + 1, np.int64)
@@ -235,41 +244,35 @@ def folders_below(
 
 
 def _number_folders(
-    index: Index, positions: np.ndarray, skipped: int, known: dict[bytes, int]
+    paths: np.ndarray, begins: np.ndarray, ends: np.ndarray, known: dict[bytes, int]
 ) -> np.ndarray:
-    """Return the number of the folder of each key in ``known``, adding those that are new."""
-    paths = index.path_bytes
-    begins, ends = _spans(index, positions)
-    begins = begins + skipped
-    slash_ends = _next_slash(paths, begins, ends)
-    lengths = slash_ends - begins
-    # neighbours mostly lie in one folder: only the first of them is looked up
-    is_first = np.ones(len(positions), bool)
+    """Return the number in ``known`` of the first folder of each span, adding those that are new.
+
+    Neighbours mostly lie in one folder: only the first of them is looked up.
+    """
+    slashes = _next_slash(paths, begins, ends)
+    lengths = slashes - begins
+    is_first = np.ones(len(begins), bool)
     is_first[1:] = lengths[1:] != lengths[:-1]
-    for length in np.unique(lengths[lengths > 0]).tolist():
+    for length in np.flatnonzero(np.bincount(lengths[lengths > 0])).tolist():
         same = np.flatnonzero((lengths[1:] == length) & ~is_first[1:]) + 1
         items = _items(paths, length)
         is_first[same] = items[begins[same]] != items[begins[same - 1]]
     firsts = np.flatnonzero(is_first)
     numbers = np.full(len(firsts), NO_FOLDER, np.int64)
-    rows = zip(begins[firsts].tolist(), slash_ends[firsts].tolist(), strict=True)
-    for n, (begin, end) in enumerate(rows):
-        if end >= begin:
-            numbers[n] = known.setdefault(paths[begin:end].tobytes(), len(known))
+    rows = zip(begins[firsts].tolist(), slashes[firsts].tolist(), strict=True)
+    for n, (begin, slash) in enumerate(rows):
+        if slash >= begin:
+            numbers[n] = known.setdefault(paths[begin:slash].tobytes(), len(known))
     return np.asarray(numbers[np.cumsum(is_first) - 1])
 
 
 def _next_slash(paths: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Return where the first slash of each span is; one before its begin where it has none."""
-    found = np.empty(len(begins), np.int64)
-    for first in range(0, len(begins), KEYS_AT_ONCE):
-        some = slice(first, first + KEYS_AT_ONCE)
-        low, high = int(begins[some].min()), int(ends[some].max())
-        slashes = np.flatnonzero(paths[low:high] == SLASH) + low
-        slashes = np.append(slashes, len(paths))
-        nearest = slashes[np.searchsorted(slashes, begins[some])]
-        found[some] = np.where(nearest < ends[some], nearest, begins[some] - 1)
-    return found
+    low, high = int(begins.min()), int(ends.max())
+    slashes = np.append(np.flatnonzero(paths[low:high] == SLASH) + low, len(paths))
+    nearest = slashes[np.searchsorted(slashes, begins)]
+    return np.where(nearest < ends, nearest, begins - 1)
 
 
 def _positions_below(keys: Index | SeveralIndexes, prefix: str) -> range | np.ndarray:
@@ -278,14 +281,21 @@ def _positions_below(keys: Index | SeveralIndexes, prefix: str) -> range | np.nd
     if not name:
         return range(len(keys))
     found = []
-    for start, index in _indexes(keys):
-        begins, ends = _spans(index, np.arange(len(index)))
+    for start, index in indexes_of(keys):
+        begins, ends = _spans(index, slice(None))
         long_enough = np.flatnonzero(ends - begins >= len(name))
         if len(long_enough):
             items = _items(index.path_bytes, len(name))
             same = items[begins[long_enough]] == np.array(name, f"V{len(name)}")
             found.append(long_enough[same] + start)
     return _as_range(np.concatenate(found)) if found else range(0)
+
+
+def as_array(positions: range | np.ndarray) -> np.ndarray:
+    """Return positions as int64."""
+    if isinstance(positions, range):  # numpy would take its numbers one by one
+        return np.arange(positions.start, positions.stop, positions.step)
+    return positions
 
 
 def _as_range(positions: np.ndarray) -> range | np.ndarray:
@@ -296,31 +306,27 @@ def _as_range(positions: np.ndarray) -> range | np.ndarray:
 
 
 def _by_index(
-    keys: Index | SeveralIndexes, positions: range | np.ndarray
-) -> Iterator[tuple[Index, Any, np.ndarray]]:
-    """Yield each index with those of the positions in it: where they are, and counted from it."""
-    array = np.asarray(positions, np.int64)
-    if isinstance(keys, Index):
-        yield keys, slice(None), array
-        return
-    for start, index in _indexes(keys):
-        chosen = np.flatnonzero((array >= start) & (array < start + len(index)))
-        if len(chosen):
-            yield index, chosen, array[chosen] - start
+    keys: Index | SeveralIndexes, positions: np.ndarray
+) -> Iterator[tuple[Index, slice, np.ndarray]]:
+    """Yield each index with the ascending positions in it: where they are, counted from it."""
+    for start, index in indexes_of(keys):
+        first, last = np.searchsorted(positions, (start, start + len(index))).tolist()
+        if first < last:
+            yield index, slice(first, last), positions[first:last] - start
 
 
-def _indexes(keys: Index | SeveralIndexes) -> Iterator[tuple[int, Index]]:
+def indexes_of(keys: Index | SeveralIndexes) -> Iterator[tuple[int, Index]]:
+    """Yield the index of each file, with the position of its first sample."""
     if isinstance(keys, Index):
         yield 0, keys
     else:
         yield from zip(keys.starts, keys.indexes, strict=False)
 
 
-def _spans(index: Index, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spans(index: Index, positions: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
     """Return where the bytes of keys begin and end."""
-    path_ends = index.rows["path_end"].astype(np.int64)
-    begins = np.append(0, path_ends)[positions]
-    return begins, path_ends[positions]
+    places = np.append(0, index.rows["path_end"].astype(np.int64))
+    return places[:-1][positions], places[1:][positions]
 
 
 def _items(paths: np.ndarray, length: int) -> np.ndarray:

@@ -30,6 +30,33 @@ class Place(NamedTuple):
     sample: int
 
 
+class Runs(NamedTuple):
+    """Which indices lie side by side in the file.
+
+    Run n has ``indices[firsts[n]:firsts[n + 1]]``, the last one those to the end.
+    """
+
+    firsts: np.ndarray
+    indices: np.ndarray
+
+    def members(self, run: int) -> np.ndarray:
+        """Return the indices of a run, as they lie in the file."""
+        end = self.firsts[run + 1] if run + 1 < len(self.firsts) else None
+        return self.indices[self.firsts[run] : end]
+
+
+class Opening(NamedTuple):
+    """A run of the file to read whole, for the order "blocks".
+
+    Its reading should begin when the epoch is at the sample ``due``, and end before the sample
+    ``needed``: from there on its samples come.
+    """
+
+    due: int
+    needed: int
+    run: int
+
+
 class Part(NamedTuple):
     """What one rank takes of an epoch's order: ``begin`` to ``end`` of the order.
 
@@ -65,7 +92,7 @@ class Order:
     rank, world_size
         This process among those that train together.
     runs
-        For "blocks": the first index of each run of the file.
+        For "blocks": the runs of the file.
     window
         For "blocks": how many runs are open at a time.
 
@@ -86,7 +113,7 @@ class Order:
         evaluate: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        runs: np.ndarray | None = None,
+        runs: Runs | None = None,
         window: int = WINDOW_RUNS,
     ) -> None:
         if evaluate and kind not in (None, "stored"):
@@ -142,6 +169,24 @@ class Order:
             return Place(place.epoch + 1, 0)
         return Place(place.epoch, self.samples_after(place.epoch, batches, place.sample))
 
+    def openings(self, epoch: int, start: int = 0) -> Iterator[Opening]:
+        """Yield the runs to read in the order "blocks" from the sample ``start`` on; else none.
+
+        Those of a window are due one by one while the samples of the window before it come; those
+        of the first, at once.
+        """
+        if self._runs is None or self.kind != "blocks":
+            return
+        begin, due = 0, start
+        for window in self._draw_windows(self._random(epoch), self._runs):
+            end = begin + sum(len(self._runs.members(run)) for run in window)
+            if end > start:
+                needed = max(begin, start)
+                for number, run in enumerate(window):
+                    yield Opening(due + (needed - due) * number // len(window), needed, run)
+                due = needed
+            begin = end
+
     @property
     def _step_size(self) -> int:
         return self.world_size * self.batch_size
@@ -193,32 +238,37 @@ class Order:
     def _draw(self, epoch: int) -> np.ndarray:
         if callable(self.kind):
             return _checked_indices(self.kind(epoch), epoch, self.count)
-        # a named generator: the default one of numpy may become another
-        random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        random = self._random(epoch)
         if self._runs is None or self.kind == "random":
             return random.permutation(self.count)
-        return self._draw_blocks(random, self._runs)
+        members = self._runs.members
+        windows = self._draw_windows(random, self._runs)
+        return np.concatenate(
+            [random.permutation(np.concatenate([*map(members, window)])) for window in windows]
+        )
 
-    def _draw_blocks(self, random: np.random.Generator, runs: np.ndarray) -> np.ndarray:
-        ends = np.append(runs[1:], self.count)
-        shuffled = random.permutation(len(runs))
-        windows = np.array_split(shuffled, -(-len(runs) // self._window))
-        pieces = []
-        for window in windows:
-            some = [np.arange(runs[run], ends[run], dtype=np.int64) for run in window.tolist()]
-            pieces.append(random.permutation(np.concatenate(some)))
-        return np.concatenate(pieces)
+    def _draw_windows(self, random: np.random.Generator, runs: Runs) -> list[list[int]]:
+        """Return which runs are open together, one window after the other."""
+        shuffled = random.permutation(len(runs.firsts))
+        count = -(-len(shuffled) // self._window)
+        return [window.tolist() for window in np.array_split(shuffled, count)]
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        # a named generator: the default one of numpy may become another
+        return np.random.Generator(np.random.PCG64([self.seed, epoch]))
 
     def _check_enough(self, size: int) -> None:
         if size < self.world_size:
             raise ValueError(
-                f"{size} samples are fewer than the {self.world_size} ranks: train on fewer ranks"
+                f"{size} samples are fewer than the {self.world_size} ranks: take fewer ranks"
             )
         if self.drop_last and size < self._step_size:
-            ranks = f" on {self.world_size} ranks" if self.world_size > 1 else ""
+            what = f"a batch of {self.batch_size} takes"
+            if self.world_size > 1:
+                what = f"batches of {self.batch_size} on {self.world_size} ranks take"
             raise ValueError(
-                f"a batch of {self.batch_size}{ranks} takes {self._step_size} samples, but there "
-                f"are {size}: take a smaller batch_size, or drop_last=False"
+                f"{what} {self._step_size} samples, but there are {size}: take a smaller "
+                "batch_size, or drop_last=False"
             )
 
 
@@ -276,13 +326,13 @@ def place_of(state: Mapping[str, Any], order: Order, identity: str) -> Place:
     Raises ValueError for a state of another file, selection, order or seed.
     """
     expected = make_state(order, Place(0, 0), identity)
-    if state.keys() != expected.keys() or state["version"] != STATE_VERSION:
+    is_state = isinstance(state, Mapping) and state.keys() == expected.keys()
+    if not is_state or state["version"] != STATE_VERSION:
         raise ValueError("this is no state of such a loader: give what state_dict() returned")
     for name, what in (
         ("samples", "with {} selected samples"),
         ("seed", "with seed={}"),
         ("order", "with order={!r}"),
-        ("file", "of the file or selection {}"),
     ):
         if state[name] != expected[name]:
             theirs, ours = what.format(state[name]), what.format(expected[name])
@@ -290,12 +340,25 @@ def place_of(state: Mapping[str, Any], order: Order, identity: str) -> Place:
                 f"this state is {theirs}, and this loader {ours}: give it the state of a loader "
                 "with the same arguments"
             )
-    return Place(_at_least("epoch", state["epoch"], 0), _at_least("sample", state["sample"], 0))
+    if state["file"] != identity:
+        raise ValueError(
+            "this state is of another file or selection: give it the state of a loader with the "
+            "same file and keys"
+        )
+    place = Place(_at_least("epoch", state["epoch"], 0), _at_least("sample", state["sample"], 0))
+    if place.sample > order.size(place.epoch):
+        raise ValueError(
+            f"sample is {place.sample} in this state, but epoch {place.epoch} has "
+            f"{order.size(place.epoch)}: give what state_dict() returned"
+        )
+    return place
 
 
 def _checked_indices(returned: Any, epoch: int, count: int) -> np.ndarray:
     """Return what a function of the epoch returned as int64."""
     indices = np.asarray(returned)
+    if indices.size == 0:
+        raise ValueError(f"order({epoch}) returned no samples: return at least one")
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise ValueError(
             f"order({epoch}) returned {indices.ndim} dimensions of {indices.dtype}: return whole "

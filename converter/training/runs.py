@@ -1,0 +1,178 @@
+"""Cut a file into runs of samples side by side, and read whole runs ahead of the training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections import deque
+
+import numpy as np
+
+from converter.errors import LoadError
+from converter.files import Handle
+from converter.format.index_reader import Index
+from converter.loader.h5folder import H5Folder
+from converter.loader.several_files import SeveralIndexes
+from converter.training.labels import Selection, as_array, indexes_of
+from converter.training.orders import Opening, Order, Runs
+
+BLOCK_NBYTES = 8 << 20
+LARGEST_GAP_NBYTES = 128 << 10  # is read too: less than what a disk reads in the time of a seek
+READ_NBYTES = 1 << 20
+PROBES = 8  # of each piece that is read
+SLEEP_SECONDS = 0.002
+LONGEST_JOIN_SECONDS = 5.0
+NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+
+
+class FileRuns:
+    """The runs of the selected samples: about ``block_nbytes`` of them each, in stored order.
+
+    Raises ValueError for a file without an index, which does not say where its samples lie.
+    """
+
+    def __init__(
+        self, folder: H5Folder, selection: Selection, block_nbytes: int = BLOCK_NBYTES
+    ) -> None:
+        if block_nbytes < 1:
+            raise ValueError(f"block_nbytes is {block_nbytes}: give 1 or more")
+        positions = as_array(selection.positions)
+        files, offsets, nbytes = _extents(folder._open().source.keys, positions)
+        indices = np.lexsort((offsets, files))
+        self._paths = folder.paths
+        self._files, self._offsets = files[indices], offsets[indices]
+        self._ends = self._offsets + nbytes[indices]
+        blocks = (np.cumsum(nbytes[indices]) - nbytes[indices]) // block_nbytes
+        is_first = np.ones(len(indices), bool)
+        is_first[1:] = (np.diff(blocks) > 0) | (np.diff(self._files) > 0)
+        self.runs = Runs(np.flatnonzero(is_first), indices)
+
+    def spans(self, run: int) -> tuple[str, list[tuple[int, int]]]:
+        """Return the file of a run, and where its bytes begin and end there."""
+        firsts = self.runs.firsts
+        stop = firsts[run + 1] if run + 1 < len(firsts) else len(self._offsets)
+        some = slice(firsts[run], stop)
+        begins, ends = self._offsets[some], np.maximum.accumulate(self._ends[some])
+        gaps = np.flatnonzero(begins[1:] - ends[:-1] > LARGEST_GAP_NBYTES) + 1
+        spans = zip(
+            begins[np.append(0, gaps)].tolist(), ends[np.append(gaps - 1, -1)].tolist(), strict=True
+        )
+        return self._paths[int(self._files[firsts[run]])], list(spans)
+
+
+class ReadAhead:
+    """Reads the runs of an epoch into the page cache, in a thread of its own.
+
+    It brings nothing but speed: what it cannot read raises nothing here, and is read again by
+    whoever needs it.
+    """
+
+    def __init__(self, order: Order, runs: FileRuns, epoch: int, start: int = 0) -> None:
+        self._openings = order.openings(epoch, start)
+        self._next = next(self._openings, None)
+        self._ordered: deque[Opening] = deque()
+        self._count = 0
+        self._progress = _Progress()
+        self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        # as a daemon: threading waits for other threads before it calls what closes this one
+        self._thread = threading.Thread(
+            target=_serve, args=(runs, self._due, self._progress), name="ReadAhead", daemon=True
+        )
+        self._thread.start()
+
+    def advance(self, sample: int) -> int:
+        """Order what is due when the epoch comes to a sample.
+
+        Returns what to give `wait` before that sample is read.
+        """
+        while self._next is not None and self._next.due <= sample:
+            self._ordered.append(self._next)
+            self._due.put(self._next.run)
+            self._next = next(self._openings, None)
+        while self._ordered and self._ordered[0].needed <= sample:
+            self._ordered.popleft()
+            self._count += 1
+        return self._count
+
+    def wait(self, count: int) -> None:
+        """Return when so many runs have been read; at once after `close`."""
+        while self._progress.done < count and not self._progress.is_over:
+            time.sleep(SLEEP_SECONDS)
+
+    def close(self) -> None:
+        """End the thread; may be called amid garbage collection, where a lock may not be taken."""
+        self._progress.is_over = True
+        self._due.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(LONGEST_JOIN_SECONDS)
+
+
+class _Progress:
+    """What two threads tell each other."""
+
+    done = 0
+    is_over = False
+
+
+def _serve(runs: FileRuns, due: queue.SimpleQueue[int | None], progress: _Progress) -> None:
+    """Read runs until told to end."""
+    target = bytearray(READ_NBYTES)
+    handles: dict[str, Handle] = {}
+    while (run := due.get()) is not None and not progress.is_over:
+        path, spans = runs.spans(run)
+        with contextlib.suppress(OSError, LoadError):  # whoever needs the run reads it again
+            handle = handles.get(path) or handles.setdefault(path, Handle(path))
+            for begin, end in spans:
+                _read(handle, begin, end, target, progress)
+        progress.done += 1
+
+
+def _read(handle: Handle, begin: int, end: int, target: bytearray, progress: _Progress) -> None:
+    """Bring bytes of a file into the page cache, those that are not there yet."""
+    for offset in range(begin, end, READ_NBYTES):
+        nbytes = min(READ_NBYTES, end - offset)
+        if progress.is_over:
+            return
+        if not _is_cached(handle, offset, nbytes):
+            handle.read_into(memoryview(target)[:nbytes], offset)
+
+
+def _is_cached(handle: Handle, offset: int, nbytes: int) -> bool:
+    """Tell whether the bytes seem to be in the page cache, from a few of them."""
+    if NOWAIT is None:
+        return False
+    try:
+        probes = [offset + nbytes * n // PROBES for n in range(PROBES)]
+        return all(os.preadv(handle.fd, (bytearray(1),), n, NOWAIT) == 1 for n in probes)
+    except OSError:  # not cached, or a file system that cannot tell
+        return False
+
+
+def _extents(
+    keys: Index | SeveralIndexes, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the file, the offset and the stored bytes of each sample."""
+    files = np.zeros(len(positions), np.int64)
+    offsets, nbytes = np.zeros_like(files), np.zeros_like(files)
+    for number, (start, index) in enumerate(indexes_of(keys)):
+        chosen = np.flatnonzero((positions >= start) & (positions < start + len(index)))
+        if not len(chosen):
+            continue
+        if not index.hdf5_nbytes:
+            raise ValueError(
+                f"order='blocks' needs the index of {index.path}, which has none: add it with "
+                "--verify --rebuild_index"
+            )
+        own = positions[chosen] - start
+        rows = index.rows[own]
+        files[chosen], nbytes[chosen] = number, rows["nbytes"]
+        offsets[chosen] = rows["offset"]
+        for layout in np.unique(rows["layout"]).tolist():
+            if index.layout(layout).is_in_parts:  # its rows say which chunks they have
+                for n in np.flatnonzero(rows["layout"] == layout).tolist():
+                    first = index.extents(int(own[n]))[:1]
+                    offsets[chosen[n]] = first[0].offset if first else 0
+    return files, offsets, nbytes
