@@ -204,8 +204,7 @@ class Filler:
                 self._check_sizes(pictures)
                 self._row(pictures, first + n, cut, (hflips[n], vflips[n]), draws, n, arrays)
             except MismatchError as error:
-                other = int(request.positions[error.other_row])
-                raise RowError(first + n, _mismatch(recipe, position, other, error)) from None
+                raise RowError(first + n, _mismatch(recipe, request, first + n, error)) from None
             except Exception as error:
                 raise RowError(first + n, self._explained(position, error)) from None
 
@@ -345,13 +344,14 @@ class Filler:
         return told
 
 
-def _mismatch(
-    recipe: Recipe, position: int, other_position: int, error: MismatchError
-) -> LoadError:
+def _mismatch(recipe: Recipe, request: Request, row: int, error: MismatchError) -> LoadError:
     """Return an error that names two samples that cannot be in one batch."""
     folder = recipe.folders[0]
-    key, other, path = folder.key_at(position), folder.key_at(other_position), folder.path
-    (shape, dtype), (other_shape, other_dtype) = error.own, error.other
+    rows = [(row, *error.own), (error.other_row, *error.other)]
+    rows.sort(key=lambda one: one[0])  # whichever thread was first
+    (other_row, other_shape, other_dtype), (row, shape, dtype) = rows
+    key, other = (folder.key_at(request.positions[n]) for n in (row, other_row))
+    path = folder.path
     if recipe.transform is not None:
         return LoadError(
             f"transform returned {dtype} of shape {shape} for {key!r} in {path}, but "
@@ -393,8 +393,7 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     if recipe.crop is None and recipe.transform is None:
         return rows
     n = differ[0]
-    positions = int(request.positions[n]), int(request.positions[0])
-    raise _mismatch(recipe, *positions, MismatchError(0, rows[0], rows[n]))
+    raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
@@ -451,6 +450,7 @@ class Filling:
         buffers: Callable[[str], Buffers],
         filler: Callable[[], Filler],
         labels: Callable[[], Any] | None,
+        until_read: Callable[[], None],
         threads: int,
         is_over: Callable[[], bool],
     ) -> None:
@@ -463,6 +463,7 @@ class Filling:
         self._filler = filler
         self._arrays = Arrays(len(request.positions), buffers)
         self._take_labels = labels
+        self._until_read = until_read
         self._threads = threads
 
     def parts(self) -> list[Callable[[], None]]:
@@ -517,6 +518,7 @@ class Filling:
     def _do(self, part: Callable[[], None]) -> None:
         """Do a part; keep what goes wrong for `result`."""
         try:
+            self._until_read()
             if not self._is_over():
                 part()
         except RowError as error:

@@ -22,6 +22,7 @@ from converter.training.labels import Labels, Selection, select
 from converter.training.orders import Order, Place, find_ranks, make_state, place_of
 from converter.training.processes import InProcesses, RemoteFilling
 from converter.training.readers import InCaller, InThreads
+from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8
 LABEL, POSITION = "label", "position"
@@ -68,6 +69,8 @@ class H5Loader:
     order
         "random", "blocks", "stored", or a function of the epoch that returns indices of the
         selected samples.
+    block_nbytes
+        For "blocks": the bytes of each run of the file.
     evaluate
         True: each sample once, in stored order.
     drop_last
@@ -117,6 +120,7 @@ class H5Loader:
         transform: Callable[..., Any] | None = None,
         positions: bool = False,
         order: str | Callable[[int], Any] | None = None,
+        block_nbytes: int = BLOCK_NBYTES,
         evaluate: bool = False,
         drop_last: bool | None = None,
         seed: int = 0,
@@ -154,6 +158,9 @@ class H5Loader:
             transform=transform,
             seed=seed,
         )
+        self._runs: FileRuns | None = None
+        if order == "blocks":
+            self._runs = FileRuns(self.folder, self._selection, block_nbytes)
         self._make_order = functools.partial(
             Order,
             len(self._selection),
@@ -162,6 +169,7 @@ class H5Loader:
             seed=seed,
             drop_last=drop_last,
             evaluate=evaluate,
+            runs=self._runs.runs if self._runs else None,
         )
         self._make_order()  # to check what does not depend on the ranks
         if rank is not None or world_size is not None:
@@ -339,11 +347,12 @@ class _Epoch(Iterator[Any]):
             order.place_after(self._start, self._handed_out) if self._handed_out else self._start
         )
         self._indices = order.batches(*place) if place.epoch == self._start.epoch else iter(())
-        self._number = self._handed_out
+        self._number = self._handed_out  # of batches begun
         self._recipe, self._columns = loader._known_partners().added_to(loader._recipe)
         self._is_over = threading.Event()
         self._readers = loader._readers(self._recipe)
-        self._end = weakref.finalize(self, _end, self._is_over, self._readers)
+        self._read_ahead = ReadAhead(order, loader._runs, *place) if loader._runs else None
+        self._end = weakref.finalize(self, _end, self._is_over, self._readers, self._read_ahead)
         self._fillers = threading.local()
 
     def _wait(self) -> None:
@@ -372,11 +381,13 @@ class _Epoch(Iterator[Any]):
         partners = {name: (a[indices], b[indices]) for name, (a, b) in self._columns.items()}
         request = Request(self._start.epoch, loader._selection.at(indices), partners)
         labels = functools.partial(loader._labels.take, indices) if loader._labels else None
+        self._number += 1
+        until_read = self._until_read()
         if isinstance(readers, InProcesses):
+            until_read()
             remote = RemoteFilling(readers.next_number(), request, self._recipe, labels)
             readers.start(remote)
             return remote
-        self._number += 1
         filling = Filling(
             self._number,
             request,
@@ -384,11 +395,20 @@ class _Epoch(Iterator[Any]):
             buffers=loader._buffers_of,
             filler=functools.partial(_filler, self._fillers, self._recipe),
             labels=labels,
+            until_read=until_read,
             threads=loader._threads,
             is_over=self._is_over.is_set,
         )
         readers.start(filling)
         return filling
+
+    def _until_read(self) -> Callable[[], None]:
+        """Return what waits until the runs of the newest batch are in memory."""
+        if self._read_ahead is None:
+            return _do_nothing
+        epoch, start = self._start
+        last = self._order.samples_after(epoch, self._number, start) - 1
+        return functools.partial(self._read_ahead.wait, self._read_ahead.advance(last))
 
     def _finish(self) -> None:
         self._is_finished = True
@@ -396,9 +416,19 @@ class _Epoch(Iterator[Any]):
         self._end()
 
 
-def _end(is_over: threading.Event, readers: InThreads | InCaller | InProcesses) -> None:
+def _do_nothing() -> None:
+    """Wait for nothing."""
+
+
+def _end(
+    is_over: threading.Event,
+    readers: InThreads | InCaller | InProcesses,
+    read_ahead: ReadAhead | None,
+) -> None:
     """End what was started for one epoch; processes are used again."""
     is_over.set()
+    if read_ahead is not None:
+        read_ahead.close()
     if not isinstance(readers, InProcesses):
         readers.close()
 

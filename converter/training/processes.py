@@ -407,6 +407,7 @@ def _done(task: Task, recipe: Recipe, filler: Filler, memories: dict[int, np.nda
             buffers=buffers,
             filler=lambda: filler,
             labels=None,
+            until_read=lambda: None,
             threads=0,
             is_over=lambda: False,
         )

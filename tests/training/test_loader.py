@@ -643,3 +643,21 @@ def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(path: Path) 
     first = by_position(batch_size=4, threads=1)
     assert first == by_position(batch_size=7, threads=3, order="stored")
     assert first != by_position(batch_size=4, seed=1)
+
+
+def test_blocks_give_each_sample_once_in_runs_of_the_file(
+    path: Path, samples: dict[str, np.ndarray], keys: list[str]
+) -> None:
+    for threads in (0, 2):
+        loader = H5Loader(
+            path, batch_size=3, order="blocks", block_nbytes=12 * 14 * 3 * 4, drop_last=False,
+            positions=True, threads=threads,
+        )  # fmt: skip
+        batches = list(loader)
+        positions = np.concatenate([batch["position"] for batch in batches])
+        assert sorted(positions.tolist()) == list(range(COUNT))
+        images = np.concatenate([batch["image"] for batch in batches])
+        assert np.array_equal(images, np.stack([samples[keys[n]] for n in positions]))
+        for _ in loader:
+            break
+        assert len(threading.enumerate()) == 1
