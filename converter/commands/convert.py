@@ -38,7 +38,7 @@ from converter.sources.readers import READERS
 from converter.streams import open_closed_descriptors
 from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.launcher import Launcher, launching
-from converter.workers.once import ReadOnce
+from converter.workers.once import SMALLEST_NBYTES, ReadOnce
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
-MOST_FILES_KEPT_TRACK_OF = 100_000  # beyond, reading a few twice costs less
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -154,10 +153,9 @@ class _Conversion:
             self._writer.lock()
             if self._request.restart:
                 self._writer.discard()
-        once = ReadOnce(run)
-        if self._request.custom_read_func or len(self._plan.keys) <= MOST_FILES_KEPT_TRACK_OF:
-            run = once.run
-        batches = self._start(run, attributes)
+        # my_read may take long, or do more than read: it is called once for each file
+        once = ReadOnce(run, 0 if self._request.custom_read_func else SMALLEST_NBYTES)
+        batches = self._start(once.run, attributes)
         once.begin()
         if self.report.is_unchanged:
             for batch in batches:

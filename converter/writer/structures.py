@@ -46,13 +46,14 @@ class Structures:
         if not samples:
             return [Row(result.key) for result in batch.results]
         buffer = np.frombuffer(batch.payload, np.uint8)
-        known: dict[int, tuple[Kind, int, bytes]] = {}
+        known: dict[int, tuple[Kind, int, str]] = {}
         samples_of: dict[Kind, list[int]] = {}
         structures = []
         for number, sample in enumerate(samples):
             layout = sample.layout
             if id(layout) not in known:
-                known[id(layout)] = kind_of(layout), structure_nbytes(layout), layout_json(layout)
+                described = layout_json(layout).decode()
+                known[id(layout)] = kind_of(layout), structure_nbytes(layout), described
             kind, structure, _ = known[id(layout)]
             samples_of.setdefault(kind, []).append(number)
             structures.append(structure)
@@ -91,13 +92,13 @@ class Structures:
         self.end += int(ends[-1])
         rows, unrecorded = [], iter(extents)
         for result in batch.results:
-            row = Row(result.key)
-            if isinstance(result, Encoded):
-                described = known[id(result.layout)][2]
-                source = (result.source_nbytes, result.source_mtime_ns)
-                row = Row(result.key, described.decode(), next(unrecorded), source)
-                self._index.add(result.key.encode(), described, row.extents, source)
-            rows.append(row)
+            if not isinstance(result, Encoded):
+                rows.append(Row(result.key))
+                continue
+            source = (result.source_nbytes, result.source_mtime_ns)
+            described, extents_of = known[id(result.layout)][2], next(unrecorded)
+            rows.append(Row(result.key, described, extents_of, source))
+            self._index.add(result.key.encode(), described.encode(), extents_of, source)
         return rows
 
     def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
