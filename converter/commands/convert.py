@@ -36,7 +36,6 @@ from converter.sources import readers, user_functions
 from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
 from converter.streams import open_closed_descriptors
-from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.launcher import Launcher, launching
 from converter.workers.once import SMALLEST_NBYTES, ReadOnce
 from converter.workers.pool import Pool
@@ -72,6 +71,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
     start = time.perf_counter()
     check_request(request)
     if executor is not None:
+        from converter.workers.executor import check_executor  # other runs need none of it
+
         check_executor(executor)
         if request.file_timeout is not None:
             raise ConverterError(
@@ -120,6 +121,8 @@ def encoding(
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
             settings = replace(settings, functions_text=text)
+        from converter.workers.executor import ExecutorRun
+
         yield ExecutorRun(executor, settings).run
         return
     if _is_alone(request):
