@@ -64,7 +64,8 @@ def merge(
     if not any(len(file) for file in files):
         raise ConverterError("none of the files to join holds a file: convert again")
     _check_folders(files)
-    check_space(path_output, sum(path.stat().st_size for path in paths), cure="free space")
+    nbytes = sum(path.stat().st_size for path in paths)
+    check_space(path_output, nbytes, cure="free space")
     _check_unfinished(Paths(path_output))
     report = Report(path_output=path_output, total=sum(len(file) for file in files))
     with ExitStack() as stack:
@@ -73,6 +74,7 @@ def merge(
         stack.callback(writer.close)
         with caller.without_signals():
             writer.lock()
+            writer.expected_nbytes = nbytes
             writer.begin(Head(path_output.name, "", MERGING, {}))
         try:
             for batch in _batches(files):
