@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,14 +75,12 @@ class Encoder:
         self._settings = settings
         self._my_read = None
         path, text = settings.path_functions, settings.functions_text
-        if text is not None:
-            self._my_read = user_functions.load_read(text, path)
-        elif path is not None:
-            self._my_read = user_functions.load_hooks(path, read=True, prune=False).read
+        if path is not None:
+            hooks = user_functions.load_hooks(path, read=True, prune=False, text=text)
+            self._my_read = hooks.read
         self._read = READERS[settings.reader].read_noted
         images.limit_pixels(settings.max_pixels)
         self._scratch = Buffer()
-        self._layouts: dict[Any, tuple[Layout, int]] = {}
 
     def encode(self, key: str, buffer: Buffer) -> Result:
         """Put the payload of one sample behind what ``buffer`` holds.
@@ -194,7 +192,7 @@ class Encoder:
         filters = pipeline(compression, array.dtype, chunks)
         if filters is None:
             return None
-        for payload in encode_chunks(array, chunks, partial(encode, filters=filters)):
+        for payload in encode_chunks(array, chunks, functools.partial(encode, filters=filters)):
             payloads.append(payload)
             stored_nbytes += len(payload)
             if stored_nbytes >= array.nbytes:
@@ -213,20 +211,24 @@ class Encoder:
         filters: FilterPipeline,
         buffer: Buffer,
     ) -> Layout:
-        """Leave space for what the writer puts behind the payload; return the layout.
-
-        Equal layouts are one object, which is pickled once a task.
-        """
-        fields = (array.dtype, array.shape, chunks, filters, content)
-        if fields not in self._layouts:
-            if len(self._layouts) >= 1000:
-                self._layouts.clear()
-            layout = Layout(*fields)
-            self._layouts[fields] = layout, structure_nbytes(layout)
-        layout, nbytes = self._layouts[fields]
+        """Leave space for what the writer puts behind the payload; return the layout."""
+        layout, nbytes = _structured(array.dtype, array.shape, chunks, filters, content)
         buffer.view(nbytes)
         buffer.keep(nbytes)
         return layout
+
+
+@functools.lru_cache(maxsize=1000)
+def _structured(
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...] | None,
+    filters: FilterPipeline,
+    content: str,
+) -> tuple[Layout, int]:
+    """Return a layout, and the bytes of its structures; equal ones are pickled once a task."""
+    layout = Layout(dtype, shape, chunks, filters, content)
+    return layout, structure_nbytes(layout)
 
 
 def _regular_file(path: str) -> os.stat_result:
