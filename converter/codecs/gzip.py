@@ -17,7 +17,8 @@ NAME = "gzip"
 FILTER = 1
 LEVELS = range(1, 10)
 DEFAULT_LEVEL = 2  # 1 (of zlib-ng) is 2.5 times larger on masks
-PACKAGE: str | None = "zlib-ng"  # optional: Python has zlib
+PACKAGE: str | None = "zlib-ng"
+MODULE: str | None = None  # that package is optional: Python has zlib
 NOTICE: str | None = None
 NEEDS_INDEX_CHECKSUM = False  # a zlib stream ends with one
 INFLATION = 1032  # of one byte at most (zlib's technical details)
@@ -32,11 +33,6 @@ SAMPLE_PIECE_NBYTES = 512
 WORTHWHILE_RATIO = 3.0
 #: A payload that cannot inflate to more than this is inflated in one call, which is quicker.
 INFLATED_AT_ONCE_NBYTES = 16 << 20
-
-
-def is_installed() -> bool:
-    """Tell whether chunks can be encoded and decoded without HDF5: always."""
-    return True
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
