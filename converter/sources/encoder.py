@@ -25,8 +25,8 @@ from converter.codecs.compression import (
 from converter.codecs.filters import FilterPipeline, as_bytes, crc32
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.files import are_descriptors_used_up
-from converter.format.headers import structure_nbytes
-from converter.format.layout import Layout
+from converter.format.headers import is_image, structure_nbytes
+from converter.format.layout import IMAGE, Layout
 from converter.images.formats import decode_noted, extension_of
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
@@ -79,6 +79,7 @@ class Encoder:
             hooks = user_functions.load_hooks(path, read=True, prune=False, text=text)
             self._my_read = hooks.read
         self._read = READERS[settings.reader].read_noted
+        self._marks_images = path is None and READERS[settings.reader].IS_RGB
         images.limit_pixels(settings.max_pixels)
         self._scratch = Buffer()
 
@@ -180,7 +181,7 @@ class Encoder:
         if array.nbytes and not np.may_share_memory(target, array):
             target[:] = as_bytes(array)
         buffer.keep(array.nbytes)
-        layout = self._keep_structure(array, content, None, (), buffer)
+        layout = self._keep_structure(array, content, array.nbytes, None, (), buffer)
         return layout, (Part(array.nbytes, crc32(payload)),) if array.nbytes else ()
 
     def _compress(
@@ -200,18 +201,22 @@ class Encoder:
         for payload in payloads:
             buffer.view(len(payload))[:] = payload
             buffer.keep(len(payload))
-        layout = self._keep_structure(array, content, chunks, filters, buffer)
+        layout = self._keep_structure(array, content, stored_nbytes, chunks, filters, buffer)
         return layout, tuple(Part(len(payload), crc32(payload)) for payload in payloads)
 
     def _keep_structure(
         self,
         array: np.ndarray,
         content: str,
+        stored_nbytes: int,
         chunks: tuple[int, ...] | None,
         filters: FilterPipeline,
         buffer: Buffer,
     ) -> Layout:
         """Leave space for what the writer puts behind the payload; return the layout."""
+        is_array = self._marks_images and content == "array"
+        if is_array and is_image(array.dtype, array.shape, stored_nbytes):
+            content = IMAGE
         layout, nbytes = _structured(array.dtype, array.shape, chunks, filters, content)
         buffer.view(nbytes)
         buffer.keep(nbytes)

@@ -20,6 +20,7 @@ from converter.images.picture import Allocate, Image
 
 HELP = "RGB, full depth, all frames (docs/formats.md)"
 PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs")
+IS_RGB = True
 
 
 def check_installed() -> None:

@@ -25,6 +25,7 @@ PACKAGES: tuple[str, ...] = (
     "opencv-contrib-python-headless",
 )
 REVISION = 0
+IS_RGB = False
 #: Of the extensions that the default reader does not read.
 READ = frozenset({"jp2", "j2k", "avif", "exr", "hdr", "pic", "ras", "sr"})
 
