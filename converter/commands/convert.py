@@ -199,7 +199,8 @@ class _Conversion:
         request, plan, writer, notice = self._request, self._plan, self._writer, self._caller.notice
         options = provenance.encoding_options(attributes)
         head = Head(request.path_output.name, "", str(request.path_images.resolve()), options)
-        kept = find_kept(writer.paths, head, plan, run, notice)
+        marks = readers.marks_images(attributes["reader"])
+        kept = find_kept(writer.paths, head, plan, run, notice, marks_images=marks)
         finished = _finished(request, attributes, self._caller) if request.update else None
         rest = Reuse(plan, kept.prefix.keys, finished)
         damaged = rest.check()
@@ -298,6 +299,7 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     these may give other arrays.
     """
     finished = StoredSamples(request.path_output)
+    finished.marks_images = readers.marks_images(attributes["reader"])
     with open_hdf5(request.path_output) as file:
         before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
     difference = provenance.difference(

@@ -20,6 +20,7 @@ from converter.errors import ConverterError
 from converter.files import open_hdf5
 from converter.format.index import order_of
 from converter.samples import Batch
+from converter.sources.readers import marks_images
 from converter.writer import provenance
 from converter.writer.journal import Head, read_head
 from converter.writer.paths import Paths
@@ -120,6 +121,7 @@ def _open(path: Path) -> _Part:
         attributes["options"] = provenance.complete_options(attributes["options"])
     except (TypeError, ValueError):
         raise ConverterError(f"{path} does not say how it was made: convert it again") from None
+    samples.marks_images = marks_images(attributes["reader"])
     return _Part(path, samples, attributes, shard)
 
 

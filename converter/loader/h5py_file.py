@@ -67,7 +67,7 @@ class Datasets:
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """Return a dataset, or a box of it."""
-        dataset = self._dataset(name)
+        dataset = self.dataset(name)
         shape = dataset.shape
         if shape is None:
             raise LoadError(f"{name!r} in {self._handle.path} holds no array: it is empty")
@@ -85,7 +85,7 @@ class Datasets:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a dataset's shape."""
-        return tuple(self._dataset(name).shape or ())
+        return tuple(self.dataset(name).shape or ())
 
     def _file(self) -> h5py.File:
         opened = self._opened
@@ -103,7 +103,8 @@ class Datasets:
         self._opened = os.getpid(), file
         return file
 
-    def _dataset(self, name: str) -> h5py.Dataset:
+    def dataset(self, name: str) -> h5py.Dataset:
+        """Open a dataset, once it is known to read no other files."""
         file = self._file()
         self._check_links(file, name)
         with _explaining(f"{name!r} in {self._handle.path} cannot be opened"):

@@ -17,7 +17,7 @@ from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
 from converter.format.index import Extent, IndexBuilder
-from converter.format.layout import Layout, layout_json
+from converter.format.layout import IMAGE, Layout, layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer import provenance
@@ -32,7 +32,7 @@ class Structures:
         self.payload_nbytes = 0
         self._index = IndexBuilder()
         self._headers = array("Q")  # the address of each dataset's object header
-        self._has_chunks = False
+        self._has_chunks = self._has_images = False
 
     def __len__(self) -> int:
         return len(self._index)
@@ -67,6 +67,7 @@ class Structures:
         ]
         for kind, numbers in samples_of.items():
             form = template(kind)
+            self._has_images |= kind.content == IMAGE
             headers[numbers] -= len(form.data)
             addresses = (self.end + starts[numbers]).astype(np.uint64)
             addresses[nbytes[numbers] == 0] = UNDEFINED
@@ -154,7 +155,9 @@ class Structures:
         if self._has_chunks:
             extension = self.end
             write(groups.superblock_extension())
-            attributes = provenance.with_chunks(attributes)
+        attributes = provenance.with_structures(
+            attributes, has_chunks=self._has_chunks, has_images=self._has_images
+        )
         heap, messages = groups.texts(attributes, self.end)
         write(heap)
         data, root = groups.group(open_folders[0].sorted(), self.end, messages)

@@ -589,8 +589,8 @@ def test_functions_that_a_worker_cannot_import_end_the_run(
         """A worker on another machine, which has not the file beside the functions."""
 
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            for name in [name for name in sys.modules if name.endswith("helper_of_functions")]:
-                del sys.modules[name]
+            for name in [name for name in sys.modules if name.endswith("_functions")]:
+                del sys.modules[name]  # my_functions too
             os.rename(tmp_path / "helper_of_functions.py", tmp_path / "elsewhere")
             try:
                 return super().answer(function, *args, **kwargs)
