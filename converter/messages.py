@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from converter.codecs.compression import AUTO, OF_AUTO
-from converter.commands.dry_run import Advice
-from converter.commands.report import Report
-from converter.commands.request import Request
-from converter.commands.verify import Verification
 from converter.samples import Note, Plan
 from converter.sources.encoder import Choice
+
+if TYPE_CHECKING:
+    from converter.commands.dry_run import Advice
+    from converter.commands.report import Report
+    from converter.commands.request import Request
+    from converter.commands.verify import Verification
 
 NOTES = {
     Note.PALETTE: "palette images expanded to colours (to keep indices: docs/my-functions.md)",

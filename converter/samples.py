@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Flag
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -56,7 +57,11 @@ class KeyList(Sequence[str]):
     def __getitem__(self, item: slice) -> list[str]: ...
     def __getitem__(self, item: int | slice) -> str | list[str]:
         if isinstance(item, slice):
-            return [self[i] for i in range(*item.indices(len(self)))]
+            first, end, step = item.indices(len(self))
+            if step != 1:
+                return [self[i] for i in range(first, end, step)]
+            ends = self._ends[first : max(first, end) + 1]
+            return [self._names[a:b].decode() for a, b in pairwise(ends)]
         if not 0 <= item < len(self):
             raise IndexError(item)
         return self._names[self._ends[item] : self._ends[item + 1]].decode()

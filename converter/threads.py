@@ -31,7 +31,7 @@ class Threads:
     def __init__(
         self, count: int | None = None, *, clock: Callable[[], float] = time.thread_time
     ) -> None:
-        in_worker = multiprocessing.parent_process() is not None
+        in_worker = multiprocessing.current_process().name != "MainProcess"
         self.count = (1 if in_worker else usable_cores()) if count is None else count
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._clock = clock  # of a thread: without waiting for others, or a disk

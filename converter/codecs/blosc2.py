@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import os
 import struct
@@ -19,6 +18,7 @@ FILTER = 32026  # registered with the HDF Group
 LEVELS = range(1, 10)
 DEFAULT_LEVEL = 1  # 5 takes 7 times as long, for 2 % on photos
 PACKAGE: str | None = "blosc2"
+MODULE: str | None = "blosc2"
 NOTICE: str | None = (
     "h5py reads blosc2 only after `import hdf5plugin`, 4.4 or newer, and h5web does not show it; "
     "H5Folder does without (pip install hdf5plugin)"
@@ -39,11 +39,6 @@ MAGIC = b"\x9e\xa8b2frame\x00"
 FRAME_HEAD = struct.Struct(">11xixq5xxqxqxixixi")
 CHUNK_HEAD = struct.Struct("<4xiii")  # of a chunk: bytes decoded, in a block, stored
 CHUNK_HEAD_NBYTES = 32
-
-
-def is_installed() -> bool:
-    """Tell whether the package blosc2 is there."""
-    return importlib.util.find_spec("blosc2") is not None
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -27,8 +28,9 @@ class Codec(Protocol):
     FILTER: int
     LEVELS: range
     DEFAULT_LEVEL: int
-    #: The package whose version decides the bytes; `is_installed` tells whether one is missing.
+    #: The package whose version decides the bytes, and the module that must be there.
     PACKAGE: str | None
+    MODULE: str | None
     #: What to tell who writes it, where h5py reads it only after ``import hdf5plugin``.
     NOTICE: str | None
     #: Whether damage would pass its decoder unnoticed.
@@ -39,9 +41,6 @@ class Codec(Protocol):
     LARGEST_ITEM_NBYTES: int | None
     #: A part of the root attribute ``format``: counts up when the same array gives other bytes.
     PAYLOAD_VERSION: int
-
-    def is_installed(self) -> bool:
-        """Tell whether chunks can be encoded and decoded without HDF5."""
 
     def pipeline(self, level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
         """Return the filters of a dataset: its own, perhaps behind SHUFFLE."""
@@ -91,7 +90,7 @@ class Compression(NamedTuple):
     def missing_package(self) -> str | None:
         """Return the package to install first; None where nothing is missing."""
         codec = CODECS.get(self.name)
-        return None if codec is None or codec.is_installed() else codec.PACKAGE
+        return None if codec is None or is_installed(codec) else codec.PACKAGE
 
 
 AUTO, NONE = Compression("auto"), Compression("none")
@@ -102,6 +101,11 @@ WORTHWHILE_RATIO = gzip.WORTHWHILE_RATIO
 #: Each at its default level, in the order of the help.
 ALL = (AUTO, NONE, *(Compression(codec.NAME, codec.DEFAULT_LEVEL) for codec in _CODECS))
 PACKAGES = tuple(codec.PACKAGE for codec in _CODECS if codec.PACKAGE is not None)
+
+
+def is_installed(codec: Codec) -> bool:
+    """Tell whether chunks can be encoded and decoded without HDF5."""
+    return codec.MODULE is None or importlib.util.find_spec(codec.MODULE) is not None
 
 
 def parse_compression(text: str) -> Compression:
@@ -177,7 +181,7 @@ def is_decodable(filters: FilterPipeline, itemsize: int) -> bool:
     if not filters:
         return True
     codec = BY_FILTER.get(filters[-1][0])
-    return codec is not None and codec.is_installed() and codec.can_decode(filters, itemsize)
+    return codec is not None and is_installed(codec) and codec.can_decode(filters, itemsize)
 
 
 def needs_index_checksum(filters: FilterPipeline) -> bool:

@@ -17,7 +17,8 @@ NAME = "gzip"
 FILTER = 1
 LEVELS = range(1, 10)
 DEFAULT_LEVEL = 2  # 1 (of zlib-ng) is 2.5 times larger on masks
-PACKAGE: str | None = "zlib-ng"  # optional: Python has zlib
+PACKAGE: str | None = "zlib-ng"
+MODULE: str | None = None  # that package is optional: Python has zlib
 NOTICE: str | None = None
 NEEDS_INDEX_CHECKSUM = False  # a zlib stream ends with one
 INFLATION = 1032  # of one byte at most (zlib's technical details)
@@ -30,13 +31,6 @@ SAMPLE_PIECES = 8
 SAMPLE_PIECE_NBYTES = 512
 #: How much smaller an array must become: below, decoding costs more time than reading saves.
 WORTHWHILE_RATIO = 3.0
-#: A payload that cannot inflate to more than this is inflated in one call, which is quicker.
-INFLATED_AT_ONCE_NBYTES = 16 << 20
-
-
-def is_installed() -> bool:
-    """Tell whether chunks can be encoded and decoded without HDF5: always."""
-    return True
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
@@ -60,17 +54,12 @@ def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
     Takes no more memory for a stream that is larger. Raises ValueError for anything else.
     """
     nbytes = target.nbytes
+    stream = zlib.decompressobj()
     try:
-        if len(payload) * INFLATION <= INFLATED_AT_ONCE_NBYTES:
-            data: bytes = zlib.decompress(payload, bufsize=nbytes)
-            whole = len(data) == nbytes
-        else:
-            stream = zlib.decompressobj()
-            data = stream.decompress(payload, nbytes + 1)
-            whole = len(data) == nbytes and stream.eof
+        data = stream.decompress(payload, nbytes + 1)
     except zlib.error as error:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None
-    if not whole:
+    if len(data) != nbytes or not stream.eof:
         raise ValueError("has a chunk that inflates to another size")
     target[:] = np.frombuffer(data, np.uint8)
 

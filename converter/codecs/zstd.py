@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import threading
 from typing import Any
 
@@ -16,6 +15,7 @@ FILTER = 32015  # registered with the HDF Group
 LEVELS = range(1, 23)
 DEFAULT_LEVEL = 6  # 3 is at times larger than gzip on depth maps
 PACKAGE: str | None = "zstandard"
+MODULE: str | None = "zstandard"
 NOTICE: str | None = (
     "h5py reads zstd only after `import hdf5plugin`; H5Folder does without (pip install hdf5plugin)"
 )
@@ -27,11 +27,6 @@ LARGEST_ITEM_NBYTES: int | None = None
 PAYLOAD_VERSION = 2  # frames of version 1 had a checksum of their content
 
 _of_thread = threading.local()
-
-
-def is_installed() -> bool:
-    """Tell whether the package zstandard is there."""
-    return importlib.util.find_spec("zstandard") is not None
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:

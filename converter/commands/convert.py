@@ -36,9 +36,8 @@ from converter.sources import readers, user_functions
 from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
 from converter.streams import open_closed_descriptors
-from converter.workers.executor import ExecutorRun, check_executor
 from converter.workers.launcher import Launcher, launching
-from converter.workers.once import ReadOnce
+from converter.workers.once import SMALLEST_NBYTES, ReadOnce
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
 from converter.writer import provenance
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
-MOST_FILES_KEPT_TRACK_OF = 100_000  # beyond, reading a few twice costs less
 
 
 def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
@@ -73,6 +71,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
     start = time.perf_counter()
     check_request(request)
     if executor is not None:
+        from converter.workers.executor import check_executor  # other runs need none of it
+
         check_executor(executor)
         if request.file_timeout is not None:
             raise ConverterError(
@@ -121,6 +121,8 @@ def encoding(
         if settings.path_functions is not None:  # the worker's machine may not have it
             text = settings.path_functions.read_bytes()
             settings = replace(settings, functions_text=text)
+        from converter.workers.executor import ExecutorRun
+
         yield ExecutorRun(executor, settings).run
         return
     if _is_alone(request):
@@ -154,10 +156,9 @@ class _Conversion:
             self._writer.lock()
             if self._request.restart:
                 self._writer.discard()
-        once = ReadOnce(run)
-        if self._request.custom_read_func or len(self._plan.keys) <= MOST_FILES_KEPT_TRACK_OF:
-            run = once.run
-        batches = self._start(run, attributes)
+        # my_read may take long, or do more than read: it is called once for each file
+        once = ReadOnce(run, 0 if self._request.custom_read_func else SMALLEST_NBYTES)
+        batches = self._start(once.run, attributes)
         once.begin()
         if self.report.is_unchanged:
             for batch in batches:
@@ -198,7 +199,8 @@ class _Conversion:
         request, plan, writer, notice = self._request, self._plan, self._writer, self._caller.notice
         options = provenance.encoding_options(attributes)
         head = Head(request.path_output.name, "", str(request.path_images.resolve()), options)
-        kept = find_kept(writer.paths, head, plan, run, notice)
+        marks = readers.marks_images(attributes["reader"])
+        kept = find_kept(writer.paths, head, plan, run, notice, marks_images=marks)
         finished = _finished(request, attributes, self._caller) if request.update else None
         rest = Reuse(plan, kept.prefix.keys, finished)
         damaged = rest.check()
@@ -297,6 +299,7 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     these may give other arrays.
     """
     finished = StoredSamples(request.path_output)
+    finished.marks_images = readers.marks_images(attributes["reader"])
     with open_hdf5(request.path_output) as file:
         before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
     difference = provenance.difference(

@@ -15,7 +15,7 @@ import numpy as np
 from converter.callbacks import Callbacks
 from converter.commands.report import Counts
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
-from converter.files import DISK_FULL, write_at
+from converter.files import DISK_FULL, open_handle, write_at
 from converter.loader.h5folder import H5Folder
 from converter.samples import Failure
 
@@ -37,7 +37,8 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
     WriteError
         The disk is full or fails.
     """
-    with _open(path) as samples:
+    open_handle(path)  # says what is wrong with the name
+    with H5Folder(path, verify=True, threads=1) as samples:
         done = Counts(total=len(samples))
         _make_folder(folder, overwrite=overwrite)
         below, source = folder.resolve(), os.stat(path)
@@ -63,17 +64,6 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
                 done.nbytes += len(data)
             caller.progress(done.progress)
     return done
-
-
-def _open(path: Path) -> H5Folder:
-    samples = H5Folder(path, verify=True, threads=1)
-    try:
-        len(samples)
-    except FileNotFoundError:
-        raise ConverterError(f"no file {path}: --path_output is the file to extract") from None
-    except OSError as error:
-        raise ConverterError(f"{path} cannot be read ({error.strerror})") from error
-    return samples
 
 
 def _file_of(samples: H5Folder, key: str, position: int) -> tuple[str, bytes | memoryview]:

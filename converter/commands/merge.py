@@ -20,6 +20,7 @@ from converter.errors import ConverterError
 from converter.files import open_hdf5
 from converter.format.index import order_of
 from converter.samples import Batch
+from converter.sources.readers import marks_images
 from converter.writer import provenance
 from converter.writer.journal import Head, read_head
 from converter.writer.paths import Paths
@@ -64,7 +65,8 @@ def merge(
     if not any(len(file) for file in files):
         raise ConverterError("none of the files to join holds a file: convert again")
     _check_folders(files)
-    check_space(path_output, sum(path.stat().st_size for path in paths), cure="free space")
+    nbytes = sum(path.stat().st_size for path in paths)
+    check_space(path_output, nbytes, cure="free space")
     _check_unfinished(Paths(path_output))
     report = Report(path_output=path_output, total=sum(len(file) for file in files))
     with ExitStack() as stack:
@@ -73,6 +75,7 @@ def merge(
         stack.callback(writer.close)
         with caller.without_signals():
             writer.lock()
+            writer.expected_nbytes = nbytes
             writer.begin(Head(path_output.name, "", MERGING, {}))
         try:
             for batch in _batches(files):
@@ -118,6 +121,7 @@ def _open(path: Path) -> _Part:
         attributes["options"] = provenance.complete_options(attributes["options"])
     except (TypeError, ValueError):
         raise ConverterError(f"{path} does not say how it was made: convert it again") from None
+    samples.marks_images = marks_images(attributes["reader"])
     return _Part(path, samples, attributes, shard)
 
 

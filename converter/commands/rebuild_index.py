@@ -14,12 +14,12 @@ from h5py import h5d
 
 from converter.callbacks import Callbacks, Progress
 from converter.codecs.chunks import chunk_starts
-from converter.errors import ConverterError, LoadError, WriteError
-from converter.files import Handle, open_handle, open_hdf5, open_to_write, synchronise, write_at
+from converter.errors import ConverterError, WriteError
+from converter.files import Handle, lock, open_handle, open_to_write, synchronise, write_at
 from converter.format.index import Extent, IndexBuilder
 from converter.format.index_reader import crc32_of, open_index
 from converter.format.layout import Layout, layout_json, parse_layout
-from converter.format.superblock import SIGNATURE, SUPERBLOCK, check_closed
+from converter.format.superblock import SIGNATURE, SUPERBLOCK
 from converter.loader.h5py_file import Datasets
 
 
@@ -39,18 +39,21 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
     handle = open_handle(path)
     if open_index(handle) is not None:
         raise ConverterError(f"{path} has an index: drop --rebuild_index")
-    end = _end_of_hdf5(handle, path)
-    index = IndexBuilder()
+    try:
+        lock(handle.fd)
+    except BlockingIOError as error:
+        raise ConverterError(f"{path} is open in another program: close it there") from error
+    index, nbytes = IndexBuilder(), 0
     with closing(Datasets(handle)) as datasets:
         names = list(datasets.names())
+        end = _end_of_hdf5(handle)
         is_encoded = datasets.store() == "encoded"
-    nbytes = 0
-    with _opened(path) as file:
         for done, name in enumerate(names):
+            dataset = datasets.dataset(name)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # names that h5py gives to values are lost
-                    layout, extents = _describe(handle, file, name, end, is_encoded=is_encoded)
+                    layout, extents = _describe(handle, dataset, end, is_encoded=is_encoded)
                     described = layout_json(layout)
             except _IndescribableError as error:
                 raise ConverterError(
@@ -74,39 +77,24 @@ def rebuild_index(path: Path, caller: Callbacks) -> int:
     return len(names)
 
 
-def _opened(path: Path) -> h5py.File:
-    try:
-        return open_hdf5(path)
-    except BlockingIOError as error:
-        raise ConverterError(f"{path} is open in another program: close it there") from error
-    except (OSError, RuntimeError) as error:
-        raise ConverterError(f"{path} is not an HDF5 file, or is damaged: convert again") from error
-
-
 class _IndescribableError(Exception):
     """What an index cannot describe."""
 
 
-def _end_of_hdf5(handle: Handle, path: Path) -> int:
-    """Return where HDF5's part of the file ends."""
-    if handle.nbytes < SUPERBLOCK.size:
-        raise LoadError(f"{path} is not an HDF5 file: name the file the converter made")
-    check_closed(handle)
+def _end_of_hdf5(handle: Handle) -> int:
+    """Return where HDF5's part of a file that HDF5 has opened ends."""
     signature, version, _, end = SUPERBLOCK.unpack(handle.read(SUPERBLOCK.size, 0))
     if signature != SIGNATURE:
-        raise ConverterError(f"{path} does not begin as HDF5 files do: it cannot have an index")
-    if version < 2:
-        end = handle.nbytes
-    if end > handle.nbytes:
-        raise ConverterError(f"{path} is truncated: copy it again, or convert again")
-    return int(end)
+        raise ConverterError(
+            f"{handle.path} does not begin as HDF5 files do: it cannot have an index"
+        )
+    return int(end) if version >= 2 else handle.nbytes
 
 
 def _describe(
-    handle: Handle, file: h5py.File, name: str, end: int, *, is_encoded: bool
+    handle: Handle, dataset: h5py.Dataset, end: int, *, is_encoded: bool
 ) -> tuple[Layout, list[Extent]]:
     """Return how an array lies in the file, and where its payloads do."""
-    dataset = file[name]
     _check_type(dataset)
     layout = _layout(dataset, is_encoded=is_encoded)
     if not dataset.size:

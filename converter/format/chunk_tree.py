@@ -1,7 +1,7 @@
-"""Lay out the version 1 B-tree that finds the chunks of a dataset.
+"""Lay out version 1 B-trees, and the one that finds the chunks of a dataset.
 
-HDF5 File Format Specification, version 3.0, section III.A.1, node type 1. Nearly all datasets
-have one chunk, so nodes are small: the superblock extension says how small.
+HDF5 File Format Specification, version 3.0, section III.A.1, node type 1 for chunks. Nearly all
+datasets have one chunk, so nodes are small: the superblock extension says how small.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def tree_nbytes(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
         count = math.ceil(count / MOST_CHILDREN)
         nodes += count
         if count == 1:
-            return nodes * _node_nbytes(len(shape))
+            return nodes * node_nbytes(MOST_CHILDREN, 8 + 8 * (len(shape) + 1))
 
 
 def chunk_tree(
@@ -42,29 +42,36 @@ def chunk_tree(
         key.pack(place.nbytes, 0, *start, 0)
         for start, place in zip(chunk_starts(shape, chunks), places, strict=True)
     ]
-    beyond = key.pack(0, 0, *_beyond(shape, chunks), 0)
-    children = [place.offset for place in places]
-    nbytes, level, nodes = _node_nbytes(len(shape)), 0, bytearray()
+    keys.append(key.pack(0, 0, *_beyond(shape, chunks), 0))
+    return btree(1, [place.offset for place in places], keys, MOST_CHILDREN, address)
+
+
+def btree(
+    kind: int, children: Sequence[int], keys: Sequence[bytes], most_children: int, address: int
+) -> tuple[bytes, int]:
+    """Return the nodes of a version 1 B-tree of a kind for ``address``, and that of its root.
+
+    There is a key before each of the ``children`` and one behind the last; keys are equally long.
+    """
+    nbytes = node_nbytes(most_children, len(keys[0]))
+    level, nodes = 0, bytearray()
     while True:
-        parents, first_keys, siblings = [], [], range(0, len(children), MOST_CHILDREN)
-        for start in siblings:
+        parents = []
+        for start in range(0, len(children), most_children):
             node = address + len(nodes)
-            end = start + MOST_CHILDREN
+            end = start + most_children
             left = node - nbytes if start else UNDEFINED
             right = node + nbytes if end < len(children) else UNDEFINED
             some = children[start:end]
-            head = NODE_HEAD.pack(b"TREE", 1, level, len(some), left, right)
-            pairs = b"".join(
-                k + child.to_bytes(8, "little")
-                for k, child in zip(keys[start:end], some, strict=True)
-            )
-            last = keys[end] if end < len(keys) else beyond
-            nodes += (head + pairs + last).ljust(nbytes, b"\0")
+            nodes += NODE_HEAD.pack(b"TREE", kind, level, len(some), left, right)
+            for before, child in zip(keys[start:end], some, strict=False):
+                nodes += before + child.to_bytes(8, "little")
+            nodes += keys[start + len(some)]
+            nodes += bytes(node + nbytes - address - len(nodes))
             parents.append(node)
-            first_keys.append(keys[start])
         if len(parents) == 1:
             return bytes(nodes), parents[0]
-        children, keys, level = parents, first_keys, level + 1
+        children, keys, level = parents, [*keys[:-1:most_children], keys[-1]], level + 1
 
 
 def _beyond(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,6 +79,6 @@ def _beyond(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
     return (math.ceil(shape[0] / chunks[0]) * chunks[0], *(0 for _ in shape[1:]))
 
 
-def _node_nbytes(rank: int) -> int:
-    key_nbytes = 8 + 8 * (rank + 1)
-    return NODE_HEAD.size + MOST_CHILDREN * 8 + (MOST_CHILDREN + 1) * key_nbytes
+def node_nbytes(most_children: int, key_nbytes: int) -> int:
+    """Return the bytes of a node: all have room for as many children."""
+    return NODE_HEAD.size + most_children * 8 + (most_children + 1) * key_nbytes

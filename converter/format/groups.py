@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import h5py
 
 from converter.format import chunk_tree
-from converter.format.chunk_tree import NODE_HEAD
+from converter.format.chunk_tree import btree
 from converter.format.headers import (
     CONSTANT,
     NEVER_SHARED,
@@ -110,25 +110,9 @@ def _symbol_tree(targets: Sequence[int], places: list[int], address: int) -> tup
         for i in range(start, end):
             out += ENTRY.pack(places[i], targets[i], 0, 0)
         out += bytes(ENTRY.size * (NODE_ENTRIES - (end - start)))
-    level = 0
-    while True:
-        parents, parent_names = [], []
-        nbytes = NODE_HEAD.size + 8 * (2 * NODE_CHILDREN + 1)
-        for start in range(0, len(children), NODE_CHILDREN):
-            node = address + len(out)
-            some = children[start : start + NODE_CHILDREN]
-            left = node - nbytes if start else UNDEFINED
-            right = node + nbytes if start + NODE_CHILDREN < len(children) else UNDEFINED
-            body = [last_names[start - 1] if start else 0]
-            for i, child in enumerate(some, start):
-                body += (child, last_names[i])
-            head = NODE_HEAD.pack(b"TREE", 0, level, len(some), left, right)
-            out += (head + struct.pack(f"<{len(body)}Q", *body)).ljust(nbytes, b"\0")
-            parents.append(node)
-            parent_names.append(body[-1])
-        if len(parents) == 1:
-            return bytes(out), parents[0]
-        children, last_names, level = parents, parent_names, level + 1
+    keys = [place.to_bytes(8, "little") for place in (0, *last_names)]
+    tree, root = btree(0, children, keys, NODE_CHILDREN, address + len(out))
+    return bytes(out) + tree, root
 
 
 def superblock_extension() -> bytes:

@@ -1,7 +1,8 @@
 """Lay out the object headers of datasets, many at once.
 
 Numbers of messages and fields are those of the HDF5 File Format Specification, version 3.0,
-section IV. All structures used are read by HDF5 1.10 and newer.
+section IV, and the attributes of images those of the HDF5 Image and Palette Specification, version
+1.2. All structures used are read by HDF5 1.10 and newer.
 """
 
 from __future__ import annotations
@@ -9,21 +10,24 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import h5py
 import numpy as np
+from h5py import h5t
 
 from converter.codecs.filters import FilterPipeline
 from converter.format.checksum import CHECKSUM_NBYTES, checksum, lookup3
 from converter.format.chunk_tree import tree_nbytes
-from converter.format.layout import Layout
+from converter.format.layout import IMAGE, Layout
 from converter.format.superblock import UNDEFINED
 
 DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE = 0x01, 0x03, 0x05, 0x08, 0x0B
 ATTRIBUTE, ATTRIBUTE_INFO = 0x0C, 0x15
 CONSTANT, NEVER_SHARED = 1, 4  # message flags
 LARGEST_MESSAGE_NBYTES = 2**16 - 1
+SHARE_OF_IMAGE = 100
 MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
 
 
@@ -77,6 +81,8 @@ def template(kind: Kind) -> Template:
         messages.append((PIPELINE, CONSTANT, _pipeline(kind.filters)))
     if kind.content in ("text", "bytes"):  # of encoded files the root group says it
         messages += attribute_messages([text_attribute("content", kind.content)])
+    if kind.content == IMAGE:
+        messages += attribute_messages(_image_attributes(kind.rank))
     body, address_at, nbytes_at, chunks_at = _layout(kind)
     messages.append((LAYOUT, 0, body))
     data = object_header(messages)
@@ -147,7 +153,7 @@ def dataspace(shape: tuple[int, ...]) -> bytes:
 def datatype(dtype: np.dtype) -> bytes:
     """Return a datatype message, as HDF5 itself encodes it (behind a head of two bytes)."""
     # not cached: dtypes of ASCII and UTF-8 are equal, and one would be taken for the other
-    return bytes(h5py.h5t.py_create(dtype, logical=True).encode()[2:])
+    return bytes(h5t.py_create(dtype, logical=True).encode()[2:])
 
 
 def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
@@ -160,13 +166,61 @@ def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, byte
 
 
 def text_attribute(name: str, value: str) -> bytes:
-    """Return an attribute message, version 3: a fixed-length UTF-8 string."""
+    """Return an attribute message: a fixed-length UTF-8 string."""
     data = value.encode() or b"\0"
-    kind = datatype(h5py.string_dtype("utf-8", len(data)))
-    space = dataspace(())
-    label = name.encode() + b"\0"
+    return attribute(name, datatype(h5py.string_dtype("utf-8", len(data))), data)
+
+
+def attribute(name: str, kind: bytes, data: bytes) -> bytes:
+    """Return an attribute message, version 3, of one value of a datatype."""
+    space, label = dataspace(()), name.encode() + b"\0"
     head = struct.pack("<BBHHHB", 3, 0, len(label), len(kind), len(space), 1)
     return head + label + kind + space + data
+
+
+def _image_attributes(rank: int) -> list[bytes]:
+    """Return what makes a dataset an image: of three colours, or gray where ``rank`` is 2."""
+    texts = {
+        "CLASS": "IMAGE",
+        "IMAGE_VERSION": "1.2",
+        "IMAGE_SUBCLASS": "IMAGE_GRAYSCALE" if rank == 2 else "IMAGE_TRUECOLOR",
+        "DISPLAY_ORIGIN": "UL",
+    }
+    if rank == 3:
+        texts["INTERLACE_MODE"] = "INTERLACE_PIXEL"
+    attributes = []
+    for name, text in texts.items():
+        data, kind = text.encode() + b"\0", h5t.C_S1.copy()
+        kind.set_size(len(data))
+        attributes.append(attribute(name, bytes(kind.encode()[2:]), data))
+    if rank == 2:
+        attributes.append(attribute("IMAGE_WHITE_IS_ZERO", datatype(np.dtype(np.uint8)), b"\0"))
+    return attributes
+
+
+@functools.cache
+def _image_nbytes(rank: int) -> int:
+    """Return the bytes that the attributes of an image take."""
+    messages = attribute_messages(_image_attributes(rank))
+    return sum(MESSAGE_HEAD.size + len(body) for _, _, body in messages)
+
+
+def is_image(dtype: np.dtype, shape: tuple[int, ...], stored_nbytes: int) -> bool:
+    """Tell whether viewers should show an array of the default reader as an image.
+
+    That is one of ``(H, W)`` or ``(H, W, 3)`` bytes, whose payload is so large that saying so
+    takes less than one byte in `SHARE_OF_IMAGE`.
+    """
+    rank = len(shape)
+    if rank != 2 and (rank != 3 or shape[2] != 3):
+        return False
+    return dtype == np.uint8 and SHARE_OF_IMAGE * _image_nbytes(rank) < stored_nbytes
+
+
+@functools.lru_cache(maxsize=4096)
+def as_image(layout: Layout) -> Layout:
+    """Return the layout of an array that is marked as an image."""
+    return replace(layout, content=IMAGE)
 
 
 def _pipeline(filters: FilterPipeline) -> bytes:

@@ -110,16 +110,16 @@ def recognise(head: bytes, extension: str) -> Format:
     raise UnreadableError(f"not an image that the default reader knows, by its first bytes: {what}")
 
 
-def refuse_unread(extensions: Iterable[str], *, reader: str, store: str) -> None:
-    """Raise ConverterError for an extension whose files the reader cannot read."""
+def other_of(name: str) -> others.Other | None:
+    """Return the format that an extension names, if it is one that is not read."""
+    return others.BY_EXTENSION.get(name, others.BY_EXTENSION.get(extension_of(name)))
+
+
+def refuse_unread(extensions: Iterable[str], *, store: str) -> None:
+    """Raise ConverterError for an extension whose files the default reader cannot read."""
     for name in extensions:
-        extension = extension_of(name)
-        other = others.BY_EXTENSION.get(name, others.BY_EXTENSION.get(extension))
-        if reader == "opencv":
-            is_read = other is None or extension in OPENCV_READS
-        else:
-            is_read = extension in BY_EXTENSION
-        if is_read:
+        extension, other = extension_of(name), other_of(name)
+        if extension in BY_EXTENSION:
             continue
         if store == "encoded":
             raise ConverterError(
@@ -130,11 +130,9 @@ def refuse_unread(extensions: Iterable[str], *, reader: str, store: str) -> None
         meant = difflib.get_close_matches(extension, BY_EXTENSION, n=1)
         if other is None and meant:
             what = f"did you mean --ext={meant[0]}? Else {what}"
-        who = "OpenCV" if reader == "opencv" else "the default reader"
-        raise ConverterError(f"--ext={name} names files that {who} does not read: {what}")
-
-
-OPENCV_READS = frozenset({"jp2", "j2k", "avif", "exr", "hdr", "pic", "ras", "sr"})
+        raise ConverterError(
+            f"--ext={name} names files that the default reader does not read: {what}"
+        )
 
 
 def magic_of(path: str | os.PathLike[str]) -> bytes:

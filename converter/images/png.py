@@ -167,7 +167,7 @@ def _decode_frames(data: bytes, header: Header, key: bytes | None) -> np.ndarray
     colours, alpha = compose(frames, shape, dtype, Background((0,) * channels, 0))
     most = np.iinfo(alpha.dtype).max
     if parts.default is not None:  # a picture for those who cannot show the animation
-        still = _split(_decode_still(parts.default, header, key), header, key)
+        still = _split(_decode_still(parts.default, header, key))
         colours = np.concatenate((still[0][None], colours))
         alpha = np.concatenate((still[1][None], alpha))
     has_alpha = header.has_alpha or key is not None or parts.has_palette_alpha
@@ -179,11 +179,11 @@ def _decode_frames(data: bytes, header: Header, key: bytes | None) -> np.ndarray
 def _decode_frame(parts: _Parts, n: int, header: Header, key: bytes | None) -> Frame:
     width, height, left, top, _, _, dispose, blend = parts.frames[n][1:]
     own = header._replace(width=width, height=height)
-    colours, alpha = _split(_decode_still(parts.png(n, own), own, key), header, key)
+    colours, alpha = _split(_decode_still(parts.png(n, own), own, key))
     return Frame(colours, alpha, top, left, DISPOSALS[dispose], blend == 1)
 
 
-def _split(array: np.ndarray, header: Header, key: bytes | None) -> tuple[np.ndarray, np.ndarray]:
+def _split(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return colours ``(H, W, C)`` and alpha ``(H, W)``."""
     array = _with_channels(array)
     if array.shape[2] in (2, 4):

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from converter.errors import LoadError, UnreadableError, describe
+from converter.format.layout import Layout
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import Bytes, IndexedFile
-from converter.loader.selection import box_of
+from converter.loader.selection import Placed, box_of, rows_of
 from converter.threads import Threads
 
 
@@ -51,6 +52,27 @@ class EncodedFile:
                 "file as it is"
             ) from error
 
+    def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
+        """Return an array, or rows of it, read-only; an image file is decoded."""
+        if not self._is_file(position):
+            return self._source.view(position, first_row, rows)
+        array = self.read(position)
+        view = array[rows_of(first_row, rows)] if array.ndim else array
+        view.flags.writeable = False
+        return view
+
+    def placed(self, positions: np.ndarray) -> Placed:
+        """Return where the samples at positions lie."""
+        return self._source.placed(positions)
+
+    def layout(self, number: int) -> Layout | None:
+        """Return the layout of a number in `placed`; None for -1."""
+        return self._source.layout(number)
+
+    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
+        """Return the layout of each sample, None for image files; reads none of them."""
+        return self._source.layouts(positions)
+
     def read_part(self, position: int, selection: Any) -> np.ndarray:
         """Return a part of the array; all of it is decoded."""
         array = self.read(position)
@@ -63,6 +85,9 @@ class EncodedFile:
         if isinstance(self._source, IndexedFile):
             self._source.fetch(positions)
         return self._threads.map(self.read, positions.tolist())
+
+    def _is_file(self, position: int) -> bool:
+        return int(self._source.placed(np.array([position])).numbers[0]) < 0
 
     @functools.cached_property
     def _decode(self) -> Callable[[Bytes, str], np.ndarray]:

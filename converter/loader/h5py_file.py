@@ -21,9 +21,9 @@ from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index import IndexBuilder
 from converter.format.index_reader import Index
-from converter.format.layout import HARMLESS_NBYTES
+from converter.format.layout import HARMLESS_NBYTES, Layout
 from converter.format.superblock import check_closed
-from converter.loader.selection import Box, box_of
+from converter.loader.selection import Box, Placed, box_of, rows_of
 
 
 class Datasets:
@@ -67,7 +67,7 @@ class Datasets:
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """Return a dataset, or a box of it."""
-        dataset = self._dataset(name)
+        dataset = self.dataset(name)
         shape = dataset.shape
         if shape is None:
             raise LoadError(f"{name!r} in {self._handle.path} holds no array: it is empty")
@@ -85,7 +85,12 @@ class Datasets:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a dataset's shape."""
-        return tuple(self._dataset(name).shape or ())
+        return tuple(self.dataset(name).shape or ())
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return a dataset's dtype."""
+        dtype: np.dtype[Any] = self._dataset(name).dtype
+        return dtype
 
     def _file(self) -> h5py.File:
         opened = self._opened
@@ -103,7 +108,8 @@ class Datasets:
         self._opened = os.getpid(), file
         return file
 
-    def _dataset(self, name: str) -> h5py.Dataset:
+    def dataset(self, name: str) -> h5py.Dataset:
+        """Open a dataset, once it is known to read no other files."""
         file = self._file()
         self._check_links(file, name)
         with _explaining(f"{name!r} in {self._handle.path} cannot be opened"):
@@ -184,6 +190,8 @@ class H5pyFile:
         self.keys = _index_of(self._datasets.names(), handle.path)
         self.identity = (handle.nbytes, self.keys.crc32)
         self.is_encoded = self._datasets.store() == "encoded"
+        self._numbers: dict[tuple[Any, ...], int] = {}  # of layouts
+        self._layouts: list[Layout] = []
 
     def close(self) -> None:
         """Close HDF5's handle."""
@@ -192,6 +200,26 @@ class H5pyFile:
     def read(self, position: int) -> np.ndarray:
         """Return the array at a position in range."""
         return self._datasets.read(self.keys.key(position))
+
+    def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
+        """Return an array, or rows of it, read-only."""
+        is_whole = (first_row, rows) == (0, None)
+        array = self.read(position) if is_whole else self._rows(position, first_row, rows)
+        array.flags.writeable = False
+        return array
+
+    def placed(self, positions: np.ndarray) -> Placed:
+        """Return what arrays the samples at positions in range are; HDF5 opens each."""
+        numbers = [self._number(self.keys.key(position)) for position in positions.tolist()]
+        return Placed(np.full(len(numbers), -1, np.int64), np.array(numbers, np.int64))
+
+    def layout(self, number: int) -> Layout | None:
+        """Return the shape and dtype of a number in `placed`, as a layout; None for -1."""
+        return None if number < 0 else self._layouts[number]
+
+    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
+        """Return the layout of each sample, None for image files; reads none of them."""
+        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
 
     def payload(self, position: int) -> memoryview | np.ndarray:
         """Return the bytes of an encoded file, which are stored as 1-D uint8; or an array."""
@@ -209,6 +237,21 @@ class H5pyFile:
     def read_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Return the arrays at positions in range."""
         return [self.read(position) for position in positions.tolist()]
+
+    def _rows(self, position: int, first_row: int, rows: int | None) -> np.ndarray:
+        if not self._datasets.shape(self.keys.key(position)):
+            return self.read(position)
+        return self.read_part(position, rows_of(first_row, rows))
+
+    def _number(self, name: str) -> int:
+        """Return the number of a dataset's shape and dtype."""
+        dtype, shape = self._datasets.dtype(name), self._datasets.shape(name)
+        if self.is_encoded and len(shape) == 1 and dtype == np.uint8:
+            return -1
+        number = self._numbers.setdefault((dtype, shape), len(self._layouts))
+        if number == len(self._layouts):
+            self._layouts.append(Layout(dtype, shape))
+        return number
 
 
 def _has_filter(number: int) -> bool:

@@ -17,7 +17,7 @@ from converter.format.layout import Layout
 from converter.loader.chunks import check, read_chunks, read_plain_box
 from converter.loader.h5py_file import Datasets
 from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache
-from converter.loader.selection import Box, box_of
+from converter.loader.selection import Box, Placed, box_of, rows_of
 from converter.threads import Threads
 
 MOST_WINDOWS = 4096
@@ -75,6 +75,44 @@ class IndexedFile:
             return array
         except IndexError:  # behind the HDF5 part
             raise self.keys.misplaced(position) from None
+
+    def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
+        """Return an array, or rows of it, read-only, for a caller that copies out of it at once.
+
+        It is a part of the mapping where its pages are cached. Elsewhere these rows are read.
+        """
+        layout = self.keys.layout_at(position)
+        if not layout.is_plain or not layout.nbytes or not layout.shape or self._verify:
+            array = self.read(position)
+            view = array[rows_of(first_row, rows)] if array.ndim else array
+            view.flags.writeable = False
+            return view
+        offset = self.keys.extents(position)[0].offset  # checked
+        first, stop, _ = rows_of(first_row, rows).indices(layout.shape[0])
+        shape = (max(0, stop - first), *layout.shape[1:])
+        offset += first * layout.strides[0]
+        return self._pages.view(layout.dtype, shape, offset)
+
+    def placed(self, positions: np.ndarray) -> Placed:
+        """Return where the samples at positions in range lie; nothing of that is checked yet."""
+        rows = self.keys.rows
+        offsets = rows["offset"][positions].astype(np.int64)
+        numbers = rows["layout"][positions].astype(np.int64)
+        for number in np.unique(numbers).tolist():
+            layout = self.keys.layout(number)
+            if not layout.is_plain or not layout.nbytes:
+                offsets[numbers == number] = -1
+            if layout.is_encoded:
+                numbers[numbers == number] = -1
+        return Placed(offsets, numbers)
+
+    def layout(self, number: int) -> Layout | None:
+        """Return the layout of a number in `placed`; None for -1."""
+        return None if number < 0 else self.keys.layout(number)
+
+    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
+        """Return the layout of each sample, None for image files; reads none of them."""
+        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
 
     def payload(self, position: int) -> Bytes | np.ndarray:
         """Return the bytes of an original file, perhaps as a part of the mapping; or an array."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +58,19 @@ class PageCache:
             target[:] = np.frombuffer(mapped, np.uint8, target.nbytes, offset)
         else:
             self._handle.read_into(target, offset)
+
+    def view(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.ndarray:
+        """Return an array that lies at ``offset``, read-only, perhaps as a part of the mapping."""
+        nbytes = dtype.itemsize * math.prod(shape)
+        if not nbytes:
+            data: Any = b""
+        elif self.are_cached(nbytes, offset) and (mapped := self._map()) is not None:
+            return np.ndarray(shape, dtype, mapped, offset)
+        else:
+            data = self._handle.read(nbytes, offset)
+        array = np.ndarray(shape, dtype, data)
+        array.flags.writeable = False
+        return array
 
     def gather(self, offsets: np.ndarray, nbytes: int, threads: Threads) -> np.ndarray:
         """Return pieces of equal size, one behind the other, as 1-D uint8."""

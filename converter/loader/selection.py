@@ -1,11 +1,26 @@
-"""Cut a selection such as ``np.s_[2:5, ::-1]`` into a box to load and what to take of it."""
+"""Say where samples lie, and cut a selection such as ``np.s_[2:5, ::-1]`` into a box to load."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Axes = tuple[int | slice, ...]
+
+
+class Placed(NamedTuple):
+    """Where samples lie and what arrays they are, as numbers: two columns of int64.
+
+    ``offsets``: of the array in its file, -1 where it does not lie there in one piece, as it is.
+    ``numbers``: of their layouts, which ``layout(number)`` of the same source gives. Samples of one
+    number have one shape and dtype; those of two numbers may have, too. -1: an image file, of
+    which only decoding tells them.
+    """
+
+    offsets: np.ndarray
+    numbers: np.ndarray
 
 
 class Box(NamedTuple):
@@ -24,6 +39,11 @@ class Box(NamedTuple):
     def slices(self) -> tuple[slice, ...]:
         """Return what cuts the block out of the array."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+
+def rows_of(first_row: int, rows: int | None) -> slice:
+    """Return the slice of ``rows`` rows from ``first_row`` on; None: of all that follow."""
+    return slice(first_row, None if rows is None else first_row + rows)
 
 
 def box_of(selection: Any, shape: tuple[int, ...]) -> Box:

@@ -12,10 +12,13 @@ import numpy as np
 from converter.errors import LoadError
 from converter.format.index import order_of
 from converter.format.index_reader import Index
+from converter.format.layout import Layout
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import Bytes, IndexedFile
+from converter.loader.selection import Placed
 
+FILE_BITS = 32  # a layout's number in several files: that of its file, then its own
 OneFile = IndexedFile | H5pyFile | EncodedFile
 
 
@@ -126,6 +129,32 @@ class SeveralFiles:
         file, position = self._split(position)
         return file.read(position)
 
+    def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
+        """Return an array, or rows of it, read-only."""
+        file, position = self._split(position)
+        return file.view(position, first_row, rows)
+
+    def placed(self, positions: np.ndarray) -> Placed:
+        """Return where the samples at positions in range lie, each in its own file."""
+        offsets, numbers = np.empty((2, len(positions)), np.int64)
+        files = self._numbers_of(positions)
+        for file in np.unique(files).tolist():
+            chosen = files == file
+            placed = self._files[file].placed(positions[chosen] - self.keys.starts[file])
+            offsets[chosen] = placed.offsets
+            numbers[chosen] = np.where(placed.numbers < 0, -1, placed.numbers | (file << FILE_BITS))
+        return Placed(offsets, numbers)
+
+    def layout(self, number: int) -> Layout | None:
+        """Return the layout of a number in `placed`; None for -1."""
+        if number < 0:
+            return None
+        return self._files[number >> FILE_BITS].layout(number & ((1 << FILE_BITS) - 1))
+
+    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
+        """Return the layout of each sample, None for image files; reads none of them."""
+        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
+
     def read_part(self, position: int, selection: Any) -> np.ndarray:
         """Return a part of the array at a position in range."""
         file, position = self._split(position)
@@ -133,7 +162,7 @@ class SeveralFiles:
 
     def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
         """Return the arrays at positions; each file reads all of its own at once."""
-        numbers = np.searchsorted(self.keys.starts, positions, "right") - 1
+        numbers = self._numbers_of(positions)
         if (numbers == numbers[0]).all():
             number = int(numbers[0])
             return self._files[number].read_batch(positions - self.keys.starts[number])
@@ -144,6 +173,10 @@ class SeveralFiles:
             for n, array in zip(chosen.tolist(), some, strict=True):
                 arrays[n] = array
         return arrays
+
+    def _numbers_of(self, positions: np.ndarray) -> np.ndarray:
+        """Return the number of the file that holds each position."""
+        return np.searchsorted(self.keys.starts, positions, "right") - 1
 
     def _split(self, position: int) -> tuple[OneFile, int]:
         number = self.keys.number_of(position)

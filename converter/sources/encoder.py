@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from converter.codecs.compression import (
 from converter.codecs.filters import FilterPipeline, as_bytes, crc32
 from converter.errors import UnreadableError, UnstorableError, describe
 from converter.files import are_descriptors_used_up
-from converter.format.headers import structure_nbytes
-from converter.format.layout import Layout
+from converter.format.headers import is_image, structure_nbytes
+from converter.format.layout import IMAGE, Layout
 from converter.images.formats import decode_noted, extension_of
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
@@ -75,14 +75,13 @@ class Encoder:
         self._settings = settings
         self._my_read = None
         path, text = settings.path_functions, settings.functions_text
-        if text is not None:
-            self._my_read = user_functions.load_read(text, path)
-        elif path is not None:
-            self._my_read = user_functions.load_hooks(path, read=True, prune=False).read
+        if path is not None:
+            hooks = user_functions.load_hooks(path, read=True, prune=False, text=text)
+            self._my_read = hooks.read
         self._read = READERS[settings.reader].read_noted
+        self._marks_images = path is None and READERS[settings.reader].IS_RGB
         images.limit_pixels(settings.max_pixels)
         self._scratch = Buffer()
-        self._layouts: dict[Any, tuple[Layout, int]] = {}
 
     def encode(self, key: str, buffer: Buffer) -> Result:
         """Put the payload of one sample behind what ``buffer`` holds.
@@ -182,7 +181,7 @@ class Encoder:
         if array.nbytes and not np.may_share_memory(target, array):
             target[:] = as_bytes(array)
         buffer.keep(array.nbytes)
-        layout = self._keep_structure(array, content, None, (), buffer)
+        layout = self._keep_structure(array, content, array.nbytes, None, (), buffer)
         return layout, (Part(array.nbytes, crc32(payload)),) if array.nbytes else ()
 
     def _compress(
@@ -194,7 +193,7 @@ class Encoder:
         filters = pipeline(compression, array.dtype, chunks)
         if filters is None:
             return None
-        for payload in encode_chunks(array, chunks, partial(encode, filters=filters)):
+        for payload in encode_chunks(array, chunks, functools.partial(encode, filters=filters)):
             payloads.append(payload)
             stored_nbytes += len(payload)
             if stored_nbytes >= array.nbytes:
@@ -202,31 +201,39 @@ class Encoder:
         for payload in payloads:
             buffer.view(len(payload))[:] = payload
             buffer.keep(len(payload))
-        layout = self._keep_structure(array, content, chunks, filters, buffer)
+        layout = self._keep_structure(array, content, stored_nbytes, chunks, filters, buffer)
         return layout, tuple(Part(len(payload), crc32(payload)) for payload in payloads)
 
     def _keep_structure(
         self,
         array: np.ndarray,
         content: str,
+        stored_nbytes: int,
         chunks: tuple[int, ...] | None,
         filters: FilterPipeline,
         buffer: Buffer,
     ) -> Layout:
-        """Leave space for what the writer puts behind the payload; return the layout.
-
-        Equal layouts are one object, which is pickled once a task.
-        """
-        fields = (array.dtype, array.shape, chunks, filters, content)
-        if fields not in self._layouts:
-            if len(self._layouts) >= 1000:
-                self._layouts.clear()
-            layout = Layout(*fields)
-            self._layouts[fields] = layout, structure_nbytes(layout)
-        layout, nbytes = self._layouts[fields]
+        """Leave space for what the writer puts behind the payload; return the layout."""
+        is_array = self._marks_images and content == "array"
+        if is_array and is_image(array.dtype, array.shape, stored_nbytes):
+            content = IMAGE
+        layout, nbytes = _structured(array.dtype, array.shape, chunks, filters, content)
         buffer.view(nbytes)
         buffer.keep(nbytes)
         return layout
+
+
+@functools.lru_cache(maxsize=1000)
+def _structured(
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...] | None,
+    filters: FilterPipeline,
+    content: str,
+) -> tuple[Layout, int]:
+    """Return a layout, and the bytes of its structures; equal ones are pickled once a task."""
+    layout = Layout(dtype, shape, chunks, filters, content)
+    return layout, structure_nbytes(layout)
 
 
 def _regular_file(path: str) -> os.stat_result:

@@ -15,10 +15,12 @@ from converter.files import local_path
 from converter.images import formats, jpeg, tiff
 from converter.images.formats import REVISION as REVISION
 from converter.images.formats import decode_noted, extension_of
+from converter.images.formats import refuse_unread as refuse_unread
 from converter.images.picture import Allocate, Image
 
 HELP = "RGB, full depth, all frames (docs/formats.md)"
 PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs")
+IS_RGB = True
 
 
 def check_installed() -> None:
@@ -29,11 +31,6 @@ def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
     """Return what decodes files of each extension; None where it is not in the table."""
     kinds = {name: formats.BY_EXTENSION.get(extension_of(name)) for name in extensions}
     return {name: kind.plugin if kind else None for name, kind in kinds.items()}
-
-
-def refuse_unread(extensions: Sequence[str], *, store: str) -> None:
-    """Raise ConverterError for an extension whose files it cannot read."""
-    formats.refuse_unread(extensions, reader="imageio", store=store)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

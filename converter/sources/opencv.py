@@ -11,8 +11,8 @@ import numpy as np
 import PIL.Image
 
 from converter.errors import ConverterError, UnreadableError
-from converter.images import formats, jpeg, png
-from converter.images.formats import magic_of
+from converter.images import jpeg, png
+from converter.images.formats import extension_of, magic_of, other_of
 from converter.images.picture import Allocate, Image, pixels_error, refuse_too_large
 from converter.samples import Note
 from converter.sources.images import read_bytes
@@ -25,6 +25,9 @@ PACKAGES: tuple[str, ...] = (
     "opencv-contrib-python-headless",
 )
 REVISION = 0
+IS_RGB = False
+#: Of the extensions that the default reader does not read.
+READ = frozenset({"jp2", "j2k", "avif", "exr", "hdr", "pic", "ras", "sr"})
 
 
 def check_installed() -> None:
@@ -39,7 +42,12 @@ def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
 
 def refuse_unread(extensions: Sequence[str], *, store: str) -> None:
     """Raise ConverterError for an extension whose files it cannot read."""
-    formats.refuse_unread(extensions, reader="opencv", store=store)
+    for name in extensions:
+        other = other_of(name)
+        if other is not None and extension_of(name) not in READ:
+            raise ConverterError(
+                f"--ext={name} names files that OpenCV does not read: {other.name}: {other.cure}"
+            )
 
 
 def import_opencv() -> ModuleType:

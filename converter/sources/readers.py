@@ -18,6 +18,8 @@ class Reader(Protocol):
     PACKAGES: tuple[str, ...]
     #: Counts up when the same file gives another array; 0 where that is not counted.
     REVISION: int
+    #: Whether colours are in the order red, green, blue: OUT.h5 then marks images for viewers.
+    IS_RGB: bool
 
     def check_installed(self) -> None:
         """Raise ConverterError, saying what to install, where something is missing."""
@@ -34,4 +36,11 @@ class Reader(Protocol):
 
 READERS: dict[str, Reader] = {"imageio": images, "opencv": opencv}
 DEFAULT_READER = "imageio"
+
+
+def marks_images(reader: str) -> bool:
+    """Tell whether images are marked for viewers, of a reader as OUT.h5 records it."""
+    return reader in READERS and READERS[reader].IS_RGB
+
+
 PACKAGES = tuple(name for reader in READERS.values() for name in reader.PACKAGES)

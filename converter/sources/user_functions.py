@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from converter.errors import ConverterError, describe
@@ -47,15 +46,17 @@ def find_functions(path_functions: Path | None) -> Path:
     return WITHIN_PACKAGE
 
 
-def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = None) -> Hooks:
+def load_hooks(path: Path, *, read: bool, prune: bool, text: bytes | None = None) -> Hooks:
     """Import ``path``, once in each thread of a process, and take functions from it.
 
-    It may be a copy of ``origin``, beside which its imports are then looked up.
+    ``text`` is what it holds, for a machine that may not have it. Its imports are looked up
+    beside it.
 
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
-    sha256 = hash_of(path)
-    module = _import(path, origin or path, sha256)
+    text = path.read_bytes() if text is None else text
+    sha256 = hashlib.sha256(text).hexdigest()
+    module = _import(path, text, sha256)
     wanted = {"my_read": read, "my_prune": prune}
     found = {name: getattr(module, name, None) for name in wanted if wanted[name]}
     for name, function in found.items():
@@ -64,49 +65,31 @@ def load_hooks(path: Path, *, read: bool, prune: bool, origin: Path | None = Non
     return Hooks(path, sha256, found.get("my_read"), found.get("my_prune"))
 
 
-def load_read(text: bytes, origin: Path | None) -> Callable[[str], Any] | None:
-    """Return my_read of a file of functions, from the bytes of the file.
-
-    Its imports are looked up beside ``origin``, where that is on this machine.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FILE_NAME
-        path.write_bytes(text)
-        return load_hooks(path, read=True, prune=False, origin=origin).read
-
-
 def hash_of(path: Path) -> str:
     """Return what OUT.h5 records of a file of functions: the SHA-256 of its bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _import(path: Path, origin: Path, sha256: str) -> Any:
+def _import(path: Path, text: bytes, sha256: str) -> ModuleType:
     name = Path(FILE_NAME).stem  # whatever the file is called: json.py must not become json
     # a fork would share the files that it has open, and threads what it keeps between two calls
     imported_from = os.getpid(), threading.get_ident(), path, sha256
-    if getattr(sys.modules.get(name), "imported_from", None) == imported_from:
-        return sys.modules[name]  # some of what it does, a process can do only once
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConverterError(f"{path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    module.__dict__["__builtins__"] = builtins_for(origin)  # its neighbours can be imported
     replaced = sys.modules.get(name)
+    if replaced is not None and getattr(replaced, "imported_from", None) == imported_from:
+        return replaced  # some of what it does, a process can do only once
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    module.__dict__["__builtins__"] = builtins_for(path)  # its neighbours can be imported
     sys.modules[name] = module
-    writes_no_bytecode = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # the user's folder stays as it is
     try:
-        spec.loader.exec_module(module)
+        exec(compile(text, path, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        if replaced is None:
-            del sys.modules[name]
-        else:
+        del sys.modules[name]
+        if replaced is not None:
             sys.modules[name] = replaced
         raise ConverterError(
             f"{path} cannot be imported ({describe(error)}): correct the file"
         ) from error
-    finally:
-        sys.dont_write_bytecode = writes_no_bytecode
     module.__dict__["imported_from"] = imported_from
     return module
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from converter.samples import Batch, Encoded, KeyList, Portions, Result, Run
 
+#: A smaller array is read again sooner than its neighbours are cut into batches of their own.
+SMALLEST_NBYTES = 64 << 10
 MOST_NBYTES = 64 << 20
 FEWEST_KEPT = 4  # however large
 
@@ -13,11 +15,12 @@ FEWEST_KEPT = 4  # however large
 class ReadOnce:
     """Gives each sample as a `Run` does; what it gave before `begin` comes from memory again.
 
-    Of the first samples at least `FEWEST_KEPT` are kept, and more up to `MOST_NBYTES`.
+    Of the first samples at least `FEWEST_KEPT` are kept, and more up to `MOST_NBYTES`; none whose
+    payload has less than ``least_nbytes``.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, least_nbytes: int = 0) -> None:
+        self._run, self._least_nbytes = run, least_nbytes
         self._kept: dict[str, tuple[Result, bytes]] = {}
         self._nbytes = 0
         self._is_keeping = True
@@ -61,7 +64,8 @@ class ReadOnce:
         begin = 0
         for result in batch.results if self._is_keeping else ():
             end = begin + (result.record_nbytes if isinstance(result, Encoded) else 0)
-            if self._nbytes < MOST_NBYTES or len(self._kept) < FEWEST_KEPT:
+            is_wanted = self._nbytes < MOST_NBYTES or len(self._kept) < FEWEST_KEPT
+            if is_wanted and end - begin >= self._least_nbytes:
                 self._kept[result.key] = result, bytes(batch.payload[begin:end])
                 self._nbytes += end - begin
             begin = end

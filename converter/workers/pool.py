@@ -33,6 +33,7 @@ from converter.workers.shared_memory import SharedMemory
 from converter.workers.tasks import Job
 
 SECONDS_IN_TASK = 0.1
+LEAST_SECONDS_IN_TASK = 0.005  # handing over a task costs about a millisecond
 TASKS_AHEAD = 2  # one being worked on, one waiting: a worker need not wait for its next
 DEATHS_ALONE = 2  # a file is to blame when it was alone in a worker that died this often
 MOST_DEATHS_AT_START = 5
@@ -192,10 +193,11 @@ class Pool:
 
     def _files_in_task(self, left: int) -> int:
         """Size a task by what files took so far, in bytes and time; smaller near the end."""
+        seconds = max(self._seconds, 1e-6)
         by_nbytes = 0.9 * BASE_NBYTES / max(self._nbytes, 1)
-        by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
-        by_rest = left / (2 * len(self._workers))
-        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), tasks.MOST_FILES_IN_TASK))
+        by_rest = max(left / (2 * len(self._workers)), LEAST_SECONDS_IN_TASK / seconds)
+        files = min(by_nbytes, SECONDS_IN_TASK / seconds, by_rest, tasks.MOST_FILES_IN_TASK)
+        return max(1, int(files))
 
     def _send(self, worker: _Process, task: _Task) -> None:
         task.worker, task.buffer = worker, worker.free_buffers.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import queue
 import signal
@@ -52,12 +53,13 @@ def serve_descriptors(settings: Job, descriptors: Sequence[int]) -> None:
 
 
 def serve(settings: Job, pipe: connection.Connection, memory: list[SharedMemory] | None) -> None:
-    """Work off tasks until the parent goes away."""
+    """Do the tasks that come through the pipe, until the parent goes away."""
     with unfailing_streams():  # my_read may print
         _serve(settings, pipe, memory)
 
 
 def _serve(settings: Job, pipe: connection.Connection, memory: list[SharedMemory] | None) -> None:
+    multiprocessing.current_process().name = "Worker"  # see `threads.Threads`
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 from converter.samples import BASE_NBYTES, Batch, Buffer, Result
 
-MOST_FILES_IN_TASK = 256
+MOST_FILES_IN_TASK = 1024
 EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
 
 

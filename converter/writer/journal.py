@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from converter.errors import ConverterError
 from converter.format.index import Extent
 
-VERSION = 2
+VERSION = 3
 LINE = re.compile(rb'\{"crc":(\d+),"(head|rows)":(.*)\}\n')
 BEGIN_OF_VERSION_1 = re.compile(rb'HEAD.{12}\{"version": 1,', re.DOTALL)
 

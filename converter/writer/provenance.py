@@ -9,9 +9,9 @@ from importlib import metadata
 import h5py
 
 REVISION_NAME = "reader_revision"  # of the table of formats; files without it have revision 0
-#: Of HDF5's structures for compressed arrays. It follows that of payloads in "format", behind a
-#: point, where there are such arrays; older files lack it.
-CHUNKS_VERSION = 1
+#: Of HDF5's structures. It follows that of payloads in "format", behind a point, where there are
+#: compressed arrays, or images that are marked as such; older files lack it.
+CHUNKS_VERSION, IMAGES_VERSION = 1, 2
 #: The root attributes in the order in which they are written.
 ATTRIBUTES = ("format", "store", "reader", REVISION_NAME, "options", "plugins", "versions")
 #: Options that decide which files go in, and not what becomes of them.
@@ -45,11 +45,14 @@ def describe(
     }
 
 
-def with_chunks(attributes: Mapping[str, str]) -> dict[str, str]:
-    """Return the root attributes of a file that holds compressed arrays."""
+def with_structures(
+    attributes: Mapping[str, str], *, has_chunks: bool, has_images: bool
+) -> dict[str, str]:
+    """Return the root attributes of a file by what it holds: compressed arrays, marked images."""
     made = dict(attributes)
-    if "format" in made:
-        made["format"] = f"{payload_format(made['format'])}.{CHUNKS_VERSION}"
+    if "format" in made and (has_chunks or has_images):
+        version = IMAGES_VERSION if has_images else CHUNKS_VERSION
+        made["format"] = f"{payload_format(made['format'])}.{version}"
     return made
 
 

@@ -56,13 +56,19 @@ class Kept:
 
     prefix: Prefix
     failures: dict[str, Failure] = field(default_factory=dict)
+    marks_images: bool = False
 
     def batches(self, paths: Paths) -> Iterator[Batch]:
         """Yield the files of the prefix in plan order, as they were recorded."""
         if not self.prefix.rows:
             return
         rows = itertools.islice(read_rows(paths.journal), self.prefix.rows)
-        kept = (_stored(row) if row.layout else self.failures.get(row.key) for row in rows)
+        kept = (
+            _stored(row, marks_images=self.marks_images)
+            if row.layout
+            else self.failures.get(row.key)
+            for row in rows
+        )
         present = (one for one in kept if one is not None)  # the file of a failure may be gone
         for batch in read_batches(Handle(str(paths.partial)), present):
             batch.is_in_place = True
@@ -70,7 +76,13 @@ class Kept:
 
 
 def find_kept(
-    paths: Paths, head: Head, plan: Plan, run: Run, notice: Callable[[str], None]
+    paths: Paths,
+    head: Head,
+    plan: Plan,
+    run: Run,
+    notice: Callable[[str], None],
+    *,
+    marks_images: bool,
 ) -> Kept:
     """Find what of an interrupted run can stay. The caller holds the lock on ``paths.partial``.
 
@@ -84,7 +96,7 @@ def find_kept(
     if not _is_of_use(paths, head, notice):
         return Kept(Prefix())
     rows = read_rows(paths.journal)
-    walk = _Walk(plan, Handle(str(paths.partial)))
+    walk = _Walk(plan, Handle(str(paths.partial)), marks_images=marks_images)
     while walk.end is None and (some := list(itertools.islice(rows, BATCH_FILES))):
         walk.take(some)
     recorded = walk.recorded + sum(row.layout is not None for row in rows)
@@ -101,14 +113,14 @@ def find_kept(
     again = recorded - samples - (end is not None and end.why == GONE)
     if end is not None and again:
         notice(f"{end.key} {end.why}: {again} of the samples stored are read again")
-    return Kept(walk.prefix, failures) if samples else Kept(Prefix())
+    return Kept(walk.prefix, failures, marks_images) if samples else Kept(Prefix())
 
 
 class _Walk:
     """Goes along a plan and a journal, as far as they agree."""
 
-    def __init__(self, plan: Plan, handle: Handle) -> None:
-        self._plan, self._handle = plan, handle
+    def __init__(self, plan: Plan, handle: Handle, *, marks_images: bool) -> None:
+        self._plan, self._handle, self._marks_images = plan, handle, marks_images
         self._failures: dict[str, Prefix] = {}  # each with the prefix before it
         self.prefix = Prefix()
         self.recorded = 0  # samples in the rows taken
@@ -147,16 +159,17 @@ class _Walk:
         if is_sample:
             if not is_good or (row.extents and row.extents[0].offset != nbytes):
                 return _End(row.key, DAMAGED)
-            nbytes += _stored(row).nbytes
+            nbytes += _stored(row, marks_images=self._marks_images).nbytes
         elif row.key == key:  # else the file of the failure is gone
             self._failures[row.key] = self.prefix
         self.prefix = Prefix(rows + 1, index + (row.key == key), samples + is_sample, nbytes)
         return None
 
 
-def _stored(row: Row) -> Stored:
+def _stored(row: Row, *, marks_images: bool) -> Stored:
     assert row.layout is not None
-    return describe(row.key, _layout(row.layout), row.extents, row.source)
+    layout = _layout(row.layout)
+    return describe(row.key, layout, row.extents, row.source, marks_images=marks_images)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ import numpy as np
 from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
 from converter.files import Handle, open_handle
+from converter.format.headers import as_image, is_image
 from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import open_index, read_sources, sources_begin
 from converter.format.layout import Layout, has_bool
@@ -33,11 +34,14 @@ class Stored(NamedTuple):
 class StoredSamples:
     """The samples of a file that the converter has finished.
 
+    With ``marks_images`` set, images are copied as such, which viewers show.
+
     Raises LoadError where it has no index, or one that does not know its source files.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.marks_images = False
         self._handle = open_handle(path)
         index = open_index(self._handle)
         if index is None:
@@ -100,13 +104,26 @@ class StoredSamples:
     def _sample(self, position: int) -> Stored:
         layout = self.keys.layout(self.keys.row(position).layout)
         source = self._sources[position].tolist()
-        return describe(self.keys.key(position), layout, self.keys.extents(position), source)
+        extents = self.keys.extents(position)
+        return describe(
+            self.keys.key(position), layout, extents, source, marks_images=self.marks_images
+        )
 
 
-def describe(key: str, layout: Layout, extents: Sequence[Extent], source: Sequence[int]) -> Stored:
+def describe(
+    key: str,
+    layout: Layout,
+    extents: Sequence[Extent],
+    source: Sequence[int],
+    *,
+    marks_images: bool,
+) -> Stored:
     """Return a sample of a file as a worker would describe it."""
+    nbytes = sum(extent.nbytes for extent in extents)
     if not layout.has_shape:
-        layout = replace(layout, shape=(sum(extent.nbytes for extent in extents),))
+        layout = replace(layout, shape=(nbytes,))
+    elif marks_images and not layout.is_encoded and is_image(layout.dtype, layout.shape, nbytes):
+        layout = as_image(layout)
     parts = tuple(Part(extent.nbytes, extent.crc32) for extent in extents)
     source_nbytes, mtime_ns = source
     encoded = Encoded(key, layout, parts, source_nbytes, mtime_ns)

@@ -17,7 +17,7 @@ from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
 from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
 from converter.format.index import Extent, IndexBuilder
-from converter.format.layout import Layout, layout_json
+from converter.format.layout import IMAGE, Layout, layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer import provenance
@@ -32,7 +32,7 @@ class Structures:
         self.payload_nbytes = 0
         self._index = IndexBuilder()
         self._headers = array("Q")  # the address of each dataset's object header
-        self._has_chunks = False
+        self._has_chunks = self._has_images = False
 
     def __len__(self) -> int:
         return len(self._index)
@@ -46,13 +46,14 @@ class Structures:
         if not samples:
             return [Row(result.key) for result in batch.results]
         buffer = np.frombuffer(batch.payload, np.uint8)
-        known: dict[int, tuple[Kind, int, bytes]] = {}
+        known: dict[int, tuple[Kind, int, str]] = {}
         samples_of: dict[Kind, list[int]] = {}
         structures = []
         for number, sample in enumerate(samples):
             layout = sample.layout
             if id(layout) not in known:
-                known[id(layout)] = kind_of(layout), structure_nbytes(layout), layout_json(layout)
+                described = layout_json(layout).decode()
+                known[id(layout)] = kind_of(layout), structure_nbytes(layout), described
             kind, structure, _ = known[id(layout)]
             samples_of.setdefault(kind, []).append(number)
             structures.append(structure)
@@ -66,6 +67,7 @@ class Structures:
         ]
         for kind, numbers in samples_of.items():
             form = template(kind)
+            self._has_images |= kind.content == IMAGE
             headers[numbers] -= len(form.data)
             addresses = (self.end + starts[numbers]).astype(np.uint64)
             addresses[nbytes[numbers] == 0] = UNDEFINED
@@ -91,13 +93,13 @@ class Structures:
         self.end += int(ends[-1])
         rows, unrecorded = [], iter(extents)
         for result in batch.results:
-            row = Row(result.key)
-            if isinstance(result, Encoded):
-                described = known[id(result.layout)][2]
-                source = (result.source_nbytes, result.source_mtime_ns)
-                row = Row(result.key, described.decode(), next(unrecorded), source)
-                self._index.add(result.key.encode(), described, row.extents, source)
-            rows.append(row)
+            if not isinstance(result, Encoded):
+                rows.append(Row(result.key))
+                continue
+            source = (result.source_nbytes, result.source_mtime_ns)
+            described, extents_of = known[id(result.layout)][2], next(unrecorded)
+            rows.append(Row(result.key, described, extents_of, source))
+            self._index.add(result.key.encode(), described.encode(), extents_of, source)
         return rows
 
     def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
@@ -153,7 +155,9 @@ class Structures:
         if self._has_chunks:
             extension = self.end
             write(groups.superblock_extension())
-            attributes = provenance.with_chunks(attributes)
+        attributes = provenance.with_structures(
+            attributes, has_chunks=self._has_chunks, has_images=self._has_images
+        )
         heap, messages = groups.texts(attributes, self.end)
         write(heap)
         data, root = groups.group(open_folders[0].sorted(), self.end, messages)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -24,15 +21,11 @@ from converter.files import DISK_FULL, lock, synchronise, write_at
 from converter.samples import Batch
 from converter.writer.journal import Head, Journal, Row
 from converter.writer.paths import MARK_NBYTES, Paths
+from converter.writer.payloads import Payloads, is_large
 from converter.writer.resume import Prefix
 from converter.writer.structures import Structures
 
 OWNER_NBYTES = 16
-#: System calls let other Python threads run: while one payload is written others are received.
-THREADS = 2
-#: `Writer.write` waits while more payloads than these are not written yet.
-MOST_WAITING, MOST_WAITING_NBYTES = 4, 64 << 20
-SMALLEST_FOR_THREAD_NBYTES = 256 << 10  # handing it over costs as much as writing so much
 
 
 class _State(Enum):
@@ -40,16 +33,6 @@ class _State(Enum):
     WRITING = auto()
     FINISHED = auto()
     TAKEN = auto()  # another run writes the file now
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """A batch that is not recorded yet."""
-
-    batch: Batch
-    rows: list[Row]
-    offset: int
-    is_written: bool = False
 
 
 class Writer:
@@ -71,11 +54,9 @@ class Writer:
         self._identity: os.stat_result | None = None  # of the file, open or closed to be renamed
         self._journal: Journal | None = None
         self._state = _State.LOCKED
-        count = (THREADS if threads is None else threads) if hasattr(os, "pwrite") else 1
-        self._threads = ThreadPoolExecutor(count, "Writer") if count > 1 else None
-        self._waiting: deque[_Waiting] = deque()
-        self._changed = threading.Condition()
-        self._error: OSError | None = None
+        self._threads = threads
+        self._payloads: Payloads | None = None
+        self._unrecorded: deque[tuple[int, list[Row]]] = deque()  # with the end of each batch
 
     def lock(self) -> None:
         """Keep other runs away. What is there stays as it is.
@@ -94,7 +75,7 @@ class Writer:
         with self._explaining():
             write_at(self._file, memoryview(mark + self._owner), 0)
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
-        self._state = _State.WRITING
+        self._start(self.nbytes)
 
     def resume(self, prefix: Prefix) -> None:
         """Cut file and journal behind a prefix, whose batches come first. Raises WriteError."""
@@ -104,6 +85,14 @@ class Writer:
             write_at(self._file, memoryview(self._owner), MARK_NBYTES)
             self._file.truncate(prefix.nbytes)
         self.recorded = prefix.samples
+        self._start(prefix.nbytes)
+
+    def _start(self, begin: int) -> None:
+        assert self._file is not None
+        in_blocks = is_large(self.expected_nbytes)
+        self._payloads = Payloads(
+            self._file, begin, self._record, threads=self._threads, in_blocks=in_blocks
+        )
         self._state = _State.WRITING
 
     def __len__(self) -> int:
@@ -129,7 +118,7 @@ class Writer:
 
         Raises WriteError when the disk is full or fails: nothing can be written after that.
         """
-        assert self._file is not None
+        assert self._file is not None and self._payloads is not None
         if not self._is_locked and not batch.is_in_place:
             self._check_owner()
         offset, before = self._structures.end, crc32(batch.payload) if batch.is_in_place else 0
@@ -140,49 +129,29 @@ class Writer:
                     write_at(self._file, batch.payload, offset)
             return
         batch.is_held = True
-        waiting = _Waiting(batch, rows, offset)
-        with self._changed:
-            self._waiting.append(waiting)
-        if self._threads is None or len(batch.payload) < SMALLEST_FOR_THREAD_NBYTES:
-            self._write_out(waiting)
-        else:
-            self._threads.submit(self._write_out, waiting)
-        self.settle(MOST_WAITING, MOST_WAITING_NBYTES)
+        self._unrecorded.append((self._structures.end, rows))
+        self._payloads.append(batch.payload, batch.release)
         self._raise_error()
 
-    def _write_out(self, waiting: _Waiting) -> None:
-        """Write a payload, in any thread; record in plan order what is written by then."""
-        assert self._file is not None and self._journal is not None
-        try:
-            write_at(self._file, waiting.batch.payload, waiting.offset)
-            with self._changed:
-                waiting.is_written = True
-                while self._error is None and self._waiting and self._waiting[0].is_written:
-                    first = self._waiting[0]
-                    self._journal.append(first.rows)
-                    self._waiting.popleft()
-                    self.recorded += sum(row.layout is not None for row in first.rows)
-                    first.batch.release()
-                self._changed.notify()
-        except OSError as error:
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify()
+    def _record(self, end: int) -> None:
+        """Record the batches that end at or before an offset, in plan order."""
+        assert self._journal is not None
+        while self._unrecorded and self._unrecorded[0][0] <= end:
+            _, rows = self._unrecorded[0]
+            self._journal.append(rows)
+            self._unrecorded.popleft()
+            self.recorded += sum(row.layout is not None for row in rows)
 
-    def settle(self, most: int = 0, most_nbytes: int = 0) -> None:
-        """Wait until no more batches than these are unrecorded, or one cannot be written."""
-
-        def is_settled() -> bool:
-            nbytes = sum(len(waiting.batch.payload) for waiting in self._waiting)
-            return len(self._waiting) <= most and nbytes <= most_nbytes
-
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or is_settled())
+    def settle(self) -> None:
+        """Wait until all batches are recorded, or one cannot be written."""
+        if self._payloads is not None:
+            self._payloads.settle()
 
     def _raise_error(self) -> None:
+        assert self._payloads is not None
         with self._explaining():
-            if self._error is not None:
-                raise self._error
+            if self._payloads.error is not None:
+                raise self._payloads.error
 
     def finish(self, attributes: Mapping[str, str]) -> int:
         """Write groups and index, give the file its name; return its bytes.
@@ -214,8 +183,8 @@ class Writer:
 
     def close(self) -> None:
         """Leave nothing behind but what the next run can resume."""
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        if self._payloads is not None:
+            self._payloads.close()
         if self._file is None:
             return
         if self._journal is not None:

@@ -1079,7 +1079,7 @@ FOREIGN: dict[str, tuple[Callable[[h5py.File], Any], str | None]] = {
     "never written": (lambda f: f.create_dataset("x", (30, 40), "f4", fillvalue=7),
                       "never written"),
     "zipped and never written": (lambda f: f.create_dataset(
-        "x", (2**40,), "f4", chunks=(2**20,), compression="gzip"), "never written"),
+        "x", (2**40,), "f4", chunks=(2**20,), compression="gzip"), "of which 0 are stored"),
     "partly written": (partly_written, "never written"),
     "partly written and zipped": (partly_written_and_zipped, "never written"),
     "written without its filter": (written_without_its_filter, "leave filters out"),

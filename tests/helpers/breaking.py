@@ -44,9 +44,15 @@ class Broken(NamedTuple):
     err: str
 
 
-def break_all(arguments: list[str], points: list[Point], *, files_in_task: int) -> list[Broken]:
-    """Run the command line for each point, with ``--path_output=PLACE/OUT.h5``."""
+def break_all(
+    arguments: list[str], points: list[Point], *, files_in_task: int, in_blocks: bool = False
+) -> list[Broken]:
+    """Run the command line for each point, with ``--path_output=PLACE/OUT.h5``.
+
+    With ``in_blocks`` the file is written as very large ones are.
+    """
     job = {"arguments": arguments, "points": points, "files_in_task": files_in_task}
+    job["in_blocks"] = in_blocks
     ended = subprocess.run(
         [sys.executable, __file__], input=json.dumps(job), capture_output=True, text=True
     )
@@ -56,13 +62,18 @@ def break_all(arguments: list[str], points: list[Point], *, files_in_task: int) 
 
 def _main() -> None:
     sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+    import converter.commands.convert  # here, and not once in each child
+    import converter.commands.update
+    import converter.messages
     import converter.workers.tasks
-    import converter.writer.writer
     from converter.cli import main
+    from converter.writer import payloads
 
     job = json.load(sys.stdin)
     converter.workers.tasks.MOST_FILES_IN_TASK = job["files_in_task"]
-    converter.writer.writer.THREADS = 1  # so that steps come one after the other
+    payloads.THREADS = 1  # so that steps come one after the other
+    if job["in_blocks"]:
+        payloads.CACHED_NBYTES, payloads.CACHED_SHARE, payloads.BLOCK_NBYTES = 0, 0.0, 1 << 14
     ended = [_break(main, job["arguments"], Point(*fields)) for fields in job["points"]]
     json.dump(ended, sys.stdout)
 
@@ -137,6 +148,15 @@ class _Steps:
             return self.write("pwrite", data, lambda part: real_pwrite(descriptor, part, offset))
 
         os.pwrite = pwrite
+        real_pwritev = os.pwritev
+
+        def pwritev(descriptor: int, parts: list[Any], offset: int, flags: int = 0) -> int:
+            (data,) = parts
+            return self.write(
+                "pwritev", data, lambda part: real_pwritev(descriptor, [part], offset, flags)
+            )
+
+        os.pwritev = pwritev
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self._wrapped(name, getattr(os, name)))
 
@@ -170,7 +190,7 @@ class _Steps:
     def _is_next(self, name: str) -> bool:
         if os.getpid() != self._process:  # a worker
             return False
-        if self._is_full and name in ("write", "pwrite"):
+        if self._is_full and name in ("write", "pwrite", "pwritev"):
             self._refuse()
         self._note(name)
         self._count += 1

@@ -40,12 +40,6 @@ def test_a_folder_of_functions_is_named(numbers, output, convert, tmp_path):
     assert_refused(ended, str(tmp_path))
 
 
-def test_a_file_that_is_no_python_is_named(numbers, output, convert, tmp_path):
-    functions = write_functions(tmp_path / "functions.txt", "def my_read(path): return 1")
-    ended = convert(numbers, output, *read_with(functions))
-    assert_refused(ended, str(functions), ".py")
-
-
 @pytest.mark.parametrize(
     ("flag", "name"), [("--custom_read_func", "my_read"), ("--custom_prune_func", "my_prune")]
 )
@@ -62,6 +56,7 @@ def test_a_file_without_the_function_is_named(
 BROKEN = {
     "raising": ("raise ValueError('no luck')", "ValueError: no luck"),
     "syntax": ("def my_read(:", "SyntaxError"),
+    "no_python": ('{"not": python', "SyntaxError"),
     "exiting": ("import sys; sys.exit(3)", "SystemExit"),
     "importing": ("import no_such_package", "no_such_package"),
     "null": ("x = 1\0", "functions.py"),
@@ -138,7 +133,16 @@ def test_no_file_is_looked_for_without_a_flag(folder, output, tmp_path):
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    "name", ["json.py", "tifffile.py", "numpy.py", "queue.py", "with space-and-dash.py", "a.b.py"]
+    "name",
+    [
+        "json.py",
+        "tifffile.py",
+        "numpy.py",
+        "queue.py",
+        "with space-and-dash.py",
+        "a.b.py",
+        "no_extension",
+    ],
 )
 def test_functions_may_be_in_a_file_of_any_name(name, workers, numbers, output, tmp_path):
     save(numbers / "page.tif", np.arange(12, dtype=np.uint16).reshape(3, 4))

@@ -29,7 +29,7 @@ from converter import convert as convert_folder
 from converter.errors import ConverterError, StoppedError
 from converter.workers import dask, executor_worker
 from converter.workers import executor as executors
-from converter.writer import writer
+from converter.writer import payloads
 from helpers.check import failures, stored
 from helpers.images import save_jpegs
 from helpers.run import FUNCTIONS, ROOT, Finished, run, write_functions
@@ -255,7 +255,7 @@ def test_nothing_is_written_any_more_when_a_run_has_ended(
     folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one may be writing to the same place by then."""
-    begun, ended, write = [], [], writer.write_at
+    begun, ended, write = [], [], payloads.write_at
 
     def slowly(file: io.FileIO, payload: memoryview, offset: int) -> None:
         begun.append(offset)
@@ -263,7 +263,7 @@ def test_nothing_is_written_any_more_when_a_run_has_ended(
         write(file, payload, offset)
         ended.append(offset)
 
-    monkeypatch.setattr(writer, "write_at", slowly)
+    monkeypatch.setattr(payloads, "write_at", slowly)
     write_numbers(folder, 6, numbers=400_000)
     (folder / "z.num").write_text("no number")
     options = {"executor": Here(), "on_error": "stop", **read_numbers(functions)}
@@ -589,8 +589,8 @@ def test_functions_that_a_worker_cannot_import_end_the_run(
         """A worker on another machine, which has not the file beside the functions."""
 
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            for name in [name for name in sys.modules if name.endswith("helper_of_functions")]:
-                del sys.modules[name]
+            for name in [name for name in sys.modules if name.endswith("_functions")]:
+                del sys.modules[name]  # my_functions too
             os.rename(tmp_path / "helper_of_functions.py", tmp_path / "elsewhere")
             try:
                 return super().answer(function, *args, **kwargs)

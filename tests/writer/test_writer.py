@@ -16,7 +16,8 @@ from converter.format.layout import Layout
 from converter.samples import Batch, Encoded, Part
 from converter.writer.journal import Head, read_rows
 from converter.writer.paths import Paths
-from converter.writer.writer import SMALLEST_FOR_THREAD_NBYTES, Writer
+from converter.writer.payloads import SMALLEST_FOR_THREAD_NBYTES
+from converter.writer.writer import Writer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="one thread without pwrite")
 
@@ -92,7 +93,7 @@ def test_an_error_of_a_thread_is_the_error_of_the_run(is_last, writer, monkeypat
 
 
 def test_a_payload_that_fills_the_memory_is_written_before_the_next_is_taken(writer, monkeypatch):
-    monkeypatch.setattr("converter.writer.writer.MOST_WAITING_NBYTES", 1 << 20)
+    monkeypatch.setattr("converter.writer.payloads.MOST_WAITING_NBYTES", 1 << 20)
     released: list[str] = []
     writer.write(batch_of("huge", 2 << 20, released))
     assert released == ["huge"]
