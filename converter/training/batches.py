@@ -23,6 +23,7 @@ MOST_CHANNELS = 4
 #: Files of these kinds that have four channels hold CMYK, or may hold it.
 CMYK_EXTENSIONS = {"jpg", "jpeg", "jpe", "jfif", "mpo", "tif", "tiff"}
 PARTS_A_THREAD = 4
+ROWS_PROBED = 4
 LEAST_ROWS = 8  # in a part: the random numbers of a part take as long as two crops
 
 
@@ -119,9 +120,12 @@ class Arrays:
             kept = self._kept.setdefault(name, [None] * self._count)
         kept[row] = array
 
-    def put(self, name: str, array: np.ndarray) -> None:
+    def put(self, name: str, rows: np.ndarray | list[np.ndarray]) -> None:
         """Take all rows at once."""
-        self._made[name] = array, 0
+        if isinstance(rows, list):
+            self._kept[name] = rows
+        else:
+            self._made[name] = rows, 0
 
     def finished(self) -> dict[str, np.ndarray | list[np.ndarray]]:
         """Return an array for each name; a list where shapes or dtypes differ."""
@@ -480,7 +484,7 @@ class Filling:
         return self._arrays.finished(), self.labels
 
     def _gathered(self) -> list[Callable[[], None]] | None:
-        """Return a part for each name, where all arrays of it lie in their file alike."""
+        """Return a part for each name, where all arrays of it seem to lie in their file alike."""
         request = self.request
         columns = {IMAGE: (np.zeros(1, np.int64), request.positions), **request.partners}
         parts: list[Callable[[], None]] = []
@@ -488,8 +492,8 @@ class Filling:
             if (folders != folders[0]).any():
                 return None
             source = self._recipe.folders[int(folders[0])]._open().source
-            placed = source.placed(positions)
-            if (placed.numbers != placed.numbers[0]).any() or (placed.offsets < 0).any():
+            numbers = source.placed(positions[:: len(positions) // ROWS_PROBED or 1]).numbers
+            if numbers[0] < 0 or (numbers != numbers[0]).any():
                 return None
             parts.append(functools.partial(self._gather, name, source, positions))
         return parts
@@ -504,9 +508,7 @@ class Filling:
         ]
 
     def _gather(self, name: str, source: Source, positions: np.ndarray) -> None:
-        batch = source.read_batch(positions)
-        assert isinstance(batch, np.ndarray)
-        self._arrays.put(name, batch)
+        self._arrays.put(name, source.read_batch(positions))
 
     def _fill(self, first: int, stop: int) -> None:
         self._filler().fill(self.request, first, stop, self._arrays, self._is_over)
