@@ -1,0 +1,1 @@
+"""Batches for training: orders, crops, threads, labels. Knows no model and no device."""
