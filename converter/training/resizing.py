@@ -1,0 +1,233 @@
+"""Write the cut of one image into its row of a batch: resized, padded, mirrored."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.errors import ConverterError
+from converter.training.crops import Cut
+
+#: Interpolated by torch as they are.
+NATIVE_DTYPES = frozenset({np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64)})
+#: Interpolated as float32, which holds each of their values.
+WIDENED_DTYPES = frozenset({np.dtype(np.uint16), np.dtype(np.float16)})
+
+
+class Resizer:
+    """Fills rows of a batch. It has memory of its own: make one for each thread.
+
+    Parameters
+    ----------
+    antialias : bool
+        True: torch's antialiased bilinear interpolation, bit for bit that of torchvision's v2
+        transforms on a uint8 tensor. False: OpenCV's ``INTER_LINEAR``, faster, with aliasing where
+        an image is reduced.
+
+    Neither changes a setting of torch or of OpenCV. An image whose cut is not resized, and a mask,
+    need numpy alone.
+    """
+
+    def __init__(self, antialias: bool = True) -> None:
+        self.antialias = antialias
+        self._source = _Scratch()
+        self._result = _Scratch()
+
+    def fill(
+        self,
+        target: np.ndarray,
+        source: np.ndarray,
+        cut: Cut,
+        *,
+        hflip: bool = False,
+        vflip: bool = False,
+        nearest: bool = False,
+        fill: float = 0,
+    ) -> None:
+        """Write one row.
+
+        Parameters
+        ----------
+        target : (H, W[, C]) array
+            The row: of the crop's size, and of the image's dtype.
+        source : (h, w[, C]) array
+            The box that the cut names, and nothing else; may be strided and read-only.
+        cut : Cut
+            How the box is resized, and what of it is shown where.
+        hflip, vflip : bool
+            Mirror the row left to right, upside down.
+        nearest : bool
+            For masks: take the value of a pixel, as torch's ``nearest`` and torchvision's v2
+            transforms of masks do. Any dtype.
+        fill : float
+            The value of padding.
+        """
+        target, source = _with_channels(target), _with_channels(source)
+        if source.shape[2] != target.shape[2]:
+            source = _adapt(source, target.shape[2])
+        rows = _shown(target.shape[0], cut.resized_height, cut.window_top)
+        columns = _shown(target.shape[1], cut.resized_width, cut.window_left)
+        if len(rows) < target.shape[0] or len(columns) < target.shape[1]:
+            target[...] = fill
+            if not rows or not columns:
+                return
+        shown = target[::-1] if vflip else target
+        shown = shown[:, ::-1] if hflip else shown
+        shown = shown[rows.start : rows.stop, columns.start : columns.stop]
+        first = rows.start + cut.window_top, columns.start + cut.window_left
+        size = cut.resized_height, cut.resized_width
+        if size == source.shape[:2]:
+            shown[...] = _window(source, first, shown.shape)
+        elif nearest:
+            _pick(shown, source, first, size)
+        else:
+            self._interpolate(shown, source, first, size)
+
+    def _interpolate(
+        self, target: np.ndarray, source: np.ndarray, first: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        dtype = target.dtype
+        if dtype not in NATIVE_DTYPES and dtype not in WIDENED_DTYPES:
+            raise ConverterError(
+                f"arrays of {dtype} cannot be interpolated, only uint8, uint16, float16, float32 "
+                "and float64: give them as masks, or use a crop that does not resize"
+            )
+        working = dtype if dtype in NATIVE_DTYPES else np.dtype(np.float32)
+        interpolate = _torch_back_end() if self.antialias else _opencv_back_end()
+        box = self._source.array(source.shape, working)
+        box[...] = source
+        is_direct = working == dtype and size == target.shape[:2] and target.flags.c_contiguous
+        is_direct = is_direct and min(target.strides) > 0  # a mirrored axis of 1 is contiguous
+        if is_direct:
+            interpolate(box, target)
+            return
+        result = self._result.array((*size, source.shape[2]), working)
+        interpolate(box, result)
+        _put(target, _window(result, first, target.shape))
+
+
+class _Scratch:
+    """Memory that is used again for each row; grows to the largest."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        if nbytes > self._memory.nbytes:
+            self._memory = np.empty(nbytes, np.uint8)
+        return self._memory[:nbytes].view(dtype).reshape(shape)
+
+
+def _with_channels(array: np.ndarray) -> np.ndarray:
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _adapt(source: np.ndarray, channels: int) -> np.ndarray:
+    """Return gray in as many channels as are wanted, or colours without alpha."""
+    if source.shape[2] == channels + 1:
+        return source[:, :, :channels]
+    if source.shape[2] == 1:
+        return np.broadcast_to(source, (*source.shape[:2], channels))
+    raise ConverterError(
+        f"an image has {source.shape[2]} channels where the batch has {channels}: "
+        "channels=3 makes them equal"
+    )
+
+
+def _shown(side: int, resized: int, start: int) -> range:
+    """Return which pixels of one axis of the row show the image; the others are padding."""
+    return range(max(0, -start), max(min(side, resized - start), max(0, -start)))
+
+
+def _window(array: np.ndarray, first: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    (top, left), (height, width, _) = first, shape
+    return array[top : top + height, left : left + width]
+
+
+def _pick(
+    target: np.ndarray, source: np.ndarray, first: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Write the nearest pixels, chosen as torch's ``nearest`` chooses them."""
+    rows, columns = (
+        _nearest(source.shape[axis], size[axis], first[axis], target.shape[axis])
+        for axis in range(2)
+    )
+    target[...] = source[rows[:, None], columns]
+
+
+def _nearest(length: int, resized: int, first: int, count: int) -> np.ndarray:
+    """Return which pixels of the source an axis shows; in float32, as torch calculates."""
+    scale = np.float32(length) / np.float32(resized)
+    indices = np.arange(first, first + count, dtype=np.float32) * scale
+    return np.minimum(indices.astype(np.int64), length - 1)
+
+
+def _put(target: np.ndarray, values: np.ndarray) -> None:
+    """Write values into an array of perhaps another dtype: rounded, and within its range."""
+    if target.dtype.kind == "u" and values.dtype.kind == "f":
+        values = np.clip(np.rint(values), 0, np.iinfo(target.dtype).max)
+    target[...] = values
+
+
+@functools.cache
+def _torch_back_end() -> Callable[[np.ndarray, np.ndarray], None]:
+    """Return what resizes one contiguous array into another by torch."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ConverterError(
+            "a crop that resizes needs torch, or OpenCV with antialias=False: pip install torch"
+        ) from error
+    set_threads = _set_openmp_threads(torch)
+    resize = torch.ops.aten._upsample_bilinear2d_aa.out
+
+    def interpolate(source: np.ndarray, target: np.ndarray) -> None:
+        image = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0)
+        out = torch.from_numpy(target).permute(2, 0, 1).unsqueeze(0)
+        threads = torch.get_num_threads()
+        set_threads(1)
+        try:
+            resize(image, target.shape[:2], False, None, None, out=out)
+        finally:
+            set_threads(threads)
+
+    return interpolate
+
+
+def _set_openmp_threads(torch: Any) -> Callable[[int], object]:
+    """Return OpenMP's ``omp_set_num_threads``, of the library that torch uses.
+
+    It is a setting of the calling thread alone, unlike `torch.set_num_threads`. Where it cannot be
+    found, torch divides each resize between its threads.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        function = ctypes.PyDLL(os.fspath(library)).omp_set_num_threads
+    except (OSError, AttributeError):
+        return lambda count: None
+    function.argtypes, function.restype = [ctypes.c_int], None
+    return function
+
+
+@functools.cache
+def _opencv_back_end() -> Callable[[np.ndarray, np.ndarray], None]:
+    """Return what resizes one contiguous array into another by OpenCV."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ConverterError(
+            "antialias=False needs OpenCV: pip install opencv-python-headless"
+        ) from error
+
+    def interpolate(source: np.ndarray, target: np.ndarray) -> None:
+        height, width, _ = target.shape
+        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+
+    return interpolate
