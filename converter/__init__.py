@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from converter.errors import StoppedError as StoppedError
     from converter.loader.h5folder import H5Folder as H5Folder
     from converter.sources.images import read_image as read_image
+    from converter.training.torch_data import H5ImageFolder as H5ImageFolder
+    from converter.training.torch_data import H5Sampler as H5Sampler
 
 __version__ = "0.1.0"
 
@@ -18,10 +20,20 @@ _HOMES = {
     "ConverterError": "converter.errors",
     "StoppedError": "converter.errors",
     "H5Folder": "converter.loader.h5folder",
+    "H5ImageFolder": "converter.training.torch_data",
+    "H5Sampler": "converter.training.torch_data",
     "convert": "converter.commands.convert",
     "read_image": "converter.sources.images",
 }
-__all__ = ["ConverterError", "H5Folder", "StoppedError", "convert", "read_image"]
+__all__ = [
+    "ConverterError",
+    "H5Folder",
+    "H5ImageFolder",
+    "H5Sampler",
+    "StoppedError",
+    "convert",
+    "read_image",
+]
 
 
 def __getattr__(name: str) -> Any:
