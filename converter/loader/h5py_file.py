@@ -89,7 +89,7 @@ class Datasets:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return a dataset's dtype."""
-        dtype: np.dtype[Any] = self._dataset(name).dtype
+        dtype: np.dtype[Any] = self.dataset(name).dtype
         return dtype
 
     def _file(self) -> h5py.File:
