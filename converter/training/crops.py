@@ -348,9 +348,8 @@ def _random_span(
     """
     shown = np.maximum(np.rint(side / factor).astype(np.int64), 1)
     beyond = np.rint(padding / factor).astype(np.int64)
-    free = lengths - shown
-    first = np.minimum(free, 0) - beyond
-    last = np.maximum(free, 0) + beyond
+    ends = -beyond, lengths - shown + beyond
+    first, last = np.minimum(*ends), np.maximum(*ends)
     start = first + _below(draw, last - first + 1)
     begin, end = np.clip(start, 0, lengths), np.clip(start + shown, 0, lengths)
     before = np.rint((begin - start) * side / shown).astype(np.int64)
