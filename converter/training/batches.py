@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import ConverterError, LoadError, describe
+from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
+from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
 from converter.training.crops import Cut, Draws, ImpossibleCropError, flips
 from converter.training.resizing import Resizer
@@ -153,13 +155,25 @@ class MismatchError(Exception):
 class _Picture:
     """One stored array: its shape is known, and what is asked for is read."""
 
-    def __init__(self, source: Source, position: int, number: int) -> None:
+    def __init__(
+        self, source: Source, position: int, number: int, *, is_interpolated: bool = False
+    ) -> None:
         self._source, self._position = source, position
+        self.shape: tuple[int, ...]
+        self.dtype: np.dtype[Any]
+        self._array: np.ndarray | None = None
+        self._encoded: EncodedFile | SeveralFiles | None = None  # where it can be reduced
         layout = source.layout(number)
-        self._array = source.view(position) if layout is None else None
+        if layout is None and is_interpolated and isinstance(source, EncodedFile | SeveralFiles):
+            shape = source.reducible_shape(position)
+            if shape is not None:
+                self._encoded, self.shape = source, shape
+                self.dtype = np.dtype(np.uint8)
+                return
+        if layout is None:
+            self._array = source.view(position)
         like: Any = layout if self._array is None else self._array
-        self.shape: tuple[int, ...] = like.shape
-        self.dtype: np.dtype[Any] = like.dtype
+        self.shape, self.dtype = like.shape, like.dtype
 
     @property
     def key(self) -> str:
@@ -169,6 +183,16 @@ class _Picture:
         return self._source.view(self._position) if self._array is None else self._array
 
     def box(self, cut: Cut) -> np.ndarray:
+        """Return what is cut out; of a JPEG at least twice as large as needed, reduced.
+
+        A reduced decode takes about half the time.
+        """
+        factor = cut.reduction() if self._encoded else 1
+        if self._encoded and factor > 1:
+            reduced = self._encoded.reduced(self._position, factor)
+            if reduced is not None:
+                cut = cut.reduced(factor)
+                return reduced[cut.top :, cut.left :][: cut.height, : cut.width]
         if self._array is None:
             rows = self._source.view(self._position, cut.top, cut.height)
         else:
@@ -201,7 +225,10 @@ class Filler:
             if is_over():
                 return
             try:
-                pictures = {IMAGE: _Picture(source, position, int(numbers[n]))}
+                is_interpolated = recipe.crop is not None and not recipe.is_nearest
+                number = int(numbers[n])
+                image = _Picture(source, position, number, is_interpolated=is_interpolated)
+                pictures = {IMAGE: image}
                 for name, (folders, positions) in some.partners.items():
                     pictures[name] = self._partner(int(folders[n]), int(positions[n]))
                 cut = cuts[n] if cuts else self._cut(pictures[IMAGE], request.epoch, position)
