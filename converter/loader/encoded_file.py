@@ -12,7 +12,7 @@ from converter.errors import LoadError, UnreadableError, describe
 from converter.format.layout import Layout
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import Bytes, IndexedFile
-from converter.loader.selection import Placed, box_of, rows_of
+from converter.loader.selection import Location, Placed, box_of, check_row, rows_of
 from converter.threads import Threads
 
 
@@ -80,11 +80,33 @@ class EncodedFile:
         inner: Any = (*box.slices, ...)  # ...: without an axis it would be no array
         return np.array(array[inner][(*box.take, ...)])
 
-    def read_batch(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Return the arrays at positions, decoded by several threads where that is faster."""
-        if isinstance(self._source, IndexedFile):
-            self._source.fetch(positions)
-        return self._threads.map(self.read, positions.tolist())
+    def read_batch(
+        self, positions: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return the arrays at positions, decoded by several threads where that is faster.
+
+        With ``out`` they fill its rows, and it is returned.
+        """
+        self.fetch(positions)
+        if out is None:
+            return self._threads.map(self.read, positions.tolist())
+        batch, numbered = out, positions.tolist()
+
+        def fill(n: int) -> None:
+            array = self.read(numbered[n])
+            check_row(batch, array, self.keys, numbered[n])
+            batch[n, ...] = array
+
+        self._threads.map(fill, range(len(numbered)))
+        return batch
+
+    def fetch(self, positions: np.ndarray) -> None:
+        """Ask the disk for all samples that are read next, at once."""
+        self._source.fetch(positions)
+
+    def location(self, position: int) -> Location:
+        """Return where the bytes of a sample lie: those of the original file."""
+        return self._source.location(position)
 
     def _is_file(self, position: int) -> bool:
         return int(self._source.placed(np.array([position])).numbers[0]) < 0

@@ -21,6 +21,7 @@ from converter.loader.cache import Cache
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import IndexedFile
+from converter.loader.selection import Location, fill_rows
 from converter.loader.several_files import OneFile, SeveralFiles
 from converter.loader.suggestions import unknown_key
 from converter.threads import Threads
@@ -190,22 +191,63 @@ class H5Folder(Mapping[str, np.ndarray]):
             )
         return bytes(data)
 
-    def read_batch(
+    def read_bytes_batch(
         self, keys: Sequence[str | SupportsIndex] | np.ndarray | slice
+    ) -> list[bytes]:
+        """Return the original files of several keys or positions, as `read_bytes` does."""
+        opened = self._open()
+        positions = self._positions(opened, keys)
+        if opened.source.holds_files:
+            opened.source.fetch(positions)
+        return [self.read_bytes(position) for position in positions.tolist()]
+
+    def location(self, key: str | SupportsIndex) -> Location:
+        """Return where the bytes of a sample lie: path, offset, nbytes, dtype and shape.
+
+        They are in C order and as they are, for programs that read the file by themselves. Of a
+        file stored with ``--store=encoded`` they are the original file: uint8, of shape (nbytes,).
+        Raises LoadError for a compressed or an empty array, and where the file has no index.
+        """
+        opened = self._open()
+        return opened.source.location(self._position(opened, key))
+
+    def read_batch(
+        self,
+        keys: Sequence[str | SupportsIndex] | np.ndarray | slice,
+        *,
+        out: np.ndarray | None = None,
     ) -> np.ndarray | list[np.ndarray]:
         """Return the arrays of keys or positions, in their order.
 
-        These may be a list, an array of numpy, a column of pandas, a tensor or a slice. Returns
-        one array of shape (N, ...) where shapes and dtypes agree, else a list.
+        Parameters
+        ----------
+        keys
+            A list, an array of numpy, a column of pandas, a tensor or a slice.
+        out
+            An array to fill and to return, of shape (N, ...) and the arrays' dtype, with any
+            strides. Memory that is used again is faster than new memory for each batch. After an
+            error some of it may be filled. None: return a new array (N, ...) where shapes and
+            dtypes agree, else a list.
         """
         opened = self._open()
         positions = self._positions(opened, keys)
+        if out is not None:
+            _check_out(out, len(positions))
         if not len(positions):
-            return []
+            return [] if out is None else out
         if self._cache_nbytes:
-            return _stacked([opened.read(position) for position in positions.tolist()])
-        arrays = opened.source.read_batch(positions)
+            cached = map(opened.read, positions.tolist())
+            if out is not None:
+                return fill_rows(out, cached, opened.source.keys, positions)
+            return _stacked(list(cached))
+        arrays = opened.source.read_batch(positions, out)
         return arrays if isinstance(arrays, np.ndarray) else _stacked(arrays)
+
+    def __getitems__(self, keys: Sequence[str | SupportsIndex]) -> list[np.ndarray]:
+        """Return one array for each key or position: PyTorch's DataLoader asks for a batch so."""
+        return list(self.read_batch(keys))
+
+    _getitems = __getitems__  # as Grain asks for a batch
 
     def close(self) -> None:
         """Close the file in this process; reading afterwards raises LoadError."""
@@ -313,6 +355,16 @@ def are_several(key: Any) -> bool:
     if isinstance(key, tuple):  # a selection belongs to `read`
         return not any(isinstance(one, slice) or one is Ellipsis for one in key)
     return isinstance(key, (list, range, slice)) or hasattr(key, "__array__")
+
+
+def _check_out(out: Any, count: int) -> None:
+    """Raise ValueError where a batch of so many arrays cannot be written into ``out``."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is an array of numpy to fill, not {type(out).__name__}")
+    if not out.ndim or len(out) != count:
+        raise ValueError(f"out has shape {out.shape}: give it {count} rows, one for each key")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only: give an array that can be written")
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

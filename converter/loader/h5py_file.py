@@ -23,7 +23,7 @@ from converter.format.index import IndexBuilder
 from converter.format.index_reader import Index
 from converter.format.layout import HARMLESS_NBYTES, Layout
 from converter.format.superblock import check_closed
-from converter.loader.selection import Box, Placed, box_of, rows_of
+from converter.loader.selection import Box, Location, Placed, box_of, fill_rows, rows_of
 
 
 class Datasets:
@@ -86,11 +86,6 @@ class Datasets:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a dataset's shape."""
         return tuple(self.dataset(name).shape or ())
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Return a dataset's dtype."""
-        dtype: np.dtype[Any] = self.dataset(name).dtype
-        return dtype
 
     def _file(self) -> h5py.File:
         opened = self._opened
@@ -234,9 +229,22 @@ class H5pyFile:
         box = box_of(selection, self._datasets.shape(name))
         return np.array(self._datasets.read(name, box)[(*box.take, ...)])
 
-    def read_batch(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Return the arrays at positions in range."""
-        return [self.read(position) for position in positions.tolist()]
+    def read_batch(
+        self, positions: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return the arrays at positions in range; or fill the rows of ``out``, and return it."""
+        arrays = map(self.read, positions.tolist())
+        return list(arrays) if out is None else fill_rows(out, arrays, self.keys, positions)
+
+    def fetch(self, positions: np.ndarray) -> None:
+        """Ask nothing of the disk: where samples lie is known to HDF5 alone."""
+
+    def location(self, position: int) -> Location:
+        """Raise LoadError: only an index tells where samples lie."""
+        raise LoadError(
+            f"{self.keys.path} has no index, which tells where {self.keys.key(position)!r} lies: "
+            "add one with --verify --rebuild_index"
+        )
 
     def _rows(self, position: int, first_row: int, rows: int | None) -> np.ndarray:
         if not self._datasets.shape(self.keys.key(position)):
@@ -245,7 +253,8 @@ class H5pyFile:
 
     def _number(self, name: str) -> int:
         """Return the number of a dataset's shape and dtype."""
-        dtype, shape = self._datasets.dtype(name), self._datasets.shape(name)
+        dataset = self._datasets.dataset(name)
+        dtype, shape = dataset.dtype, tuple(dataset.shape or ())
         if self.is_encoded and len(shape) == 1 and dtype == np.uint8:
             return -1
         number = self._numbers.setdefault((dtype, shape), len(self._layouts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +16,11 @@ from converter.format.index_reader import Index
 from converter.format.layout import Layout
 from converter.loader.chunks import check, read_chunks, read_plain_box
 from converter.loader.h5py_file import Datasets
-from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache
-from converter.loader.selection import Box, Placed, box_of, rows_of
+from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache, Row
+from converter.loader.selection import Box, Location, Placed, box_of, check_row, rows_of
 from converter.threads import Threads
 
-MOST_WINDOWS = 4096
 Bytes = bytes | bytearray | memoryview
-
-
-class Window(NamedTuple):
-    """The file as overlapping arrays of one layout: ``items[offset]`` is a sample's."""
-
-    items: np.ndarray
-    nbytes: int
 
 
 class IndexedFile:
@@ -44,7 +36,6 @@ class IndexedFile:
         self._verify = verify
         self._datasets = Datasets(handle)
         self._pages = PageCache(handle, index.hdf5_nbytes, len(index))
-        self._windows: dict[int, Window] = {}
 
     @property
     def is_encoded(self) -> bool:
@@ -62,19 +53,20 @@ class IndexedFile:
         At most ``threads`` decompress it; None: as many as a batch may use.
         """
         keys, pages = self.keys, self._pages
-        offset, number = keys.offsets[position], keys.layout_numbers[position]
-        window = self._windows.get(number)
-        if window is None or keys.nbytes[position] != window.nbytes:
-            return self._read_checked(position, number, threads)
-        if window.nbytes <= LARGEST_UNPROBED_NBYTES and pages.reads_to_probe > 0:
+        offset, nbytes = keys.offsets[position], keys.nbytes[position]
+        layout = keys.layout(keys.layout_numbers[position])
+        is_simple = layout.is_plain and layout.nbytes == nbytes and not self._verify
+        if not is_simple or not nbytes or offset + nbytes > pages.nbytes:
+            return self._read_checked(position, threads)
+        if nbytes <= LARGEST_UNPROBED_NBYTES and pages.reads_to_probe > 0:
             pages.reads_to_probe -= 1
-        elif not pages.are_cached(window.nbytes, offset):
-            return self._read_checked(position, number, threads)
-        try:
-            array: np.ndarray = window.items[offset].copy()
-            return array
-        except IndexError:  # behind the HDF5 part
-            raise self.keys.misplaced(position) from None
+        elif not pages.are_cached(nbytes, offset):
+            return self._read_checked(position, threads)
+        mapped = pages.mapped or pages.map()
+        if mapped is None:
+            return self._read_checked(position, threads)
+        array: np.ndarray = np.ndarray(layout.shape, layout.dtype, mapped, offset).copy()
+        return array
 
     def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
         """Return an array, or rows of it, read-only, for a caller that copies out of it at once.
@@ -124,7 +116,7 @@ class IndexedFile:
             offset, nbytes = keys.offsets[position], keys.nbytes[position]
             if nbytes and offset + nbytes <= self._pages.nbytes:  # that is all to be checked
                 return self._pages.read(nbytes, offset)
-        return memoryview(self._read_checked(position, -1))  # type: ignore[arg-type]
+        return memoryview(self._read_checked(position))  # type: ignore[arg-type]
 
     def fetch(self, positions: np.ndarray) -> None:
         """Ask the disk for all samples that are read next, at once."""
@@ -148,60 +140,82 @@ class IndexedFile:
             raise self._damage(position, error) from None
         return np.array(block[(*box.take, ...)])
 
-    def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        """Return arrays, stacked where shapes and dtypes agree."""
+    def read_batch(
+        self, positions: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return arrays, stacked where shapes and dtypes agree; or fill ``out``, and return it."""
         rows = self.keys.rows
         numbers = rows["layout"][positions]
         if (numbers == numbers[0]).all():
             layout = self.keys.layout(int(numbers[0]))
-            if layout.is_plain and layout.nbytes:
-                return self._read_equal(positions, layout)
+            if layout.is_plain and layout.has_shape and layout.nbytes:
+                check_row(out, layout, self.keys, int(positions[0]))
+                return self._read_equal(positions, layout, out)
         self.fetch(positions)
         numbered = positions.tolist()
         layouts = [self.keys.layout_at(position) for position in numbered]
-        if len({(layout.dtype, layout.shape) for layout in layouts}) > 1:
+        if out is None and len({(layout.dtype, layout.shape) for layout in layouts}) > 1:
             return self._threads.map(functools.partial(self.read, threads=1), numbered)
+        for position, layout in zip(numbered, layouts, strict=True):
+            check_row(out, layout, self.keys, position)
         # checked before memory is taken
         extents = [self.keys.extents(position) for position in numbered]
-        batch = np.empty((len(numbered), *layouts[0].shape), layouts[0].dtype)
+        batch = out
+        if batch is None:
+            batch = np.empty((len(numbered), *layouts[0].shape), layouts[0].dtype)
+        rows_of_batch = [batch[n, ...] for n in range(len(numbered))]
 
         def fill(n: int) -> None:
-            self._fill(numbered[n], extents[n], layouts[n], batch[n, ...])
+            row = rows_of_batch[n]
+            target = row if row.flags.c_contiguous else np.empty(row.shape, row.dtype)
+            self._fill(numbered[n], extents[n], layouts[n], target)
+            if target is not row:
+                row[...] = target
 
         self._threads.map(fill, range(len(numbered)))
         return batch
 
-    def _read_equal(self, positions: np.ndarray, layout: Layout) -> np.ndarray:
+    def location(self, position: int) -> Location:
+        """Return where the bytes of a sample lie, where they are in the file as they are."""
+        layout = self.keys.layout_at(position)
+        key = self.keys.key(position)
+        if not layout.is_plain:
+            raise LoadError(
+                f"{key!r} in {self.keys.path} is compressed, so that its bytes are not in the file "
+                "as they are: read it, or convert with --compression=none"
+            )
+        extents = self.keys.extents(position)
+        if not extents:
+            raise LoadError(f"{key!r} in {self.keys.path} holds no bytes, and so lies nowhere")
+        offset, nbytes, _ = extents[0]
+        return Location(self.keys.path, offset, nbytes, layout.dtype, layout.shape)
+
+    def _read_equal(
+        self, positions: np.ndarray, layout: Layout, out: np.ndarray | None
+    ) -> np.ndarray:
         rows = self.keys.rows
         offsets, nbytes = rows["offset"][positions], rows["nbytes"][positions]
         last = self._pages.nbytes - layout.nbytes
         wrong = (nbytes != layout.nbytes) | (offsets > max(last, 0))
         if last < 0 or wrong.any():
             raise self.keys.misplaced(int(positions[np.argmax(wrong)]))
-        data = self._pages.gather(offsets.view(np.int64), layout.nbytes, self._threads)
+        target = Row(layout.dtype, layout.shape) if out is None else out
+        batch = self._pages.gather(offsets.view(np.int64), target, self._threads)
         if self._verify:
             for n, position in enumerate(positions.tolist()):
                 (extent,) = self.keys.extents(position)
                 try:
-                    check(extent, data[n * layout.nbytes : (n + 1) * layout.nbytes])
+                    check(extent, as_bytes(np.ascontiguousarray(batch[n, ...])))
                 except ValueError as error:
                     raise self._damage(position, error) from None
-        return data.view(layout.dtype).reshape(len(positions), *layout.shape)
+        return batch
 
-    def _read_checked(self, position: int, number: int, threads: int | None = None) -> np.ndarray:
+    def _read_checked(self, position: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)
         extents = self.keys.extents(position)  # checked before memory is taken
         array = np.empty(layout.shape, layout.dtype)
         self._fill(position, extents, layout, array, threads=threads or self._threads.count)
-        if number >= 0 and number not in self._windows and len(self._windows) < MOST_WINDOWS:
-            self._make_window(number, layout)
         return array
-
-    def _make_window(self, number: int, layout: Layout) -> None:
-        if layout.is_plain and layout.nbytes and layout.shape and not self._verify:
-            items = self._pages.window(layout)
-            if items is not None:
-                self._windows[number] = Window(items, layout.nbytes)
 
     def _fill(
         self,

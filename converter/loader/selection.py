@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +24,30 @@ class Placed(NamedTuple):
     numbers: np.ndarray
 
 
+class Location(NamedTuple):
+    """Where the bytes of a sample lie in a file, in C order and as they are."""
+
+    path: str
+    offset: int
+    nbytes: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class _Array(Protocol):
+    """Whatever has a shape and a dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+
+class _Keys(Protocol):
+    def key(self, position: int) -> str: ...
+
+
 class Box(NamedTuple):
     """A block of an array: from ``start`` up to ``stop`` on each axis; then ``take`` of it."""
 
@@ -39,6 +64,26 @@ class Box(NamedTuple):
     def slices(self) -> tuple[slice, ...]:
         """Return what cuts the block out of the array."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+
+def check_row(out: np.ndarray | None, array: _Array, keys: _Keys, position: int) -> None:
+    """Raise ValueError where an array does not fit a row of ``out``."""
+    if out is not None and (out.shape[1:] != array.shape or out.dtype != array.dtype):
+        raise ValueError(
+            f"out has rows of shape {out.shape[1:]} and {out.dtype}, but "
+            f"{keys.key(position)!r} has {array.shape} and {array.dtype}: give "
+            "it that shape and dtype"
+        )
+
+
+def fill_rows(
+    out: np.ndarray, arrays: Iterable[np.ndarray], keys: _Keys, positions: np.ndarray
+) -> np.ndarray:
+    """Copy the arrays at positions into the rows of ``out``, and return it."""
+    for n, array in enumerate(arrays):
+        check_row(out, array, keys, int(positions[n]))
+        out[n, ...] = array
+    return out
 
 
 def rows_of(first_row: int, rows: int | None) -> slice:

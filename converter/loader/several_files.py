@@ -16,7 +16,7 @@ from converter.format.layout import Layout
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import Bytes, IndexedFile
-from converter.loader.selection import Placed
+from converter.loader.selection import Location, Placed, fill_rows
 
 FILE_BITS = 32  # a layout's number in several files: that of its file, then its own
 OneFile = IndexedFile | H5pyFile | EncodedFile
@@ -137,12 +137,10 @@ class SeveralFiles:
     def placed(self, positions: np.ndarray) -> Placed:
         """Return where the samples at positions in range lie, each in its own file."""
         offsets, numbers = np.empty((2, len(positions)), np.int64)
-        files = self._numbers_of(positions)
-        for file in np.unique(files).tolist():
-            chosen = files == file
-            placed = self._files[file].placed(positions[chosen] - self.keys.starts[file])
+        for file, chosen, own in self._by_file(positions):
+            placed = self._files[file].placed(own)
             offsets[chosen] = placed.offsets
-            numbers[chosen] = np.where(placed.numbers < 0, -1, placed.numbers | (file << FILE_BITS))
+            numbers[chosen] = np.where(placed.numbers < 0, -1, placed.numbers | file << FILE_BITS)
         return Placed(offsets, numbers)
 
     def layout(self, number: int) -> Layout | None:
@@ -160,19 +158,37 @@ class SeveralFiles:
         file, position = self._split(position)
         return file.read_part(position, selection)
 
-    def read_batch(self, positions: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        """Return the arrays at positions; each file reads all of its own at once."""
+    def read_batch(
+        self, positions: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return the arrays at positions, or fill ``out``; each file reads its own at once."""
         numbers = self._numbers_of(positions)
         if (numbers == numbers[0]).all():
             number = int(numbers[0])
-            return self._files[number].read_batch(positions - self.keys.starts[number])
+            return self._files[number].read_batch(positions - self.keys.starts[number], out)
         arrays: list[Any] = [None] * len(positions)
-        for number in np.unique(numbers).tolist():
-            chosen = np.flatnonzero(numbers == number)
-            some = self._files[number].read_batch(positions[chosen] - self.keys.starts[number])
+        for number, chosen, own in self._by_file(positions):
+            some = self._files[number].read_batch(own)
             for n, array in zip(chosen.tolist(), some, strict=True):
                 arrays[n] = array
-        return arrays
+        return arrays if out is None else fill_rows(out, arrays, self.keys, positions)
+
+    def fetch(self, positions: np.ndarray) -> None:
+        """Ask the disk for all samples that are read next, at once."""
+        for number, _, own in self._by_file(positions):
+            self._files[number].fetch(own)
+
+    def location(self, position: int) -> Location:
+        """Return where the bytes of a sample lie, and in which of the files."""
+        file, position = self._split(position)
+        return file.location(position)
+
+    def _by_file(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield each file's number, which positions are its own, and those as its own count."""
+        numbers = self._numbers_of(positions)
+        for number in np.unique(numbers).tolist():
+            chosen = np.flatnonzero(numbers == number)
+            yield number, chosen, positions[chosen] - self.keys.starts[number]
 
     def _numbers_of(self, positions: np.ndarray) -> np.ndarray:
         """Return the number of the file that holds each position."""

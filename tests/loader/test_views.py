@@ -99,7 +99,7 @@ def test_rows_that_are_not_cached_are_read_alone(tmp_path, monkeypatch):
 def test_a_view_where_the_mapping_cannot_be_had_is_right(tmp_path, is_cached, monkeypatch):
     pages = converter.loader.page_cache.PageCache
     path = make_h5(tmp_path, arrays())
-    monkeypatch.setattr(pages, "_map", lambda _: None)
+    monkeypatch.setattr(pages, "map", lambda _: None)
     monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: is_cached)
     assert_same(H5Folder(path)._open().source.view(2, 3, 4), arrays()["c.npy"][3:7])
 
