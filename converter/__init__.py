@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from converter.training.crops import RandomResizedCrop as RandomResizedCrop
     from converter.training.crops import Resize as Resize
     from converter.training.loader import H5Loader as H5Loader
+    from converter.training.torch_data import H5ImageFolder as H5ImageFolder
+    from converter.training.torch_data import H5Sampler as H5Sampler
 
 __version__ = "0.1.0"
 
@@ -23,7 +25,9 @@ _HOMES = {
     "CenterCrop": "converter.training.crops",
     "ConverterError": "converter.errors",
     "H5Folder": "converter.loader.h5folder",
+    "H5ImageFolder": "converter.training.torch_data",
     "H5Loader": "converter.training.loader",
+    "H5Sampler": "converter.training.torch_data",
     "RandomCrop": "converter.training.crops",
     "RandomResizedCrop": "converter.training.crops",
     "Resize": "converter.training.crops",
@@ -35,7 +39,9 @@ __all__ = [
     "CenterCrop",
     "ConverterError",
     "H5Folder",
+    "H5ImageFolder",
     "H5Loader",
+    "H5Sampler",
     "RandomCrop",
     "RandomResizedCrop",
     "Resize",

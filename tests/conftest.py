@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers.run import Finished, run_here
+from helpers.run import Finished, end_all, run_here
 
 EVERYDAY = "not slow"  # as addopts of pyproject.toml says
 SLOW_HALF = "python -m pytest -n auto -m slow"
-CELLS = 3  # of one parametrised test in the everyday half
+CELLS = 2  # of one parametrised test in the everyday half
+SECONDS_IN_TEST = 600  # more than any process it starts may take
 corpus_lines = pytest.StashKey[list[str]]()
 
 
@@ -74,6 +76,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FOLDER",
         help="convert this folder too, and check every file of it; may be given several times",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let no test take for ever.
+
+    Not by faulthandler: its thread hangs the workers with a time limit that are forked from here.
+    """
+    if not hasattr(signal, "SIGALRM") or item.config.getoption("--corpus"):
+        return (yield)
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"{item.nodeid} takes longer than {SECONDS_IN_TEST} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS_IN_TEST)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """End what a test has started and, because it failed, not waited for."""
+    yield
+    end_all()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The benchmark, and the two PyTorch datasets it offers to copy."""
+"""The benchmark, the two PyTorch datasets it offers to copy, and the folders it is run on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import benchmark
 from helpers.arrays import equal_samples, make_h5
 from helpers.check import assert_same
 from helpers.run import read_with
+from helpers.run import run as run_process
+from make_folder import FILES_IN_FOLDER, main
 
 pytestmark = pytest.mark.slow
 
@@ -47,11 +49,25 @@ def pictures(tmp_path):
     return folder
 
 
-def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, HOME / "benchmark.py", *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, **options,
-    )  # fmt: skip
+@pytest.fixture
+def run(tmp_path):
+    """Run the benchmark where some packages are missing: that of PyTorch takes seconds each time.
+
+    Every reader is measured in a process of its own.
+    """
+
+    def run(*arguments, without=("torch",)):
+        missing = tmp_path / "missing"
+        missing.mkdir(exist_ok=True)
+        for name in without:
+            (missing / f"{name}.py").write_text("raise ImportError('not installed')\n")
+        return subprocess.run(
+            [sys.executable, HOME / "benchmark.py", *map(str, arguments)],
+            env={"PYTHONPATH": str(missing), "PATH": ""},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return run
 
 
 @BOTH
@@ -129,19 +145,19 @@ print(benchmark.{images.__name__}({str(path)!r})[5].shape)
 
 
 @pytest.mark.parametrize("used_before", [True, False])
-@pytest.mark.parametrize("workers", [0, 3])
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize("method", [None, *multiprocessing.get_all_start_methods()])
 @BOTH
-def test_a_data_loader_gets_all_arrays(path, samples, images, workers, method, used_before):
+def test_a_data_loader_gets_all_arrays(path, samples, images, method, used_before):
     torch = pytest.importorskip("torch")
-    if not workers and method != "fork":
-        pytest.skip("no process is started")
+    if method not in (None, "fork") and not used_before:
+        pytest.skip("the dataset travels pickled: that drops what was opened")
+    workers = 2 if method else 0
     dataset = images(path)
     if used_before:
         dataset[0]
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=8, num_workers=workers, collate_fn=benchmark.collate,
-        multiprocessing_context=method if workers else None, persistent_workers=workers > 1,
+        multiprocessing_context=method, persistent_workers=workers > 1,
     )  # fmt: skip
     wanted = np.stack([samples[key] for key in sorted(samples)])
     for _ in range(2):
@@ -172,13 +188,11 @@ def test_images_of_unequal_size_become_a_list_of_tensors(tmp_path, images):
     assert batch[1].sum() == 12
 
 
-def test_it_converts_what_is_missing_and_measures_all_readers(pictures, tmp_path):
+def test_it_converts_what_is_missing_and_measures_all_readers(pictures, tmp_path, run):
     output, figures, chart = tmp_path / "out.h5", tmp_path / "figures.json", tmp_path / "chart.png"
-    workers = "0,1" if benchmark.torch is not None else "0"
     done = run(
         f"--path_images={pictures}", f"--path_output={output}", "--ext=png", "--epochs=1",
-        f"--num_workers={workers}", "--batch_size=4", f"--json={figures}", f"--plot={chart}",
-        "--convert",
+        f"--json={figures}", f"--plot={chart}", "--convert",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with h5py.File(output) as file:
@@ -186,25 +200,40 @@ def test_it_converts_what_is_missing_and_measures_all_readers(pictures, tmp_path
     assert not list(tmp_path.glob("*.benchmark*"))
     report = json.loads(figures.read_text())
     measured = {(row["reader"], row["manner"]) for row in report["results"]}
-    for reader in ("loose, imageio", "loose, Pillow", "h5py", "H5Folder, batches"):
-        assert (reader, "loop") in measured
-        assert ((reader, "1 workers") in measured) == (benchmark.torch is not None)
-    assert ("H5Folder", "loop") in measured
+    assert measured >= {
+        (reader, "loop")
+        for reader in ("loose, imageio", "loose, Pillow", "h5py", "H5Folder", "H5Folder, batches")
+    }
     assert report["sizes"]["files"] == 12
     assert set(report["convert"]) == {"converter", "decoding alone", "the usual script"}
     assert all(row["least"] <= row["files_per_second"] <= row["most"] for row in report["results"])
     assert "| H5Folder, cache | loop |" in done.stdout
     assert chart.exists() or "without a chart" in done.stderr
+    assert "without PyTorch" in done.stderr
+    assert {manner for _, manner in measured} == {"loop"}
 
 
-def test_it_measures_without_torch_opencv_and_matplotlib(pictures, tmp_path):
-    for name in ("torch", "cv2", "matplotlib"):
-        (tmp_path / "missing").mkdir(exist_ok=True)
-        (tmp_path / "missing" / f"{name}.py").write_text("raise ImportError('not installed')\n")
+def test_it_measures_with_a_data_loader(pictures, tmp_path, run):
+    pytest.importorskip("torch")
+    figures = tmp_path / "figures.json"
+    done = run(
+        f"--path_images={pictures}", f"--path_output={tmp_path / 'out.h5'}", "--ext=png",
+        "--epochs=1", "--num_workers=1", "--batch_size=4", f"--json={figures}",
+        without=("cv2", "imageio"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(figures.read_text())
+    measured = {(row["reader"], row["manner"]) for row in report["results"]}
+    for reader in ("loose, Pillow", "h5py", "H5Folder, batches"):
+        assert {(reader, "loop"), (reader, "1 workers")} <= measured
+    assert ("H5Folder", "loop") in measured
+
+
+def test_it_measures_without_torch_opencv_and_matplotlib(pictures, tmp_path, run):
     done = run(
         f"--path_images={pictures}", f"--path_output={tmp_path / 'out.h5'}", "--ext=png",
         "--epochs=1", f"--plot={tmp_path / 'chart.png'}",
-        env={"PYTHONPATH": str(tmp_path / "missing"), "PATH": ""},
+        without=("torch", "cv2", "matplotlib"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for said in ("without PyTorch", "without OpenCV: not installed", "without a chart: pip"):
@@ -214,7 +243,7 @@ def test_it_measures_without_torch_opencv_and_matplotlib(pictures, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs posix_fadvise")
-def test_cold_runs_read_from_the_disk_again(pictures, tmp_path):
+def test_cold_runs_read_from_the_disk_again(pictures, tmp_path, run):
     done = run(
         f"--path_images={pictures}", f"--path_output={tmp_path / 'out.h5'}", "--ext=png",
         "--epochs=1", "--cold", "--num_workers=0", "--samples=5",
@@ -224,7 +253,7 @@ def test_cold_runs_read_from_the_disk_again(pictures, tmp_path):
     assert "H5Folder, cache" not in done.stdout
 
 
-def test_files_that_differ_are_named_and_nothing_is_measured(pictures, tmp_path):
+def test_files_that_differ_are_named_and_nothing_is_measured(pictures, tmp_path, run):
     options = (f"--path_images={pictures}", f"--path_output={tmp_path / 'out.h5'}", "--ext=png",
                "--epochs=1", "--num_workers=0")  # fmt: skip
     assert run(*options, "--samples=1").returncode == 0
@@ -235,7 +264,7 @@ def test_files_that_differ_are_named_and_nothing_is_measured(pictures, tmp_path)
     assert "files/s" not in done.stdout
 
 
-def test_other_files_are_measured_with_the_users_own_reader(tmp_path):
+def test_other_files_are_measured_with_the_users_own_reader(tmp_path, run):
     functions = tmp_path / "functions.py"
     functions.write_text("def my_read(path_sample):\n    return open(path_sample).read()\n")
     (tmp_path / "texts").mkdir()
@@ -256,7 +285,7 @@ def test_other_files_are_measured_with_the_users_own_reader(tmp_path):
     [("--num_workers=x", "give numbers with commas"), ("--epochs=0", "at least 1"),
      ("--num_workers=-1", "at least 0")],
 )  # fmt: skip
-def test_wrong_options_are_named(tmp_path, option, said):
+def test_wrong_options_are_named(tmp_path, run, option, said):
     done = run(f"--path_images={tmp_path}", f"--path_output={tmp_path / 'o.h5'}", option)
     assert done.returncode == 2
     assert said in done.stderr
@@ -283,3 +312,54 @@ def test_a_file_that_another_program_writes_is_not_read(path, monkeypatch):
     monkeypatch.setattr(h5py, "File", in_use)
     with pytest.raises(BlockingIOError):
         benchmark.H5pyImages(path)
+
+
+# The script that makes large folders
+
+
+def test_it_makes_that_many_equal_lists_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert main([str(folder), "--count=250"]) == 0
+    files = sorted(folder.iterdir())
+    assert len(files) == 250
+    assert len({len(json.loads(file.read_text())) for file in files}) == 1
+    assert all(90 <= file.stat().st_size <= 130 for file in files)
+    assert len({file.read_bytes() for file in files}) == 250
+
+
+def test_it_makes_a_hundred_in_each_nested_folder(tmp_path: Path) -> None:
+    assert main([str(tmp_path / "new"), "--count=250", "--nested"]) == 0
+    folders: dict[Path, int] = {}
+    for file in (tmp_path / "new").rglob("*.json"):
+        folders[file.parent] = folders.get(file.parent, 0) + 1
+    assert sorted(folders.values()) == [50, FILES_IN_FOLDER, FILES_IN_FOLDER]
+
+
+def test_it_makes_small_jpegs(tmp_path: Path) -> None:
+    assert main([str(tmp_path / "new"), "--count=3", "--jpeg"]) == 0
+    files = list((tmp_path / "new").iterdir())
+    assert len(files) == 3
+    for file in files:
+        with Image.open(file) as image:
+            assert (image.format, image.size) == ("JPEG", (32, 32))
+
+
+def test_it_makes_the_same_twice(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        main([str(tmp_path / name), "--count=5"])
+    contents = [[f.read_bytes() for f in sorted((tmp_path / n).iterdir())] for n in ("a", "b")]
+    assert contents[0] == contents[1]
+
+
+def test_it_leaves_a_folder_with_something_in_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(SystemExit, match="not empty"):
+        main([str(tmp_path), "--count=1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_it_is_a_script(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("make_folder.py")
+    ended = run_process([sys.executable, str(script), str(tmp_path / "new"), "--count=2", "--jpeg"])
+    assert ended.status == 0, ended.err
+    assert len(list((tmp_path / "new").iterdir())) == 2

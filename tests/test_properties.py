@@ -125,7 +125,7 @@ def make_tree(folder: Path, tree: list[tuple[str, ...]]) -> dict[str, bytes]:
     return made
 
 
-@settings(REPEATABLE, max_examples=100)
+@settings(REPEATABLE, max_examples=60)
 @given(trees, st.sampled_from(["array", "encoded"]))
 def test_any_tree_of_names_is_converted_one_to_one(tree, store):
     with fresh_folder() as folder:
@@ -266,7 +266,7 @@ def has_bool(dtype: np.dtype) -> bool:
     return dtype.base.kind == "b" if dtype.subdtype is None else has_bool(dtype.subdtype[0])
 
 
-@settings(REPEATABLE, max_examples=80)
+@settings(REPEATABLE, max_examples=50)
 @given(st.lists(arrays(), min_size=1, max_size=5), st.sampled_from(COMPRESSIONS))
 def test_any_arrays_are_stored_as_they_are(some, compression):
     package = {"z": "zstandard", "b": "blosc2"}.get(compression[0])

@@ -84,9 +84,31 @@ def photos(folder: Path) -> Path:
     return folder
 
 
+#: Each call with two of the errors, each error with four or more of the calls.
+IN_ALL_MODES = [
+    (call, REFUSALS[(n + more) % len(REFUSALS)]) for n, call in enumerate(CALLS) for more in (0, 3)
+]
+
+
 @pytest.mark.filterwarnings("ignore:.*cannot map files:RuntimeWarning")
 @pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", CALLS)
+def test_a_conversion_does_without_a_call_that_is_refused(
+    photos: Path,
+    output: Path,
+    convert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+) -> None:
+    refuse(monkeypatch, call, number)
+    ended = convert(photos, output, "--ext=png", "--workers=2", "--compression=none")
+    assert ended.status == 0, ended.err
+    check(output)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot map files:RuntimeWarning")
+@pytest.mark.parametrize(("call", "number"), IN_ALL_MODES)
 def test_all_modes_do_without_a_call_that_is_refused(
     photos: Path,
     output: Path,

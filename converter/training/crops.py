@@ -416,7 +416,8 @@ def _between(draw: np.ndarray, least: float, most: float) -> np.ndarray:
 
 def _below(draw: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Return whole numbers from 0 to count - 1."""
-    return np.minimum((draw * count).astype(np.int64), count - 1)
+    whole: np.ndarray = np.minimum((draw * count).astype(np.int64), count - 1)
+    return whole
 
 
 def _stream(stream: int) -> np.uint64:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -66,6 +67,16 @@ def select(folder: H5Folder, keys: Any = None) -> Selection:
     if not len(positions):
         raise ValueError("keys is empty: select at least one sample")
     return Selection(positions)
+
+
+def identity_of(folder: H5Folder, selection: Selection) -> str:
+    """Return a short text that tells a file and the samples selected of it from others."""
+    positions = selection.positions
+    if isinstance(positions, range):
+        selected = f"{positions.start}:{positions.stop}:{positions.step}"
+    else:
+        selected = f"{crc32(positions.astype('<i8').tobytes()):08x}"
+    return f"{crc32(repr(folder._open().source.identity).encode()):08x}/{selected}"
 
 
 class Labels:

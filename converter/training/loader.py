@@ -20,8 +20,7 @@ from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.crops import CropMethod
 from converter.training.labels import Labels, Selection, select
 from converter.training.orders import Order, Place, find_ranks, make_state, place_of
-from converter.training.processes import InProcesses, RemoteFilling
-from converter.training.readers import InCaller, InThreads
+from converter.training.readers import InCaller, InProcesses, InThreads, RemoteFilling
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8

@@ -1,15 +1,43 @@
-"""Carry out the parts of batches: in threads of this process, or in the caller."""
+"""Carry out the parts of batches: in the caller, in threads of this process, or in processes.
+
+Processes are for loops whose own Python holds the interpreter's lock. The caller's thread talks to
+them, and only when it asks for a batch: a thread of its own would wait for the lock. They write
+into shared memory, of which they have each piece but once. Arrays that do not have the shape of
+those before are sent through the pipe instead.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+import mmap
+import multiprocessing
+import multiprocessing.process
+import os
+import pickle
 import queue
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, reduction
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory as NamedMemory
+from typing import Any, NamedTuple, Protocol
 
-LONGEST_JOIN_SECONDS = 5.0
+import numpy as np
+
+from converter.errors import LoadError, describe
+from converter.training.batches import Filler, Filling, Recipe, Request, joined
+from converter.training.buffers import Buffers, Memory
+
+LONGEST_JOIN_SECONDS = 2.0  # of a process
+LONGEST_THREAD_JOIN_SECONDS = 5.0
+HAS_MEMFD = hasattr(os, "memfd_create") and sys.platform == "linux"
 Part = tuple[int, Callable[[], None]]  # of the work with this number
 
 
@@ -51,7 +79,7 @@ class InThreads:
         # as daemons: threading waits for other threads before it calls what closes these
         self._threads = [
             threading.Thread(
-                target=_serve, args=(self._parts, self._done), name="H5Loader", daemon=True
+                target=_serve_thread, args=(self._parts, self._done), name="H5Loader", daemon=True
             )
             for _ in range(count)
         ]
@@ -78,13 +106,13 @@ class InThreads:
                 self._parts.get_nowait()
         for _ in self._threads:
             self._parts.put(None)
-        end = time.monotonic() + LONGEST_JOIN_SECONDS  # a transform may be slow, or hang
+        end = time.monotonic() + LONGEST_THREAD_JOIN_SECONDS  # a transform may be slow, or hang
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
 
 
-def _serve(
+def _serve_thread(
     parts: queue.SimpleQueue[Part | None],
     done: queue.SimpleQueue[int],
 ) -> None:
@@ -94,3 +122,418 @@ def _serve(
         part()
         done.put(number)
         del item, part  # or this thread would hold the arrays of a batch until the next part
+
+
+class SharedMemory(Memory):
+    """Memory that reader processes write: on Linux a file without a name, elsewhere one with."""
+
+    def __init__(self, number: int, nbytes: int) -> None:
+        self.number = number
+        self.handle: int | str
+        if HAS_MEMFD:
+            descriptor = self.handle = os.memfd_create("H5Loader", os.MFD_CLOEXEC)
+            weakref.finalize(self, os.close, descriptor)
+            # reserved: a page that cannot be had when it is touched kills with SIGBUS
+            os.posix_fallocate(descriptor, 0, max(1, nbytes))
+            self.bytes = _mapped(descriptor, nbytes)
+        else:
+            named = NamedMemory(create=True, size=max(1, nbytes))
+            weakref.finalize(self, _remove, named)
+            self.handle = named.name
+            self.bytes = _bytes_of(named, nbytes)
+        _retired_at_fork().add(self)
+
+
+def _mapped(descriptor: int, nbytes: int) -> np.ndarray:
+    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+    return np.frombuffer(mmap.mmap(descriptor, max(1, nbytes), flags), np.uint8, nbytes)
+
+
+def _bytes_of(named: NamedMemory, nbytes: int) -> np.ndarray:
+    assert named.buf is not None  # only behind close()
+    return np.frombuffer(named.buf, np.uint8, nbytes)
+
+
+def _remove(named: NamedMemory) -> None:
+    named.unlink()
+    with contextlib.suppress(BufferError):  # it is unmapped with its last array
+        named.close()
+
+
+@functools.cache
+def _retired_at_fork() -> weakref.WeakSet[SharedMemory]:
+    """Return the memory that is not written again after a fork: the child may hold it, too."""
+    memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
+
+    def retire() -> None:
+        for memory in list(memories):
+            memory.is_retired = True
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=retire)
+    return memories
+
+
+class Place(NamedTuple):
+    """Where the rows of a name go: the memory's number, and where in it they begin."""
+
+    memory: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Task(NamedTuple):
+    """Some rows of a batch. ``memories`` come behind it, ``forgotten`` are needed no more."""
+
+    number: int
+    request: Request
+    places: dict[str, Place]
+    memories: list[tuple[int, int, str]]  # number, bytes, name
+    forgotten: list[int]
+
+
+class Done(NamedTuple):
+    """Rows by name, None for those that are in their place; or what went wrong."""
+
+    number: int
+    rows: dict[str, Any]
+    error: BaseException | None
+
+
+class RemoteFilling:
+    """A batch that processes fill."""
+
+    def __init__(
+        self, number: int, request: Request, recipe: Recipe, labels: Callable[[], Any] | None
+    ) -> None:
+        self.number, self.request = number, request
+        self.arrays: dict[str, np.ndarray] = {}
+        self.done: list[Done | None] = []
+        self._recipe, self._labels = recipe, labels
+
+    def result(self) -> tuple[dict[str, Any], Any]:
+        """Return the arrays and the labels; raise what went wrong in the first part it did."""
+        parts = [part for part in self.done if part is not None]
+        for part in parts:
+            if part.error is not None:
+                raise part.error
+        arrays: dict[str, Any] = {}
+        bounds = np.cumsum([0, *_shares(len(self.request.positions), len(parts))]).tolist()
+        for name in parts[0].rows:
+            pieces = [part.rows[name] for part in parts]
+            if all(piece is None for piece in pieces):
+                arrays[name] = self.arrays[name]
+                continue
+            pieces = [
+                self.arrays[name][bounds[n] : bounds[n + 1]] if piece is None else piece
+                for n, piece in enumerate(pieces)
+            ]
+            arrays[name] = joined(pieces, self._recipe, self.request)
+        return arrays, self._labels() if self._labels is not None else None
+
+
+class InProcesses:
+    """Reader processes; start them once and use them for many epochs."""
+
+    def __init__(self, count: int, recipe: Recipe) -> None:
+        try:
+            described = pickle.dumps(recipe)
+        except Exception as error:
+            raise ValueError(
+                f"processes={count} sends transform and crop to other processes, but they cannot "
+                f"be pickled ({describe(error)}): define them at the top of a module"
+            ) from error
+        self.is_broken = False
+        self._pid = os.getpid()
+        self._numbers = iter(range(sys.maxsize))
+        self._dropped: list[deque[int]] = [deque() for _ in range(count)]
+        self._known: list[set[int]] = [set() for _ in range(count)]
+        self._rows: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._buffers: dict[str, Buffers] = {}
+        self._pending: dict[int, RemoteFilling] = {}
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        self._end = weakref.finalize(self, _end, self._pid, self._processes, self._pipes)
+        context = multiprocessing.get_context("spawn")
+        for number in range(count):
+            own, theirs = context.Pipe()
+            name = f"H5Loader-{number}"
+            process = context.Process(target=_serve, args=(theirs, described), name=name)
+            process.daemon = True
+            self._pipes.append(own)
+            process.start()
+            # what multiprocessing knows of, it also ends at the end of a process that was forked
+            # from this one by os.fork
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+            self._processes.append(process)
+            theirs.close()
+
+    def next_number(self) -> int:
+        """Return a number for a batch that none had before."""
+        return next(self._numbers)
+
+    def start(self, work: RemoteFilling) -> None:
+        """Send each process its part."""
+        request, count = work.request, len(self._pipes)
+        shares = [share for share in _shares(len(request.positions), count) if share]
+        memories = self._prepare(work)
+        work.done = [None] * len(shares)
+        self._pending[work.number] = work
+        first = 0
+        for n, share in enumerate(shares):
+            places = {
+                name: Place(
+                    memory.number,
+                    first * math.prod(array.shape[1:]) * array.itemsize,
+                    (share, *array.shape[1:]),
+                    array.dtype,
+                )
+                for name, (memory, array) in memories.items()
+            }
+            self._send(n, work.number, request.rows(first, first + share), places, memories)
+            first += share
+
+    def wait(self, work: RemoteFilling) -> None:
+        """Return when all parts are done.
+
+        Raises LoadError where a process has ended.
+        """
+        while any(part is None for part in work.done):
+            sentinels = {process.sentinel: n for n, process in enumerate(self._processes)}
+            ready = connection.wait([*self._pipes, *sentinels])
+            pipes = [n for n, pipe in enumerate(self._pipes) if pipe in ready]
+            for n in pipes:
+                self._receive(n)
+            if not pipes:
+                raise self._death(sentinels[ready[0]])
+
+    def close(self) -> None:
+        """End the processes."""
+        self.is_broken = True
+        self._end()
+
+    def _prepare(self, work: RemoteFilling) -> dict[str, tuple[SharedMemory, np.ndarray]]:
+        """Return memory for the rows of each name, as those before were."""
+        prepared = {}
+        for name, (shape, dtype) in self._rows.items():
+            buffers = self._buffers.get(name)
+            if buffers is None:
+                allocate = functools.partial(_allocate, self._numbers, self._dropped)
+                buffers = self._buffers[name] = Buffers(allocate)
+            whole = (len(work.request.positions), *shape)
+            memory = buffers.take(math.prod(whole) * dtype.itemsize)
+            assert isinstance(memory, SharedMemory)
+            work.arrays[name] = buffers.part(memory, whole, dtype)
+            prepared[name] = memory, work.arrays[name]
+        return prepared
+
+    def _send(
+        self,
+        n: int,
+        number: int,
+        request: Request,
+        places: dict[str, Place],
+        memories: dict[str, tuple[SharedMemory, np.ndarray]],
+    ) -> None:
+        known, dropped = self._known[n], self._dropped[n]
+        new = [memory for memory, _ in memories.values() if memory.number not in known]
+        known.update(memory.number for memory in new)
+        forgotten = [dropped.popleft() for _ in range(len(dropped))]
+        names = [(m.number, len(m.bytes), "" if HAS_MEMFD else str(m.handle)) for m in new]
+        task = Task(number, request, places, names, [one for one in forgotten if one in known])
+        known.difference_update(forgotten)
+        try:
+            self._pipes[n].send(task)
+            for memory in new:
+                if isinstance(memory.handle, int):
+                    reduction.send_handle(self._pipes[n], memory.handle, self._processes[n].pid)
+        except OSError:
+            raise self._death(n) from None
+        except BaseException:  # Ctrl-C amid a message: what follows would not be understood
+            self.close()
+            raise
+
+    def _receive(self, n: int) -> None:
+        try:
+            done: Done = self._pipes[n].recv()
+        except (EOFError, OSError):
+            raise self._death(n) from None
+        except BaseException:
+            self.close()
+            raise
+        work = self._pending[done.number]
+        work.done[n] = done
+        if all(part is not None for part in work.done):
+            del self._pending[done.number]
+        for name, rows in done.rows.items():
+            if isinstance(rows, np.ndarray):
+                self._rows[name] = rows.shape[1:], rows.dtype
+            elif rows is not None:
+                self._rows.pop(name, None)
+
+    def _death(self, n: int) -> LoadError:
+        """End all; return the error for a process that has ended."""
+        process = self._processes[n]
+        process.join(LONGEST_JOIN_SECONDS)
+        status = process.exitcode
+        self.close()
+        if status is not None and status < 0:
+            how = f"was ended by signal {-status} ({signal.Signals(-status).name})"
+            cure = "look whether memory is short, and iterate again to start new ones"
+        else:
+            how = f"ended with status {status}"
+            cure = (
+                "see what it wrote to stderr; a script must start its loop below "
+                'if __name__ == "__main__"'
+            )
+        return LoadError(f"a reader process of H5Loader {how}: {cure}")
+
+
+def _shares(count: int, parts: int) -> list[int]:
+    """Return how many rows each part has; the first ones have one more."""
+    share, more = divmod(count, parts)
+    return [share + (n < more) for n in range(parts)]
+
+
+def _allocate(numbers: Iterator[int], dropped: list[deque[int]], nbytes: int) -> SharedMemory:
+    memory = SharedMemory(next(numbers), nbytes)
+    weakref.finalize(memory, _forget, memory.number, dropped)
+    return memory
+
+
+def _forget(number: int, dropped: list[deque[int]]) -> None:
+    for numbers in dropped:
+        numbers.append(number)
+
+
+def _end(pid: int, processes: list[Any], pipes: list[Connection]) -> None:
+    """End the processes: they do when their pipe is closed."""
+    for pipe in pipes:
+        pipe.close()
+    if pid != os.getpid():  # they are another process's children
+        return
+    for process in processes:
+        process.join(LONGEST_JOIN_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        process.close()
+
+
+def _serve(pipe: Connection, described: bytes) -> None:
+    """Fill parts of batches, in a reader process, until the pipe is closed."""
+    _receive_tasks(pipe, described)
+    # without the end of an interpreter, which takes a second after torch was imported
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _receive_tasks(pipe: Connection, described: bytes) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this
+    recipe: Recipe = pickle.loads(described)
+    filler = Filler(recipe)
+    memories: dict[int, np.ndarray] = {}
+    answers: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    # a thread: while a large answer waits for the parent, this process must go on receiving
+    threading.Thread(target=_answer, args=(pipe, answers), daemon=True).start()
+    while True:
+        try:
+            task: Task = pipe.recv()
+            for number, nbytes, name in task.memories:
+                memories[number] = _attached(pipe, nbytes, name)
+        except (EOFError, OSError):
+            return
+        for number in task.forgotten:
+            memories.pop(number, None)
+        answers.put(_done(task, recipe, filler, memories))
+
+
+def _attached(pipe: Connection, nbytes: int, name: str) -> np.ndarray:
+    if not name:
+        descriptor = reduction.recv_handle(pipe)
+        try:
+            return _mapped(descriptor, nbytes)
+        finally:
+            os.close(descriptor)
+    return _bytes_of(NamedMemory(name), nbytes)
+
+
+def _answer(pipe: Connection, answers: queue.SimpleQueue[Done]) -> None:
+    with contextlib.suppress(OSError):  # the parent has gone
+        while True:
+            pipe.send(answers.get())
+
+
+class _Target(Buffers):
+    """The place of the rows of one name; other memory for rows that do not fit it."""
+
+    def __init__(self, place: np.ndarray | None) -> None:
+        super().__init__()
+        self.place = place
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        place = self.place
+        if place is not None and place.shape == shape and place.dtype == dtype:
+            return place
+        return np.empty(shape, dtype)
+
+
+def _done(task: Task, recipe: Recipe, filler: Filler, memories: dict[int, np.ndarray]) -> Done:
+    targets: dict[str, _Target] = {}
+
+    def buffers(name: str) -> Buffers:
+        return targets.setdefault(name, _Target(_view(task.places.get(name), memories)))
+
+    try:
+        filling = Filling(
+            task.number,
+            task.request,
+            recipe,
+            buffers=buffers,
+            filler=lambda: filler,
+            labels=None,
+            until_read=lambda: None,
+            threads=0,
+            is_over=lambda: False,
+        )
+        for part in filling.parts():
+            part()
+        arrays, _ = filling.result()
+        return Done(
+            task.number, {name: _placed(buffers(name), rows) for name, rows in arrays.items()}, None
+        )
+    except BaseException as error:
+        return Done(task.number, {}, _sendable(error))
+
+
+def _view(place: Place | None, memories: dict[int, np.ndarray]) -> np.ndarray | None:
+    if place is None:
+        return None
+    nbytes = math.prod(place.shape) * place.dtype.itemsize
+    data = memories[place.memory][place.offset : place.offset + nbytes]
+    return data.view(place.dtype).reshape(place.shape)
+
+
+def _placed(target: Buffers, rows: Any) -> Any:
+    """Return None for rows that are in their place by now, else the rows."""
+    if not isinstance(rows, np.ndarray):
+        return rows
+    place = target.array(rows.shape, rows.dtype)
+    if rows is place:
+        return None
+    assert isinstance(target, _Target)
+    if place is not target.place:
+        return rows
+    place[...] = rows
+    return None
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Return an exception that comes through a pipe."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return LoadError(describe(error))
+    return error if isinstance(copy, BaseException) else LoadError(describe(error))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SECONDS_BEFORE_HANG = 300  # all of them
 TESTS = Path(__file__).resolve().parents[1]
 #: Kill before a step; amid it, if it writes, else behind it; refuse it as a full disk does.
 WAYS = ("before", "amid", "full")
@@ -54,7 +55,11 @@ def break_all(
     job = {"arguments": arguments, "points": points, "files_in_task": files_in_task}
     job["in_blocks"] = in_blocks
     ended = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(job), capture_output=True, text=True
+        [sys.executable, __file__],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_BEFORE_HANG,
     )
     assert ended.returncode == 0, ended.stderr
     return [Broken(*fields) for fields in json.loads(ended.stdout)]

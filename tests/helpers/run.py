@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ FUNCTIONS = ROOT / "tests" / "functions"
 SECONDS_BEFORE_HANG = 300  # also where much else runs
 CAPABILITIES_OF_ROOT = (1, 2)  # DAC_OVERRIDE, DAC_READ_SEARCH: see capabilities(7)
 PR_CAPBSET_DROP = 24
+_started: list[subprocess.Popen] = []
 
 
 class Finished(NamedTuple):
@@ -34,12 +36,14 @@ class Finished(NamedTuple):
 
 
 def run_here(capfd: pytest.CaptureFixture[str], *arguments: str) -> Finished:
-    """Run the command line within this process."""
+    """Run the command line within this process, from which its workers are then forked."""
     capfd.readouterr()  # of what ran before
-    try:
-        status = main([*arguments])
-    except SystemExit as error:  # as argparse ends
-        status = int(error.code or 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["converter", *arguments])
+        try:
+            status = main()  # with arguments of a program its workers start from a new interpreter
+        except SystemExit as error:  # as argparse ends
+            status = int(error.code or 0)
     out, err = capfd.readouterr()
     return Finished(status, out, err)
 
@@ -60,17 +64,30 @@ def read_with(functions: Path | str) -> tuple[str, str]:
     return "--custom_read_func", f"--path_functions={path}"
 
 
-def start(arguments: list[str], **options: Any) -> subprocess.Popen:
+def start(arguments: list[str], *, outlives_test: bool = False, **options: Any) -> subprocess.Popen:
     """Start a process that leads a process group of its own."""
     options.setdefault("stdout", subprocess.PIPE)
     options.setdefault("stderr", subprocess.PIPE)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         arguments,
         encoding="utf-8",
         errors="surrogateescape",
         start_new_session=True,
         **options,
     )
+    if not outlives_test:
+        _started.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Kill the processes that were started and that nobody has seen end, with their groups."""
+    while _started:
+        process = _started.pop()
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def finish(process: subprocess.Popen, *, seconds: float = SECONDS_BEFORE_HANG) -> Finished:

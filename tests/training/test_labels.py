@@ -129,7 +129,7 @@ def test_several_files_and_files_without_index_give_the_same_classes(tmp_path, k
 
     expected = classes_of(whole)
     assert len(set(expected.values())) >= 1 and len(expected) >= 2
-    for paths in (parts, [bare], parts[:2] + [parts[2]]):
+    for paths in (parts, [bare], parts[::-1]):
         assert classes_of(H5Folder(paths)) == expected
 
 
@@ -258,7 +258,7 @@ def test_a_file_in_no_folder_has_no_class(folder):
     with pytest.raises(ValueError, match=r"'top\.npy' lies in no folder, so that"):
         labels.classes  # noqa: B018
     labels = Labels("folder", folder, select(folder, "train/dog"))
-    with pytest.raises(ValueError, match="'train/dog/a.npy' lies in no folder below 'train/dog/'"):
+    with pytest.raises(ValueError, match=r"'train/dog/a\.npy' lies in no folder below 'train"):
         labels.all()
 
 

@@ -109,7 +109,7 @@ def test_evaluation_sees_each_sample_once_in_stored_order_in_equally_many_batche
     assert flat(steps) == list(range(count))
     for number, step in enumerate(steps):
         sizes = [len(batch) for batch in step]
-        assert 1 <= min(sizes) and max(sizes) <= batch_size
+        assert all(1 <= size <= batch_size for size in sizes)
         assert max(sizes) - min(sizes) <= 1
         assert number >= len(steps) - 2 or min(sizes) == batch_size
 
@@ -124,9 +124,8 @@ def test_batches_of_ranks_side_by_side_are_those_of_one_rank(
     steps = batches_of_all(orders(count, world_size, batch_size=batch_size, **options), 1)
     together = orders(count, 1, batch_size=batch_size * world_size, **options)
     alone = batches_of_all(together, 1)
-    assert [sum(step, [])[: len(batch)] for step, [batch] in zip(steps, alone, strict=True)] == [
-        batch for [batch] in alone
-    ]
+    for step, [batch] in zip(steps, alone, strict=True):
+        assert flat([step])[: len(batch)] == batch
 
 
 @REPEATABLE
@@ -340,9 +339,9 @@ def test_ranks_are_those_given_else_one(monkeypatch):
     assert find_ranks(2, 3) == (2, 3)
     with pytest.raises(ValueError, match=r"WORLD_SIZE is 8, but torch\.distributed is not init"):
         find_ranks(None, None)
-    for given in ((1, None), (None, 2)):
+    for half in ((1, None), (None, 2)):
         with pytest.raises(ValueError, match="rank and world_size go together"):
-            find_ranks(*given)
+            find_ranks(*half)
 
 
 @pytest.mark.slow
@@ -352,7 +351,8 @@ def test_ranks_are_those_of_torch_distributed(tmp_path):
 import sys
 import torch.distributed as d
 from converter.training.orders import find_ranks
-d.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=int(sys.argv[1]), world_size=2)
+meet = "file://{tmp_path}/meet"
+d.init_process_group("gloo", init_method=meet, rank=int(sys.argv[1]), world_size=2)
 print(*find_ranks(None, None))
 d.barrier()
 d.destroy_process_group()

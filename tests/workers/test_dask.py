@@ -22,7 +22,17 @@ from converter import StoppedError, __version__
 from converter import convert as convert_folder
 from helpers.check import failures, stored
 from helpers.images import save_jpegs
-from helpers.run import ROOT, command, finish, read_with, run, start, wait_until, write_functions
+from helpers.run import (
+    ROOT,
+    Finished,
+    command,
+    finish,
+    read_with,
+    run,
+    start,
+    wait_until,
+    write_functions,
+)
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
@@ -87,6 +97,7 @@ class Cluster:
         with open(self._logs / f"{what}{len(self.processes)}.log", "w") as log:
             process = start(
                 [sys.executable, "-m", "dask", what, *arguments],
+                outlives_test=True,
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -405,9 +416,11 @@ def test_a_worker_with_another_version_or_none_is_said(
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "nonsense", "", "udp://x:1"])
-def test_a_scheduler_that_does_not_answer_is_said(address: str, folder: Path, output: Path) -> None:
+def test_a_scheduler_that_does_not_answer_is_said(
+    address: str, folder: Path, output: Path, convert: Callable[..., Finished]
+) -> None:
     save_jpegs(folder, ["a.jpg"])
-    ended = run(command(folder, output, f"--dask={address.format(port=free_port())}", "--quiet"))
+    ended = convert(folder, output, f"--dask={address.format(port=free_port())}", "--quiet")
     assert ended.status == 2, ended
     assert "Dask scheduler" in ended.err or "--dask" in ended.err
     assert "Traceback" not in ended.err

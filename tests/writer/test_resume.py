@@ -8,13 +8,12 @@ import shutil
 import signal
 import struct
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from converter.writer.journal import read_lines, read_rows
+from converter.writer.journal import read_head, read_lines, read_rows
 from converter.writer.paths import Paths
-from helpers.check import everything_below, failures
+from helpers.check import case, everything_below, failures
 from helpers.damage import flip
 from helpers.images import colours, save
 from helpers.resuming import KINDS, Conversion, counts, files_in, kept, taken_over
@@ -615,37 +614,55 @@ def test_a_partial_file_with_a_hole_is_gone_on_with(share, halfway):
     halfway.assert_as_uninterrupted()
 
 
-def small_conversion(tmp_path: Path, convert) -> Conversion:
+def damaged(journal: bytes, damage: str, at: int) -> bytes:
+    if damage == "cut":
+        return journal[:at]
+    return journal[:at] + bytes([journal[at] ^ 1]) + journal[at + 1 :]
+
+
+@pytest.fixture
+def four_kept(tmp_path, convert, monkeypatch) -> Conversion:
     """Six samples, four of them kept, in blocks of one."""
+    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
     conversion = Conversion(tmp_path, convert)
     for number, kind in enumerate(("small", "empty", "text", "chunks", "scalar", "small")):
         conversion.put(f"{number}.num", kind, number)
+    assert kept(conversion.break_off("4.num")) == 4
     return conversion
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_journal_damaged_anywhere_is_believed_up_to_the_damage(damage, four_kept):
+    """At every place: what is read of it are the rows before, and never another one."""
+    path = four_kept.journal
+    journal, head, rows = path.read_bytes(), read_head(path), list(read_rows(path))
+    ends = [end for end, _ in read_lines(path)]
+    assert len(ends) == len(rows) + 1 == 5
+    for at in range(len(journal)):
+        path.write_bytes(damaged(journal, damage, at))
+        with case(at):
+            assert read_head(path) == (head if at >= ends[0] else None)
+            believed = sum(end <= at for end in ends[1:])
+            assert at < ends[0] or list(read_rows(path)) == rows[:believed]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-@pytest.mark.parametrize(
-    "step", [29, pytest.param(1, marks=pytest.mark.slow)], ids=["some_places", "every_place"]
-)
-def test_a_journal_damaged_anywhere_is_gone_on_with(step, damage, tmp_path, convert, monkeypatch):
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
-    conversion = small_conversion(tmp_path, convert)
-    assert kept(conversion.break_off("4.num")) == 4
+def test_a_journal_damaged_anywhere_is_gone_on_with(damage, four_kept):
+    """At some places, and around the end of each line."""
+    conversion = four_kept
     left = everything_below(conversion.output.parent)
     journal = left["OUT.h5.partial.journal"]
-    head_nbytes = next(read_lines(conversion.journal))[0]
-    whole = tmp_path / "whole.h5"
+    ends = [end for end, _ in read_lines(conversion.journal)]
+    whole = conversion.tmp_path / "whole.h5"
     conversion.run(output=whole)
     expected = whole.read_bytes()
     known = []
-    for at in {*range(0, len(journal), step), len(journal) - 1}:
+    around = {end + more for end in ends for more in (-2, -1, 0)}
+    for at in sorted({*range(0, len(journal), 29), *around} & set(range(len(journal)))):
         for name, content in left.items():
             (conversion.output.parent / name).write_bytes(content)
-        if damage == "cut":
-            conversion.journal.write_bytes(journal[:at])
-        else:
-            flip(conversion.journal, at)
+        conversion.journal.write_bytes(damaged(journal, damage, at))
         ended = conversion.run()
         assert ended.status == 0, (at, ended)
         assert os.listdir(conversion.output.parent) == ["OUT.h5"], at
@@ -654,7 +671,7 @@ def test_a_journal_damaged_anywhere_is_gone_on_with(step, damage, tmp_path, conv
             f"{conversion.partial} cannot be resumed, because no journal says what it holds"
             in ended.err
         )
-        assert begins_anew == (at < head_nbytes), at
+        assert begins_anew == (at < ends[0]), at
         assert "Traceback" not in ended.err
         known.append(taken_over(ended))
         conversion.output.unlink()
