@@ -123,8 +123,8 @@ class Arrays:
 
     def put(self, name: str, rows: np.ndarray | list[np.ndarray]) -> None:
         """Take all rows at once."""
-        if isinstance(rows, list):
-            self._kept[name] = rows
+        if isinstance(rows, list) or self._buffers(name).is_pinned:
+            self._kept[name] = list(rows)
         else:
             self._made[name] = rows, 0
 
@@ -489,6 +489,7 @@ class Filling:
         filler: Callable[[], Filler],
         labels: Callable[[], Any] | None,
         until_read: Callable[[], None],
+        gather: Callable[[], np.ndarray] | None = None,
         threads: int,
         is_over: Callable[[], bool],
     ) -> None:
@@ -502,6 +503,7 @@ class Filling:
         self._arrays = Arrays(len(request.positions), buffers)
         self._take_labels = labels
         self._until_read = until_read
+        self._gather_image = gather
         self._threads = threads
 
     def parts(self) -> list[Callable[[], None]]:
@@ -523,13 +525,17 @@ class Filling:
         columns = {IMAGE: (np.zeros(1, np.int64), request.positions), **request.partners}
         parts: list[Callable[[], None]] = []
         for name, (folders, positions) in columns.items():
+            if name == IMAGE and self._gather_image is not None:
+                parts.append(functools.partial(self._put, name, self._gather_image))
+                continue
             if (folders != folders[0]).any():
                 return None
             source = self._recipe.folders[int(folders[0])]._open().source
             numbers = source.placed(positions[:: len(positions) // ROWS_PROBED or 1]).numbers
             if numbers[0] < 0 or (numbers != numbers[0]).any():
                 return None
-            parts.append(functools.partial(self._gather, name, source, positions))
+            read = functools.partial(source.read_batch, positions)
+            parts.append(functools.partial(self._put, name, read))
         return parts
 
     def _in_rows(self) -> list[Callable[[], None]]:
@@ -541,8 +547,8 @@ class Filling:
             for first in range(0, count, rows)
         ]
 
-    def _gather(self, name: str, source: Source, positions: np.ndarray) -> None:
-        self._arrays.put(name, source.read_batch(positions))
+    def _put(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
+        self._arrays.put(name, read())
 
     def _fill(self, first: int, stop: int) -> None:
         self._filler().fill(self.request, first, stop, self._arrays, self._is_over)
