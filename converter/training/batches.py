@@ -511,6 +511,8 @@ class Filling:
         parts = (self._gathered() if self._recipe.is_plain else None) or self._in_rows()
         if self._take_labels is not None:
             parts.append(self._fill_labels)
+        if self._threads < 2:  # each part of its own costs some microseconds
+            return [functools.partial(self._do, *parts)]
         return [functools.partial(self._do, part) for part in parts]
 
     def result(self) -> tuple[dict[str, np.ndarray | list[np.ndarray]], Any]:
@@ -557,12 +559,13 @@ class Filling:
         assert self._take_labels is not None
         self.labels = self._take_labels()
 
-    def _do(self, part: Callable[[], None]) -> None:
-        """Do a part; keep what goes wrong for `result`."""
+    def _do(self, *parts: Callable[[], None]) -> None:
+        """Do some parts; keep what goes wrong for `result`."""
         try:
             self._until_read()
-            if not self._is_over():
-                part()
+            for part in parts:
+                if not self._is_over():
+                    part()
         except RowError as error:
             self._errors.append(error)
         except BaseException as error:  # it is raised where the batch is asked for
