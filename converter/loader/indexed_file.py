@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache, Row
 from converter.loader.selection import Box, Location, Placed, box_of, check_row, rows_of
 from converter.threads import Threads
 
+MOST_PLAINS = 4096
 Bytes = bytes | bytearray | memoryview
 
 
@@ -38,6 +39,22 @@ class EqualArrays:
         return self._pages.gather(self._offsets[indices], target, self._threads)
 
 
+class Plain(NamedTuple):
+    """How arrays of a layout are copied out of the mapping.
+
+    Of small arrays ``items[offset]`` is the one there: overlapping, and quicker than making a view.
+    """
+
+    nbytes: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    mapped: Any
+    items: np.ndarray | None
+
+
+NOT_PLAIN = Plain(-1, np.dtype(np.uint8), (), None, None)
+
+
 class IndexedFile:
     """An open file with its index."""
 
@@ -51,6 +68,7 @@ class IndexedFile:
         self._verify = verify
         self._datasets = Datasets(handle)
         self._pages = PageCache(handle, index.hdf5_nbytes, len(index))
+        self._plains: dict[int, Plain] = {}
 
     @property
     def is_encoded(self) -> bool:
@@ -68,20 +86,21 @@ class IndexedFile:
         At most ``threads`` decompress it; None: as many as a batch may use.
         """
         keys, pages = self.keys, self._pages
-        offset, nbytes = keys.offsets[position], keys.nbytes[position]
-        layout = keys.layout(keys.layout_numbers[position])
-        is_simple = layout.is_plain and layout.nbytes == nbytes and not self._verify
-        if not is_simple or not nbytes or offset + nbytes > pages.nbytes:
+        offset, number = keys.offsets[position], keys.layout_numbers[position]
+        plain = self._plains.get(number) or self._plain(number)
+        if keys.nbytes[position] != plain.nbytes:
             return self._read_checked(position, threads)
-        if nbytes <= LARGEST_UNPROBED_NBYTES and pages.reads_to_probe > 0:
+        if plain.items is not None and pages.reads_to_probe > 0:
             pages.reads_to_probe -= 1
-        elif not pages.are_cached(nbytes, offset):
+        elif offset + plain.nbytes > pages.nbytes or not pages.are_cached(plain.nbytes, offset):
             return self._read_checked(position, threads)
-        mapped = pages.mapped or pages.map()
-        if mapped is None:
-            return self._read_checked(position, threads)
-        array: np.ndarray = np.ndarray(layout.shape, layout.dtype, mapped, offset).copy()
-        return array
+        if plain.items is None:
+            return np.ndarray(plain.shape, plain.dtype, plain.mapped, offset).copy()
+        try:
+            array: np.ndarray = plain.items[offset].copy()
+            return array
+        except IndexError:  # behind the HDF5 part
+            raise keys.misplaced(position) from None
 
     def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
         """Return an array, or rows of it, read-only, for a caller that copies out of it at once.
@@ -249,6 +268,22 @@ class IndexedFile:
                 except ValueError as error:
                     raise self._damage(position, error) from None
         return batch
+
+    def _plain(self, number: int) -> Plain:
+        """Return how arrays of a layout are copied out of the mapping."""
+        layout, plain = self.keys.layout(number), NOT_PLAIN
+        is_plain = layout.is_plain and layout.has_shape and layout.nbytes and not self._verify
+        mapped = self._pages.map() if is_plain else None
+        if mapped is not None:
+            nbytes, shape, dtype = layout.nbytes, layout.shape, layout.dtype
+            count, items = self._pages.nbytes - nbytes + 1, None
+            if shape and nbytes <= LARGEST_UNPROBED_NBYTES and count > 0:
+                items = np.ndarray((count, *shape), dtype, mapped, 0, (1, *layout.strides))
+            plain = Plain(nbytes, dtype, shape, mapped, items)
+        if len(self._plains) >= MOST_PLAINS:
+            self._plains.clear()
+        self._plains[number] = plain
+        return plain
 
     def _read_checked(self, position: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)

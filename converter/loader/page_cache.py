@@ -57,8 +57,9 @@ class PageCache:
         self.reads_to_probe = 0
         self._cached_batches = 0
         self._handle = handle
+        self._byte = (bytearray(1),)  # read, and never looked at
         self._absent: set[int] = set()  # offsets of reads that found their byte absent
-        self.mapped: mmap.mmap | None = None
+        self._mapped: mmap.mmap | None = None
         self._is_mappable = True
         if nbytes >= samples * LARGE_NBYTES and hasattr(os, "posix_fadvise"):
             # no reading ahead: it would fetch parts of neighbours, which then seem cached
@@ -183,7 +184,7 @@ class PageCache:
         if NOWAIT is None:
             return unknown
         try:
-            return os.preadv(self._handle.fd, (bytearray(1),), offset, NOWAIT) == 1
+            return os.preadv(self._handle.fd, self._byte, offset, NOWAIT) == 1
         except BlockingIOError:
             return False
         except OSError:  # a file system that cannot tell
@@ -191,7 +192,7 @@ class PageCache:
 
     def map(self) -> mmap.mmap | None:
         """Return the mapping; None where the disk cannot map, like some network disks."""
-        if self.mapped is None and self._is_mappable:
+        if self._mapped is None and self._is_mappable:
             if self.nbytes > os.fstat(self._handle.fd).st_size:
                 raise LoadError(f"{self.path} was cut while it was open: convert it again")
             try:
@@ -211,5 +212,5 @@ class PageCache:
             if hasattr(mapped, "madvise"):
                 with contextlib.suppress(OSError):
                     mapped.madvise(mmap.MADV_RANDOM)
-            self.mapped = mapped
-        return self.mapped
+            self._mapped = mapped
+        return self._mapped
