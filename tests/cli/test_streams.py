@@ -57,7 +57,7 @@ def test_a_conversion_ends_as_if_all_were_read(
     assert shell(command(photos, output, flag), redirect) == 2  # it exists
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("redirect", LOST + KEPT)
 def test_what_gives_nothing_but_its_output_fails_where_that_is_lost(
     photos: Path, output: Path, redirect: str, convert: Callable[..., Finished]

@@ -31,7 +31,7 @@ def calls(functions: Path) -> Counter[str]:
     return Counter(lines)
 
 
-@pytest.mark.everyday(4)
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("files", "shape", "dtype"),
