@@ -24,6 +24,21 @@ MOST_PLAINS = 4096
 Bytes = bytes | bytearray | memoryview
 
 
+class EqualArrays:
+    """Arrays of one shape and dtype that lie in the file as they are; all that is checked."""
+
+    def __init__(self, pages: PageCache, offsets: np.ndarray, row: Row, threads: Threads) -> None:
+        self.row = row
+        self._pages = pages
+        self._offsets = offsets
+        self._threads = threads
+
+    def take(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Return some of them, by their places among the positions that were asked for."""
+        target = self.row if out is None else out
+        return self._pages.gather(self._offsets[indices], target, self._threads)
+
+
 class Plain(NamedTuple):
     """How arrays of a layout are copied out of the mapping.
 
@@ -92,16 +107,20 @@ class IndexedFile:
 
         It is a part of the mapping where its pages are cached. Elsewhere these rows are read.
         """
-        layout = self.keys.layout_at(position)
-        if not layout.is_plain or not layout.nbytes or not layout.shape or self._verify:
+        keys = self.keys
+        offset, nbytes = keys.offsets[position], keys.nbytes[position]
+        layout = keys.layout(keys.layout_numbers[position])
+        shape = layout.shape
+        is_simple = layout.is_plain and layout.nbytes == nbytes and not self._verify
+        if not is_simple or not nbytes or not shape or offset + nbytes > self._pages.nbytes:
             array = self.read(position)
             view = array[rows_of(first_row, rows)] if array.ndim else array
             view.flags.writeable = False
             return view
-        offset = self.keys.extents(position)[0].offset  # checked
-        first, stop, _ = rows_of(first_row, rows).indices(layout.shape[0])
-        shape = (max(0, stop - first), *layout.shape[1:])
-        offset += first * layout.strides[0]
+        if rows is not None or first_row:
+            first, stop, _ = rows_of(first_row, rows).indices(shape[0])
+            shape = (max(0, stop - first), *shape[1:])
+            offset += first * layout.strides[0]
         return self._pages.view(layout.dtype, shape, offset)
 
     def placed(self, positions: np.ndarray) -> Placed:
@@ -194,6 +213,32 @@ class IndexedFile:
         self._threads.map(fill, range(len(numbered)))
         return batch
 
+    def equal_arrays(self, positions: np.ndarray) -> EqualArrays | None:
+        """Return what gives these arrays, in any order, without looking each up; None if unlike.
+
+        It takes 8 bytes of memory for each.
+        """
+        rows = self.keys.rows.take(positions)
+        number = int(rows["layout"][0])
+        if self._verify or (rows["layout"] != number).any():
+            return None
+        layout = self.keys.layout(number)
+        if not layout.is_plain or not layout.has_shape or not layout.nbytes:
+            return None
+        offsets = self._checked_offsets(positions, rows, layout)
+        return EqualArrays(self._pages, offsets, Row(layout.dtype, layout.shape), self._threads)
+
+    def _checked_offsets(
+        self, positions: np.ndarray, rows: np.ndarray, layout: Layout
+    ) -> np.ndarray:
+        """Return where plain arrays of one layout lie."""
+        offsets, nbytes = rows["offset"], rows["nbytes"]
+        last = self._pages.nbytes - layout.nbytes
+        wrong = (nbytes != layout.nbytes) | (offsets > max(last, 0))
+        if last < 0 or wrong.any():
+            raise self.keys.misplaced(int(positions[np.argmax(wrong)]))
+        return offsets.astype(np.int64)
+
     def location(self, position: int) -> Location:
         """Return where the bytes of a sample lie, where they are in the file as they are."""
         layout = self.keys.layout_at(position)
@@ -212,14 +257,9 @@ class IndexedFile:
     def _read_equal(
         self, positions: np.ndarray, layout: Layout, out: np.ndarray | None
     ) -> np.ndarray:
-        rows = self.keys.rows
-        offsets, nbytes = rows["offset"][positions], rows["nbytes"][positions]
-        last = self._pages.nbytes - layout.nbytes
-        wrong = (nbytes != layout.nbytes) | (offsets > max(last, 0))
-        if last < 0 or wrong.any():
-            raise self.keys.misplaced(int(positions[np.argmax(wrong)]))
+        offsets = self._checked_offsets(positions, self.keys.rows.take(positions), layout)
         target = Row(layout.dtype, layout.shape) if out is None else out
-        batch = self._pages.gather(offsets.view(np.int64), target, self._threads)
+        batch = self._pages.gather(offsets, target, self._threads)
         if self._verify:
             for n, position in enumerate(positions.tolist()):
                 (extent,) = self.keys.extents(position)

@@ -25,6 +25,7 @@ LARGEST_UNPROBED_NBYTES = 8 << 10
 READS_PER_PROBE = 16
 LARGE_NBYTES = 64 << 10
 PIECES_PROBED = 8  # of those that are gathered at once
+CACHED_BATCHES = 16  # one after the other: then all of the file may be, and one piece is probed
 ADVISED_NBYTES = 128 << 10  # at a time: Linux fetches what its read-ahead allows, or a request
 MOST_ABSENT = 16
 GATHERED_NBYTES = 96 << 10  # at a time, on the way to memory that is used again: in the CPU's cache
@@ -54,6 +55,7 @@ class PageCache:
         self.path = handle.path
         self.nbytes = nbytes
         self.reads_to_probe = 0
+        self._cached_batches = 0
         self._handle = handle
         self._byte = (bytearray(1),)  # read, and never looked at
         self._absent: set[int] = set()  # offsets of reads that found their byte absent
@@ -103,8 +105,11 @@ class PageCache:
         They fill ``target``, or new memory where that is but the dtype and shape of each.
         """
         row = Row(target.dtype, target.shape[1:]) if isinstance(target, np.ndarray) else target
-        step = max(1, len(offsets) // PIECES_PROBED)
+        # a batch of icons takes little longer to copy than to ask for eight of them
+        probes = PIECES_PROBED if self._cached_batches < CACHED_BATCHES else 1
+        step = max(1, len(offsets) // probes)
         seem_cached = self._seem_cached([(n, row.nbytes) for n in offsets[::step].tolist()])
+        self._cached_batches = self._cached_batches + 1 if seem_cached else 0
         if row.nbytes <= LARGEST_UNPROBED_NBYTES and seem_cached and (mapped := self.map()):
             items = np.ndarray(
                 (self.nbytes - row.nbytes + 1,), f"V{row.nbytes}", mapped, strides=(1,)

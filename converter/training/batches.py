@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from converter.errors import ConverterError, LoadError, describe
+from converter.format.layout import Layout
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
 from converter.loader.several_files import SeveralFiles
@@ -124,8 +125,8 @@ class Arrays:
 
     def put(self, name: str, rows: np.ndarray | list[np.ndarray]) -> None:
         """Take all rows at once."""
-        if isinstance(rows, list):
-            self._kept[name] = rows
+        if isinstance(rows, list) or self._buffers(name).is_pinned:
+            self._kept[name] = list(rows)
         else:
             self._made[name] = rows, 0
 
@@ -155,49 +156,88 @@ class MismatchError(Exception):
 class _Picture:
     """One stored array: its shape is known, and what is asked for is read."""
 
+    __slots__ = ("_array", "_encoded", "_position", "_source", "dtype", "shape")
+
     def __init__(
-        self, source: Source, position: int, number: int, *, is_interpolated: bool = False
+        self,
+        source: Source,
+        position: int,
+        layout: Layout | None,
+        *,
+        is_interpolated: bool = False,
     ) -> None:
         self._source, self._position = source, position
-        self.shape: tuple[int, ...]
-        self.dtype: np.dtype[Any]
         self._array: np.ndarray | None = None
         self._encoded: EncodedFile | SeveralFiles | None = None  # where it can be reduced
-        layout = source.layout(number)
-        if layout is None and is_interpolated and isinstance(source, EncodedFile | SeveralFiles):
+        self.shape: tuple[int, ...]
+        self.dtype: np.dtype[Any]
+        if layout is not None:
+            self.shape, self.dtype = layout.shape, layout.dtype
+            return
+        if is_interpolated and isinstance(source, EncodedFile | SeveralFiles):
             shape = source.reducible_shape(position)
             if shape is not None:
-                self._encoded, self.shape = source, shape
-                self.dtype = np.dtype(np.uint8)
+                self._encoded, self.shape, self.dtype = source, shape, np.dtype(np.uint8)
                 return
-        if layout is None:
-            self._array = source.view(position)
-        like: Any = layout if self._array is None else self._array
-        self.shape, self.dtype = like.shape, like.dtype
+        self._array = source.view(position)  # only decoding tells
+        self.shape, self.dtype = self._array.shape, self._array.dtype
 
     @property
     def key(self) -> str:
         return self._source.keys.key(self._position)
 
-    def whole(self) -> np.ndarray:
-        return self._source.view(self._position) if self._array is None else self._array
-
-    def box(self, cut: Cut) -> np.ndarray:
-        """Return what is cut out; of a JPEG at least twice as large as needed, reduced.
-
-        A reduced decode takes about half the time.
-        """
-        factor = cut.reduction() if self._encoded else 1
-        if self._encoded and factor > 1:
-            reduced = self._encoded.reduced(self._position, factor)
-            if reduced is not None:
-                cut = cut.reduced(factor)
-                return reduced[cut.top :, cut.left :][: cut.height, : cut.width]
-        if self._array is None:
+    def read(self, cut: Cut | None) -> np.ndarray:
+        """Return the box of a cut; None: all. A large JPEG may give its box reduced."""
+        array = self._array
+        if cut is None:
+            return self._source.view(self._position) if array is None else array
+        reduced = self._reduced(cut)
+        if reduced is not None:
+            return reduced
+        if array is None:
             rows = self._source.view(self._position, cut.top, cut.height)
         else:
-            rows = self._array[cut.top : cut.top + cut.height]
+            rows = array[cut.top : cut.top + cut.height]
         return rows[:, cut.left : cut.left + cut.width]
+
+    def _reduced(self, cut: Cut) -> np.ndarray | None:
+        """Return the box of a JPEG at least twice as large as needed, from a smaller decode.
+
+        It takes about half the time.
+        """
+        factor = cut.reduction() if self._encoded else 1
+        if self._encoded is None or factor <= 1:
+            return None
+        reduced = self._encoded.reduced(self._position, factor)
+        if reduced is None:
+            return None
+        cut = cut.reduced(factor)
+        return reduced[cut.top :, cut.left :][: cut.height, : cut.width]
+
+
+class _Way(NamedTuple):
+    """How a sample, and its partners, become rows of a batch."""
+
+    row: int
+    cut: Cut | None
+    hflip: bool
+    vflip: bool
+
+
+class _Samples:
+    """Samples, or their partners, of a part of a batch: what lies where."""
+
+    def __init__(self, folder: H5Folder, positions: np.ndarray) -> None:
+        self.source = folder._open().source
+        self.positions = positions.tolist()
+        self.numbers = self.source.placed(positions).numbers
+        known = {number: self.source.layout(number) for number in np.unique(self.numbers).tolist()}
+        self.layouts = [known[number] for number in self.numbers.tolist()]
+
+    def pictures(self) -> Iterator[Callable[[], _Picture]]:
+        """Yield what opens each."""
+        for position, layout in zip(self.positions, self.layouts, strict=True):
+            yield functools.partial(_Picture, self.source, position, layout)
 
 
 class Filler:
@@ -216,49 +256,66 @@ class Filler:
         """
         recipe = self._recipe
         some = request.rows(first, stop)
-        source = recipe.folders[0]._open().source
-        numbers = source.placed(some.positions).numbers
+        samples = _Samples(recipe.folders[0], some.positions)
+        partners = self._partners(some)
         draws = Draws(recipe.seed, request.epoch, some.positions)
         hflips, vflips = (column.tolist() for column in flips(draws, recipe.hflip, recipe.vflip))
-        cuts = self._cuts_of_known(source, numbers, draws, first)
-        for n, position in enumerate(some.positions.tolist()):
+        cuts = self._cuts_of_known(samples, draws)
+        is_interpolated = recipe.crop is not None and not recipe.is_nearest
+        for n, position in enumerate(samples.positions):
             if is_over():
                 return
             try:
-                is_interpolated = recipe.crop is not None and not recipe.is_nearest
-                number = int(numbers[n])
-                image = _Picture(source, position, number, is_interpolated=is_interpolated)
-                pictures = {IMAGE: image}
-                for name, (folders, positions) in some.partners.items():
-                    pictures[name] = self._partner(int(folders[n]), int(positions[n]))
-                cut = cuts[n] if cuts else self._cut(pictures[IMAGE], request.epoch, position)
+                image = _Picture(
+                    samples.source, position, samples.layouts[n], is_interpolated=is_interpolated
+                )
+                cut = cuts[n] if cuts else self._cut(image, request.epoch, position)
+                way = _Way(first + n, cut, hflips[n], vflips[n])
+                if not partners and recipe.transform is None:
+                    self._crop(IMAGE, image, way, arrays)
+                    continue
+                pictures = {IMAGE: image, **{name: of[n]() for name, of in partners.items()}}
                 self._check_sizes(pictures)
-                self._row(pictures, first + n, cut, (hflips[n], vflips[n]), draws, n, arrays)
+                if recipe.transform is None:
+                    for name, picture in pictures.items():
+                        self._crop(name, picture, way, arrays)
+                else:
+                    self._transform(pictures, way, draws.generator(n), arrays)
             except MismatchError as error:
                 raise RowError(first + n, _mismatch(recipe, request, first + n, error)) from None
             except Exception as error:
                 raise RowError(first + n, self._explained(position, error)) from None
 
-    def _cuts_of_known(
-        self, source: Source, numbers: np.ndarray, draws: Draws, first: int
-    ) -> list[Cut] | None:
-        """Return the cuts of arrays whose shapes are known; None where some are not."""
-        if self._recipe.crop is None or (numbers < 0).any():
+    def _partners(self, request: Request) -> dict[str, list[Callable[[], _Picture]]]:
+        """Return what opens the partners of each sample, by name."""
+        partners = {}
+        for name, (folders, positions) in request.partners.items():
+            column: list[Any] = [None] * len(positions)
+            for number in np.unique(folders).tolist():
+                chosen = np.flatnonzero(folders == number)
+                samples = _Samples(self._recipe.folders[number], positions[chosen])
+                for n, picture in zip(chosen.tolist(), samples.pictures(), strict=True):
+                    column[n] = picture
+            partners[name] = column
+        return partners
+
+    def _cuts_of_known(self, samples: _Samples, draws: Draws) -> list[Cut] | None:
+        """Return the cuts of arrays whose shapes are known.
+
+        None where some are not, or cannot be cropped: each is then asked by itself.
+        """
+        if self._recipe.crop is None or (samples.numbers < 0).any():
             return None
-        heights, widths = np.empty((2, len(numbers)), np.int64)
-        for number in np.unique(numbers).tolist():
-            layout = source.layout(number)
-            assert layout is not None
-            chosen = numbers == number
-            shape = layout.shape
-            if not _is_image(shape):
-                return None  # said of its row
-            heights[chosen], widths[chosen] = shape[:2]
+        shapes = [layout.shape for layout in samples.layouts if layout is not None]
+        if not all(map(_is_image, set(shapes))):
+            return None
+        heights = np.array([shape[0] for shape in shapes])
+        widths = np.array([shape[1] for shape in shapes])
         try:
             cuts: list[Cut] = self._recipe.crop.geometry(heights, widths, draws).cuts()
             return cuts
         except ImpossibleCropError:
-            return None  # said of its row
+            return None
 
     def _cut(self, picture: _Picture, epoch: int, position: int) -> Cut | None:
         crop = self._recipe.crop
@@ -274,10 +331,6 @@ class Filler:
         (cut,) = crop.geometry(np.array(shape[:1]), np.array(shape[1:2]), draws).cuts()
         one: Cut = cut
         return one
-
-    def _partner(self, folder: int, position: int) -> _Picture:
-        source = self._recipe.folders[folder]._open().source
-        return _Picture(source, position, int(source.placed(np.array([position])).numbers[0]))
 
     def _check_sizes(self, pictures: dict[str, _Picture]) -> None:
         recipe = self._recipe
@@ -296,64 +349,46 @@ class Filler:
                     f"or (H, W, 1 to {MOST_CHANNELS}): give crop=None"
                 )
 
-    def _row(
+    def _transform(
         self,
         pictures: dict[str, _Picture],
-        row: int,
-        cut: Cut | None,
-        mirrored: tuple[bool, bool],
-        draws: Draws,
-        n: int,
+        way: _Way,
+        rng: np.random.Generator,
         arrays: Arrays,
     ) -> None:
+        """Hand crops to the user's function, and what it returns to the batch."""
         transform = self._recipe.transform
-        if transform is not None:
-            inputs = {
-                name: self._cropped(name, picture, cut, mirrored, np.empty)
-                for name, picture in pictures.items()
-            }
-            for name, array in _transformed(transform, draws.generator(n), inputs).items():
-                arrays.row(name, row, array.shape, array.dtype)[...] = array
-        elif cut is not None:
-            for name, picture in pictures.items():
-                make = functools.partial(arrays.row, name, row)
-                self._cropped(name, picture, cut, mirrored, make)
-        else:
-            for name, picture in pictures.items():
-                arrays.keep(name, row, self._cropped(name, picture, cut, mirrored, np.empty))
+        assert transform is not None
+        inputs = {name: self._crop(name, picture, way, None) for name, picture in pictures.items()}
+        for name, array in _transformed(transform, rng, inputs).items():
+            arrays.row(name, way.row, array.shape, array.dtype)[...] = array
 
-    def _cropped(
-        self,
-        name: str,
-        picture: _Picture,
-        cut: Cut | None,
-        mirrored: tuple[bool, bool],
-        make: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray],
-    ) -> np.ndarray:
-        """Fill what ``make(shape, dtype)`` returns with a sample or its partner, and return it."""
-        recipe, shape = self._recipe, picture.shape
-        is_mask = recipe.partners.get(name, False)
-        read = picture.whole() if cut is None else picture.box(cut)
+    def _crop(self, name: str, picture: _Picture, way: _Way, arrays: Arrays | None) -> np.ndarray:
+        """Put a sample, or a partner of it, into its row, or into new memory; return that."""
+        recipe, shape, cut = self._recipe, picture.shape, way.cut
+        is_mask = name != IMAGE and recipe.partners[name]
+        read = picture.read(cut)
         if recipe.channels and not is_mask:
             read = _coloured(read, picture.key)
             shape = (*shape[:2], recipe.channels)
-        hflip, vflip = mirrored
         if cut is None:
-            target = make(shape, picture.dtype)
-            if (hflip or vflip) and len(shape) < 2:
-                raise ConverterError(f"has the shape {shape}, which cannot be flipped")
-            if vflip:
-                read = read[::-1]
-            target[...] = read[:, ::-1] if hflip else read
+            target = np.empty(shape, picture.dtype)
+            target[...] = _mirrored(read, way)
+            if arrays is not None:
+                arrays.keep(name, way.row, target)
             return target
         crop = recipe.crop
-        target = make((*crop.size, *shape[2:]), picture.dtype)
+        shape = crop.size + shape[2:]
+        if arrays is None:
+            target = np.empty(shape, picture.dtype)
+        else:
+            target = arrays.row(name, way.row, shape, picture.dtype)
         self._resizer.fill(
             target,
             read,
             cut,
-            hflip=hflip,
-            vflip=vflip,
+            hflip=way.hflip,
+            vflip=way.vflip,
             nearest=is_mask or recipe.is_nearest,
             fill=crop.mask_fill if is_mask else crop.fill,
         )
@@ -427,6 +462,15 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
 
 
+def _mirrored(image: np.ndarray, way: _Way) -> np.ndarray:
+    """Return a view of a whole array, flipped as its way says."""
+    if (way.hflip or way.vflip) and image.ndim < 2:
+        raise ConverterError(f"has the shape {image.shape}, which cannot be flipped")
+    if way.vflip:
+        image = image[::-1]
+    return image[:, ::-1] if way.hflip else image
+
+
 def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= MOST_CHANNELS)
 
@@ -482,6 +526,7 @@ class Filling:
         filler: Callable[[], Filler],
         labels: Callable[[], Any] | None,
         until_read: Callable[[], None],
+        gather: Callable[[], np.ndarray] | None = None,
         threads: int,
         is_over: Callable[[], bool],
     ) -> None:
@@ -495,6 +540,7 @@ class Filling:
         self._arrays = Arrays(len(request.positions), buffers)
         self._take_labels = labels
         self._until_read = until_read
+        self._gather_image = gather
         self._threads = threads
 
     def parts(self) -> list[Callable[[], None]]:
@@ -502,6 +548,8 @@ class Filling:
         parts = (self._gathered() if self._recipe.is_plain else None) or self._in_rows()
         if self._take_labels is not None:
             parts.append(self._fill_labels)
+        if self._threads < 2:  # each part of its own costs some microseconds
+            return [functools.partial(self._do, *parts)]
         return [functools.partial(self._do, part) for part in parts]
 
     def result(self) -> tuple[dict[str, np.ndarray | list[np.ndarray]], Any]:
@@ -516,13 +564,17 @@ class Filling:
         columns = {IMAGE: (np.zeros(1, np.int64), request.positions), **request.partners}
         parts: list[Callable[[], None]] = []
         for name, (folders, positions) in columns.items():
+            if name == IMAGE and self._gather_image is not None:
+                parts.append(functools.partial(self._put, name, self._gather_image))
+                continue
             if (folders != folders[0]).any():
                 return None
             source = self._recipe.folders[int(folders[0])]._open().source
             numbers = source.placed(positions[:: len(positions) // ROWS_PROBED or 1]).numbers
             if numbers[0] < 0 or (numbers != numbers[0]).any():
                 return None
-            parts.append(functools.partial(self._gather, name, source, positions))
+            read = functools.partial(source.read_batch, positions)
+            parts.append(functools.partial(self._put, name, read))
         return parts
 
     def _in_rows(self) -> list[Callable[[], None]]:
@@ -534,8 +586,8 @@ class Filling:
             for first in range(0, count, rows)
         ]
 
-    def _gather(self, name: str, source: Source, positions: np.ndarray) -> None:
-        self._arrays.put(name, source.read_batch(positions))
+    def _put(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
+        self._arrays.put(name, read())
 
     def _fill(self, first: int, stop: int) -> None:
         self._filler().fill(self.request, first, stop, self._arrays, self._is_over)
@@ -544,12 +596,13 @@ class Filling:
         assert self._take_labels is not None
         self.labels = self._take_labels()
 
-    def _do(self, part: Callable[[], None]) -> None:
-        """Do a part; keep what goes wrong for `result`."""
+    def _do(self, *parts: Callable[[], None]) -> None:
+        """Do some parts; keep what goes wrong for `result`."""
         try:
             self._until_read()
-            if not self._is_over():
-                part()
+            for part in parts:
+                if not self._is_over():
+                    part()
         except RowError as error:
             self._errors.append(error)
         except BaseException as error:  # it is raised where the batch is asked for

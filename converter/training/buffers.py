@@ -39,6 +39,8 @@ class Buffers:
     there is new memory for the next array. ``count`` tells how often that was.
     """
 
+    is_pinned = False
+
     def __init__(self, allocate: Callable[[int], Memory] = Memory) -> None:
         self.count = 0
         self._allocate = allocate
@@ -95,6 +97,8 @@ class PinnedBuffers(Buffers):
     What is given back is used again when the GPU has passed the place in the current stream at
     which the next batch was asked for.
     """
+
+    is_pinned = True
 
     def __init__(
         self,
