@@ -28,7 +28,7 @@ HEIGHT, WIDTH = 375, 500
 USUAL_SHAPES = ((375, 500), (333, 500), (500, 375), (500, 500), (334, 500))
 CANVAS = 900  # pixels; photos are cut out of canvases, at most so large
 SURFACES = 4  # in a photo
-QUALITIES = (91, 96)  # of JPEG, from and to
+QUALITIES = (90, 95)  # of JPEG, from and to
 
 
 class Photo(NamedTuple):
