@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,9 +23,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from converter import ConverterError, H5Folder
-from converter.files import local_path
-from converter.threads import usable_cores
+from converter import H5Folder
 
 try:
     import torch
@@ -202,12 +201,13 @@ def _pillow(_: Path | None) -> Callable[[str], Any]:
 
 
 def _my_read(functions: Path | None) -> Callable[[str], Any]:
-    from converter.sources import user_functions
-
     if functions is None:
         raise ImportError("it is asked for with --custom_read_func")
-    read = user_functions.load_hooks(functions, read=True, prune=False).read
-    return lambda path: _flat_text(read(path))  # type: ignore[misc]
+    sys.path.append(str(functions.parent))  # for what it imports
+    spec = importlib.util.spec_from_file_location("my_functions", functions)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda path: _flat_text(module.my_read(path))
 
 
 def _flat_text(value: Any) -> Any:
@@ -249,9 +249,15 @@ class Job(NamedTuple):
         if self.reader == "h5py":
             return _plain(path)
         # threads as in a main process, which this one stands for; workers have none
-        threads = None if self.workers else usable_cores()
+        threads = None if self.workers else _usable_cores()
         cache_nbytes = CACHE_NBYTES if "cache" in self.reader else 0
         return H5FolderImages(path, cache_nbytes=cache_nbytes, threads=threads)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _plain(path: Path) -> H5pyImages:
@@ -459,10 +465,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _path(text: str) -> Path:
-    try:
-        return local_path(text)
-    except ConverterError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text).expanduser().absolute()
 
 
 def _convert(options: argparse.Namespace, output: Path) -> None:
