@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import math
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -435,6 +437,9 @@ def _torchvision_crops(size: int | None, antialias: bool) -> Callable[[str, str 
     from torchvision.transforms import v2
     from torchvision.tv_tensors import Image, Mask
 
+    # it points to torchcodec, which needs FFmpeg and came later
+    warnings.filterwarnings("ignore", message=".*of TorchVision are deprecated")
+
     def crop(*images: Any) -> Any:
         return images if len(images) > 1 else images[0]
 
@@ -599,13 +604,21 @@ class Training:
 
 
 def _model_name() -> str:
-    return "resnet18" if importlib.util.find_spec("torchvision") else "a small convnet"
+    return "resnet18" if _is_installed("torchvision") else "a small convnet"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def training_step() -> Callable[[Any], None]:
     """Return one step of training a model, a function of a batch of images."""
     nn = torch.nn
-    if importlib.util.find_spec("torchvision"):
+    if _model_name() == "resnet18":
         from torchvision.models import resnet18
 
         model = resnet18(num_classes=10)
@@ -915,7 +928,7 @@ def _train_jobs(options: argparse.Namespace, keys: Sequence[str]) -> list[list[T
     images = list(keys if options.masks is None else options.masks)
     groups = []
     for antialias in (True, False) if options.crop else (False,):
-        if options.crop and not antialias and not importlib.util.find_spec("cv2"):
+        if options.crop and not antialias and not _is_installed("cv2"):
             print("only antialiased: no OpenCV is installed", file=sys.stderr)
             continue
         loaders = [(reader, workers) for reader in _data_loader_readers(options, images, antialias)
