@@ -16,16 +16,19 @@ from converter.sources.readers import DEFAULT_READER, READERS
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
 CONVERT, UPDATE, VERIFY, MERGE, EXTRACT = "convert", "update", "verify", "merge", "extract"
+SHEET = "contact_sheet"
 #: Of two flags the first would do nothing, and why.
 CONTRADICTIONS = (
     ("workers", "dask", "whose workers are those of the scheduler"),
     ("dask", "dry_run", "which reads a few files on this machine"),
+    ("contact_sheet", "dry_run", "which makes no file to draw"),
 )
 USAGE = """converter --path_images=FOLDER --path_output=OUT.h5 [--ext=EXT] [more flags]
        converter --update --path_images=FOLDER --path_output=OUT.h5
        converter --verify --path_output=OUT.h5 [--path_images=FOLDER]
        converter --merge A.h5 B.h5 ... --path_output=OUT.h5 [--overwrite]
-       converter --extract=FOLDER --path_output=OUT.h5 [--overwrite] [--quiet]"""
+       converter --extract=FOLDER --path_output=OUT.h5 [--overwrite] [--quiet]
+       converter --contact_sheet=SHEET.png --path_output=OUT.h5"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     _add_common(flags)
     _add_convert(flags)
     _add_other_modes(flags)
+    _add_sheet(flags)
     return flags.parse(argv)
 
 
@@ -103,6 +107,8 @@ class _Flags:
         """Refuse flags of a mode that was not asked for, and the lack of those it needs."""
         typed = vars(self._parser.parse_args(argv))
         mode = next((mode for mode in (UPDATE, VERIFY, MERGE, EXTRACT) if mode in typed), CONVERT)
+        if mode == CONVERT and SHEET in typed and "path_images" not in typed:
+            mode = SHEET
         for name in typed:
             modes = self._flags[name].modes
             if mode not in modes and mode == CONVERT:
@@ -122,7 +128,7 @@ class _Flags:
 
 
 def _add_common(flags: _Flags) -> None:
-    add = flags.group("every mode", CONVERT, UPDATE, VERIFY, MERGE, EXTRACT)
+    add = flags.group("every mode", CONVERT, UPDATE, VERIFY, MERGE, EXTRACT, SHEET)
     add(
         "path_output",
         required=True,
@@ -280,6 +286,23 @@ def _add_other_modes(flags: _Flags) -> None:
         metavar="FOLDER",
         help="write what OUT.h5 holds to files below FOLDER: the original files of "
         "--store=encoded, otherwise one .npy for each array",
+    )
+
+
+def _add_sheet(flags: _Flags) -> None:
+    add = flags.group("convert, update, merge, or alone: look at it", CONVERT, UPDATE, MERGE, SHEET)
+    add(
+        "contact_sheet",
+        type=_checked(local_path),
+        metavar="SHEET.png",
+        help="draw 60 samples of OUT.h5, spread evenly, with their names, shapes and dtypes; "
+        "without --path_images: of a finished file",
+    )
+    add(
+        "contact_masks",
+        metavar="PHOTOS=MASKS",
+        help="draw masks over their photos: the name of a mask is that of its photo with the "
+        "second text in place of the first, as in images/=masks/; extensions may differ",
     )
 
 

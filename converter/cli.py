@@ -59,13 +59,14 @@ def _run_mode(parsed: Arguments, *, is_fresh: bool) -> int:
     signals = _Signals()
     try:
         with signals:
+            sheet = _sheet_of(parsed)
             with ProgressBar(quiet=parsed.values["quiet"]) as bar:
                 caller = Callbacks(
                     _notice, bar.show, signals.without_signals, signals.finish, is_fresh
                 )
                 counts, lines = run(parsed, caller)
             _print_failures(counts)
-            for line in lines:
+            for line in (*lines, *sheet()):
                 print(line)
             return SOMETHING_FAILED if counts.failed else ALL_DONE
     except ConverterError as error:
@@ -97,6 +98,34 @@ def _convert(parsed: Arguments, caller: Callbacks) -> _Done:
         report = run_request(request, caller, executor)
     _say_refusal(report)
     return report, report_lines(report)
+
+
+def _sheet_of(parsed: Arguments) -> Callable[[], Iterable[str]]:
+    """Check what a contact sheet needs; return what draws it, and says so."""
+    path, masks = parsed.values.get("contact_sheet"), parsed.values.get("contact_masks")
+    if path is None and masks is not None:
+        raise ConverterError("--contact_masks needs --contact_sheet")
+    if path is None:
+        return tuple
+    from converter.contact_sheet import check_sheet, draw_contact_sheet, parse_masks
+
+    output = parsed.values["path_output"]
+    check_sheet(path, output)
+    rule = None if masks is None else parse_masks(masks)
+
+    def draw() -> Iterator[str]:
+        sheet = draw_contact_sheet(output, path, rule)
+        yield f"{path}: {sheet.drawn} of {sheet.total} samples drawn"
+        if sheet.wrong:
+            yield f"{sheet.wrong} of them cannot be read, or have a mask of another size"
+
+    return draw
+
+
+def _only_sheet(parsed: Arguments, caller: Callbacks) -> _Done:
+    from converter.commands.report import Counts
+
+    return Counts(), ()
 
 
 def _compare(request: Request, caller: Callbacks) -> _Done:
@@ -165,6 +194,7 @@ _MODES: dict[str, tuple[Callable[[Arguments, Callbacks], _Done], str]] = {
     arguments.VERIFY: (_verify, "a part of {path_output} was checked"),
     arguments.MERGE: (_merge, "{path_output} was not made"),
     arguments.EXTRACT: (_extract, "{extract} holds a part of the files"),
+    arguments.SHEET: (_only_sheet, "{contact_sheet} was not drawn"),
 }
 
 

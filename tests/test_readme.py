@@ -201,7 +201,7 @@ CHECKS = (
     "mypy",
     "lint-imports",
 )
-STUBS = ("bin/python3", ".venv/bin/python", ".venv/bin/pip", ".venv/bin/lint-imports")
+STUBS = ("bin/python3", "bin/npm", ".venv/bin/python", ".venv/bin/pip", ".venv/bin/lint-imports")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a bash script")

@@ -6,7 +6,8 @@ It is an ordinary HDF5 file, followed by an index that HDF5 ignores::
     samples           in stored order, each of them
         payload       the array's bytes (contiguous), or its chunks one behind the other
         chunk tree    a version 1 B-tree that finds the chunks, where there are several
-        header        the dataset's object header, version 2: shape, dtype, filters, address
+        header        the dataset's object header, version 2: shape, dtype, filters, address;
+                      of larger colour and gray images also what tells viewers to show them
     groups            each folder behind those within it; the root group is the last
         links         in the group's header up to 32, else local heap, B-tree, symbol table nodes
         texts         before the root group: a global heap with the texts of its attributes

@@ -19,6 +19,7 @@ except ImportError:  # optional: replaces Pillow's JPEG decoding, 1.4 times as f
     HAS_SIMPLEJPEG = False
 
 LONGEST_HEAD = 1 << 16  # searched before the segments of a JPEG are looked at one by one
+LEAST_REDUCED = 64  # pixels a side: of less, two factors may give the same size
 #: Of JPEG (ITU-T T.81, table B.1).
 START_OF_JPEG, END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
 APP2, START_OF_SCAN = 0xE2, 0xDA
@@ -29,6 +30,46 @@ def decode(data: Bytes) -> Image:
     """Return ``(H, W)``, ``(H, W, 3)`` RGB or ``(H, W, 4)`` CMYK, uint8; the first picture."""
     image = decode_fast(data)
     return Image(_decode_with_pillow(data), _note(data)) if image is None else image
+
+
+def reducible_shape(data: Bytes) -> tuple[int, ...] | None:
+    """Return the shape `decode` gives, by the header alone; None where `decode_reduced` cannot.
+
+    Raises UnreadableError for too many pixels.
+    """
+    if not (bytes(data[:3]) == START_OF_JPEG and decoders_agree()):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace not in ("YCbCr", "Gray") or min(height, width) < LEAST_REDUCED:
+        return None
+    refuse_too_large(height * width)
+    return (height, width, 3) if colorspace == "YCbCr" else (height, width)
+
+
+def decode_reduced(data: Bytes, factor: int) -> np.ndarray | None:
+    """Decode to a half, a quarter or an eighth of the size, rounded up; None where it is damaged.
+
+    For data that has a `reducible_shape`. libjpeg calculates fewer coefficients, which averages
+    pixels: it takes 0.4 to 0.6 of the time. The last row and column may stand for fewer pixels.
+    """
+    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    size = -(-height // factor), -(-width // factor)
+    try:
+        array: np.ndarray = simplejpeg.decode_jpeg(
+            data,
+            "RGB" if colorspace == "YCbCr" else "GRAY",
+            min_height=size[0],
+            min_width=size[1],
+            strict=True,
+        )
+    except ValueError:
+        return None
+    if array.shape[:2] != size:
+        return None
+    return array if colorspace == "YCbCr" else array[:, :, 0]
 
 
 def decode_fast(data: Bytes, allocate: Allocate | None = None) -> Image | None:

@@ -61,6 +61,30 @@ class EncodedFile:
         view.flags.writeable = False
         return view
 
+    def reducible_shape(self, position: int) -> tuple[int, ...] | None:
+        """Return the shape of a JPEG that `reduced` can decode, by its header; else None."""
+        data = self._source.payload(position)
+        if isinstance(data, np.ndarray):
+            return None
+        _ = self._decode  # says what to install
+        from converter.images.jpeg import reducible_shape
+
+        try:
+            return reducible_shape(data)
+        except UnreadableError:
+            return None  # `read` says why
+
+    def reduced(self, position: int, factor: int) -> np.ndarray | None:
+        """Return a JPEG that has a `reducible_shape`, decoded to 1/2, 1/4 or 1/8 of its size.
+
+        Height and width are rounded up. The values differ slightly from those of a resized array.
+        None where it is damaged; then `read` says whether it can be decoded.
+        """
+        from converter.images.jpeg import decode_reduced
+
+        data = self._source.payload(position)
+        return None if isinstance(data, np.ndarray) else decode_reduced(data, factor)
+
     def placed(self, positions: np.ndarray) -> Placed:
         """Return where the samples at positions lie."""
         return self._source.placed(positions)

@@ -134,6 +134,16 @@ class SeveralFiles:
         file, position = self._split(position)
         return file.view(position, first_row, rows)
 
+    def reducible_shape(self, position: int) -> tuple[int, ...] | None:
+        """Return the shape of a JPEG that `reduced` can decode, by its header; else None."""
+        file, position = self._split(position)
+        return file.reducible_shape(position) if isinstance(file, EncodedFile) else None
+
+    def reduced(self, position: int, factor: int) -> np.ndarray | None:
+        """Return a JPEG decoded to a part of its size, as `EncodedFile.reduced` does."""
+        file, position = self._split(position)
+        return file.reduced(position, factor) if isinstance(file, EncodedFile) else None
+
     def placed(self, positions: np.ndarray) -> Placed:
         """Return where the samples at positions in range lie, each in its own file."""
         offsets, numbers = np.empty((2, len(positions)), np.int64)

@@ -53,6 +53,19 @@ class Cut(NamedTuple):
     window_top: int
     window_left: int
 
+    def reduction(self) -> int:
+        """Return by which of 8, 4, 2 and 1 the image may be reduced before this cut is made."""
+        resized = max(1, self.resized_height), max(1, self.resized_width)
+        spare = min(self.height // resized[0], self.width // resized[1])
+        return next(factor for factor in (8, 4, 2, 1) if spare >= factor or factor == 1)
+
+    def reduced(self, factor: int) -> Cut:
+        """Return this cut of an image reduced so: the box, to the nearest of its pixels."""
+        top, left = round(self.top / factor), round(self.left / factor)
+        height = max(1, round((self.top + self.height) / factor) - top)
+        width = max(1, round((self.left + self.width) / factor) - left)
+        return self._replace(top=top, left=left, height=height, width=width)
+
 
 class Geometry(NamedTuple):
     """The cuts of a batch: the fields of `Cut`, each an int64 array with a number an image."""
@@ -348,9 +361,8 @@ def _random_span(
     """
     shown = np.maximum(np.rint(side / factor).astype(np.int64), 1)
     beyond = np.rint(padding / factor).astype(np.int64)
-    free = lengths - shown
-    first = np.minimum(free, 0) - beyond
-    last = np.maximum(free, 0) + beyond
+    ends = -beyond, lengths - shown + beyond
+    first, last = np.minimum(*ends), np.maximum(*ends)
     start = first + _below(draw, last - first + 1)
     begin, end = np.clip(start, 0, lengths), np.clip(start + shown, 0, lengths)
     before = np.rint((begin - start) * side / shown).astype(np.int64)
