@@ -16,7 +16,6 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 
 BASE_NBYTES = 4 << 20
@@ -141,6 +140,8 @@ class Encoded(NamedTuple):
     @property
     def record_nbytes(self) -> int:
         """Return the bytes of its payload, with the space for HDF5's structures."""
+        from converter.format.headers import structure_nbytes  # imports h5py
+
         return sum(part.nbytes for part in self.parts) + structure_nbytes(self.layout)
 
 

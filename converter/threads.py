@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
 import os
 import time
 from collections import deque
@@ -31,6 +30,8 @@ class Threads:
     def __init__(
         self, count: int | None = None, *, clock: Callable[[], float] = time.thread_time
     ) -> None:
+        import multiprocessing  # takes 0.02 s: not for those who only count cores
+
         in_worker = multiprocessing.current_process().name != "MainProcess"
         self.count = (1 if in_worker else usable_cores()) if count is None else count
         self._pool: tuple[int, ThreadPoolExecutor] | None = None

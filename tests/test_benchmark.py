@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import benchmark
+from converter import H5Folder, convert
 from helpers.arrays import equal_samples, make_h5
 from helpers.check import assert_same
 from helpers.run import read_with
@@ -283,7 +284,7 @@ def test_other_files_are_measured_with_the_users_own_reader(tmp_path, run):
 @pytest.mark.parametrize(
     ("option", "said"),
     [("--num_workers=x", "give numbers with commas"), ("--epochs=0", "at least 1"),
-     ("--num_workers=-1", "at least 0")],
+     ("--num_workers=-1", "at least 0"), ("--threads=1;2", "give numbers with commas")],
 )  # fmt: skip
 def test_wrong_options_are_named(tmp_path, run, option, said):
     done = run(f"--path_images={tmp_path}", f"--path_output={tmp_path / 'o.h5'}", option)
@@ -363,3 +364,135 @@ def test_it_is_a_script(tmp_path: Path) -> None:
     ended = run_process([sys.executable, str(script), str(tmp_path / "new"), "--count=2", "--jpeg"])
     assert ended.status == 0, ended.err
     assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+class ContestantHere(benchmark.Contestant):
+    """A job in this process, as that of a new one would be: PyTorch is not imported again."""
+
+    def __init__(self, job):
+        self.reading = pickle.loads(pickle.dumps(job)).open()
+        self.result = benchmark.Result(job, [], 0)
+
+    def run(self, seed, *, counts):
+        epoch = self.reading.epoch(seed)
+        if counts:
+            self.result.epochs.append(epoch)
+
+    def close(self):
+        self.reading.close()
+
+
+def test_training_is_compared_with_loose_files(pictures, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(benchmark, "Contestant", ContestantHere)
+    monkeypatch.setattr(benchmark, "_model_name", lambda: "a small convnet")
+    figures, chart = tmp_path / "figures.json", tmp_path / "chart.png"
+    status = benchmark.main([
+        f"--path_images={pictures}", f"--path_output={tmp_path / 'out.h5'}", "--ext=png",
+        "--train", "--crop=32", "--batch_size=4", "--epochs=1", "--num_workers=0", "--threads=1",
+        "--steps=1", f"--json={figures}", f"--plot={chart}",
+    ])  # fmt: skip
+    done = capsys.readouterr()
+    assert status == 0
+    assert "Crops to 32, antialiased" in done.out
+    assert "| H5Loader | 1 thread |" in done.out
+    rows = json.loads(figures.read_text())["results"]
+    panels = {row["panel"] for row in rows}
+    assert "beside the steps of a small convnet on the CPU" in panels
+    for panel in panels:
+        readers = {row["reader"]: row for row in rows if row["panel"] == panel}
+        assert {"H5FolderImages", "H5Loader", "H5Loader, encoded"} < readers.keys()
+        assert any(reader.startswith("loose, ") for reader in readers)
+        assert all(0 < row["waited"] <= 1 and row["times_loose"] for row in readers.values())
+    assert (tmp_path / "out.encoded.h5").exists()
+    assert chart.exists() or "without a chart" in done.err
+
+
+@pytest.fixture
+def training(pictures, tmp_path):
+    """A function: the jobs of --train with options, in this process."""
+    pytest.importorskip("torch")
+
+    def make(*arguments):
+        output = tmp_path / "out.h5"
+        options = benchmark._parse(
+            ["--train", f"--path_images={pictures}", f"--path_output={output}", "--ext=png",
+             "--batch_size=4", *arguments]
+        )  # fmt: skip
+        if not output.exists():
+            convert(pictures, output, ext="png")
+            convert(pictures, tmp_path / "out.encoded.h5", ext="png", store="encoded")
+        with H5Folder(output) as folder:
+            return benchmark._train_jobs(options, list(folder))
+
+    return make
+
+
+@pytest.mark.parametrize("crop", [16, 0])
+def test_all_ways_of_training_get_batches_of_one_size(training, pictures, crop):
+    for path in pictures.rglob("*.png"):
+        Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(path)
+    groups = training(f"--crop={crop}", "--steps=0", "--orders=random,blocks")
+    jobs = [job for group in groups for job in group]
+    assert {"H5Loader, blocks", "H5Loader, encoded, blocks"} < {job.reader for job in jobs}
+    height, width = (crop, crop) if crop else (20, 24)
+    for job in jobs:
+        reading = job.open()
+        for seed in range(2):
+            epoch = reading.epoch(seed)
+            assert (epoch.samples, epoch.nbytes) == (12, 12 * height * width * 3), job.label
+        reading.close()
+
+
+def test_pairs_of_images_and_masks_are_compared(training, pictures):
+    for folder, name in (("class_1", "images"), ("class_2", "masks")):
+        (pictures / folder).rename(pictures / name)
+    for number, path in enumerate(sorted((pictures / "masks").iterdir())):
+        path.unlink()
+        size = Image.open(sorted((pictures / "images").iterdir())[number]).size
+        mask = sorted((pictures / "images").iterdir())[number].name
+        Image.new("L", size).save(pictures / "masks" / mask)
+    (jobs, *_) = training("--masks=images:masks", "--crop=8", "--steps=0", "--num_workers=0")
+    assert any(job.is_loose for job in jobs)
+    for job in jobs:
+        epoch = job.open().epoch(0)
+        assert (epoch.samples, epoch.nbytes) == (4, 4 * 8 * 8 * (3 + 1)), job.label
+
+
+def test_an_image_without_a_mask_is_named(training):
+    with pytest.raises(SystemExit, match=r"class_0/0\.png has no mask: .*class_1/0"):
+        training("--masks=class_0:class_1")
+    with pytest.raises(SystemExit, match="no image is below dogs/"):
+        training("--masks=dogs:class_1")
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("shape", [(40, 50, 3), (40, 50), (9, 7, 4), (1, 1, 3)])
+def test_random_crops_are_of_one_size(shape, antialias):
+    pytest.importorskip("torch")
+    pytest.importorskip("cv2")
+    crops = benchmark.RandomCrops(6, antialias=antialias)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for _ in range(20):
+        crop = np.asarray(crops(image))
+        assert crop.shape == ((3, 6, 6) if antialias else (6, 6, 3))
+        assert image.min() <= crop.min() <= crop.max() <= image.max()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--custom_read_func"], "leave out"), (["--store=encoded"], "leave out"),
+     (["--orders=random,best"], "give random, blocks or both"), (["--threads=-1"], "at least 0"),
+     (["--masks=images"], "give two folders")],
+)  # fmt: skip
+def test_wrong_options_of_training_are_named(tmp_path, capsys, options, said):
+    with pytest.raises(SystemExit):
+        benchmark._parse(["--train", f"--path_images={tmp_path}", "--path_output=o.h5", *options])
+    assert said in capsys.readouterr().err
+
+
+def test_training_is_not_measured_without_torch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "torch", None)
+    with pytest.raises(SystemExit):
+        benchmark._parse(["--train", f"--path_images={tmp_path}", "--path_output=o.h5"])
+    assert "--train needs PyTorch: pip install torch" in capsys.readouterr().err

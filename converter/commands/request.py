@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, Compression, check_installed, parse_compression
@@ -18,11 +18,13 @@ from converter.errors import ConverterError
 from converter.files import local_path
 from converter.samples import Plan
 from converter.sources import user_functions
-from converter.sources.encoder import Choice, Settings
 from converter.sources.readers import DEFAULT_READER, READERS
 from converter.sources.walk import keep_extensions, make_plan
 from converter.threads import usable_cores
 from converter.writer.paths import Paths, paths_of_failures
+
+if TYPE_CHECKING:
+    from converter.sources.encoder import Choice, Settings
 
 STORES = ("array", "encoded")
 ON_ERROR = ("skip", "stop")
@@ -285,6 +287,8 @@ def encoding_settings(
     request: Request, found: user_functions.Hooks, *, choices: tuple[Choice, ...] = ()
 ) -> Settings:
     """Return what workers need to know to read and encode."""
+    from converter.sources.encoder import Settings  # h5py takes long to import: not for --help
+
     return Settings(
         root=str(request.path_images.resolve()),
         store=request.store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,7 @@ class _Scratch:
         self._memory = np.empty(0, np.uint8)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        nbytes = int(np.prod(shape)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > self._memory.nbytes:
             self._memory = np.empty(nbytes, np.uint8)
         return self._memory[:nbytes].view(dtype).reshape(shape)
@@ -234,20 +235,22 @@ class _Torch:
 
         self._torch = torch
         self._set_threads = _set_openmp_threads(torch)
+        operator = torch.ops.aten._upsample_bilinear2d_aa
+        self._resize, self._resize_into = operator.default, operator.out
 
     def resize(self, source: np.ndarray, target: np.ndarray) -> None:
         """Resize one contiguous ``(H, W, C)`` array into another of its dtype."""
         torch = self._torch
         image = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0)
         out = torch.from_numpy(target).permute(2, 0, 1).unsqueeze(0)
-        size, operator = target.shape[:2], torch.ops.aten._upsample_bilinear2d_aa
+        size = target.shape[:2]
         threads = torch.get_num_threads()
         self._set_threads(1)
         try:
             if size[1] == 1:  # `out` with the strides of such an array gets wrong numbers
-                out.copy_(operator.default(image.contiguous(), size, False))
+                out.copy_(self._resize(image.contiguous(), size, False))
             else:
-                operator.out(image, size, False, None, None, out=out)
+                self._resize_into(image, size, False, None, None, out=out)
         finally:
             self._set_threads(threads)
 

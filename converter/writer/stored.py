@@ -17,6 +17,7 @@ from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import open_index, read_sources, sources_begin
 from converter.format.layout import Layout, has_bool
 from converter.samples import Batch, Encoded, Failure, Part, Result
+from converter.writer.payloads import read_large
 
 BATCH_NBYTES = 4 << 20
 BATCH_FILES = 256
@@ -173,7 +174,7 @@ def _read(handle: Handle, samples: Sequence[Stored | Failure], nbytes: int) -> B
     first = extents[0][1].offset - extents[0][0] if extents else -1
     are_adjacent = all(extent.offset - target == first for target, extent, _ in extents)
     if are_adjacent and 0 <= first <= handle.nbytes - nbytes:
-        handle.read_into(buffer, first)
+        read_large(handle, buffer, first)
     else:
         for target, extent, _ in extents:
             handle.read_into(buffer[target : target + extent.nbytes], extent.offset)

@@ -49,9 +49,9 @@ def small_tasks(monkeypatch):
 class Scene:
     """What there is before a run that is broken off at every step: files, and what is left."""
 
-    def __init__(self, conversion: Conversion, *flags: str) -> None:
+    def __init__(self, conversion: Conversion, *flags: str, in_blocks: bool = False) -> None:
         self.conversion = conversion
-        self.flags = flags
+        self.flags, self.in_blocks = flags, in_blocks
         self.before = files_in(conversion.output.parent)
         self.whole = conversion.tmp_path / "whole" / "OUT.h5"
         self.whole.parent.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ class Scene:
     def _break(self, points: list[Point]) -> list[Broken]:
         conversion = self.conversion
         arguments = [f"--path_images={conversion.folder}", *conversion.flags, *self.flags]
-        return break_all(arguments, points, files_in_task=FILES_IN_TASK)
+        return break_all(arguments, points, files_in_task=FILES_IN_TASK, in_blocks=self.in_blocks)
 
 
 def _is_chosen(step: int, way: int, is_first_or_last: bool, *, thinly: bool) -> bool:
@@ -142,6 +142,8 @@ SCENES = {
     "going_on": make_going_on,
     "cutting": make_cutting,
     "completing": make_completing,
+    "fresh, in blocks": make_fresh,
+    "going on, in blocks": make_going_on,
 }
 
 
@@ -155,7 +157,8 @@ def test_whatever_step_it_is_broken_off_at_the_next_run_ends_with_the_same_bytes
     conversion.put("0005.num", "chunks", 5)
     (conversion.folder / "0003.num").write_text("none:0")
     SCENES[scene](conversion)
-    made = Scene(conversion, "--overwrite", f"--workers={workers}")
+    in_blocks = scene.endswith("in blocks")
+    made = Scene(conversion, "--overwrite", f"--workers={workers}", in_blocks=in_blocks)
     broken = made.break_everywhere(thinly=workers > 1)  # the steps of one are always the same
     assert len(broken) > (8 if workers > 1 else 26)
     completed = 0
