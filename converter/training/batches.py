@@ -54,9 +54,16 @@ class Recipe:
         return dataclasses.replace(self, folders=folders, partners=partners)
 
     @property
+    def has_flips(self) -> bool:
+        """Tell whether some samples are mirrored."""
+        return bool(self.hflip or self.vflip)
+
+    @property
     def is_plain(self) -> bool:
-        """Tell whether samples are copied as they are."""
-        return not (self.crop or self.transform or self.hflip or self.vflip or self.channels)
+        """Tell whether samples are copied as they are, at most mirrored."""
+        if self.has_flips and self.partners:
+            return False  # which might be of other sizes
+        return not (self.crop or self.transform or self.channels)
 
 
 class Request(NamedTuple):
@@ -373,7 +380,9 @@ class Filler:
             shape = (*shape[:2], recipe.channels)
         if cut is None:
             target = np.empty(shape, picture.dtype)
-            target[...] = _mirrored(read, way)
+            if (way.hflip or way.vflip) and read.ndim < 2:
+                raise ConverterError(f"has the shape {read.shape}, which cannot be flipped")
+            target[...] = _mirrored(read, way.hflip, way.vflip)
             if arrays is not None:
                 arrays.keep(name, way.row, target)
             return target
@@ -462,13 +471,18 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
 
 
-def _mirrored(image: np.ndarray, way: _Way) -> np.ndarray:
-    """Return a view of a whole array, flipped as its way says."""
-    if (way.hflip or way.vflip) and image.ndim < 2:
-        raise ConverterError(f"has the shape {image.shape}, which cannot be flipped")
-    if way.vflip:
+def _mirrored(image: np.ndarray, hflip: bool, vflip: bool) -> np.ndarray:
+    """Return a flipped view of a whole array."""
+    if vflip:
         image = image[::-1]
-    return image[:, ::-1] if way.hflip else image
+    return image[:, ::-1] if hflip else image
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """Return a contiguous array with its colours as one item each: those are quicker to move."""
+    if image.ndim == 3 and 1 < image.shape[2] <= MOST_CHANNELS and image.flags.c_contiguous:
+        return image.view(f"V{image.shape[2] * image.itemsize}")[:, :, 0]
+    return image
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
@@ -565,16 +579,17 @@ class Filling:
         parts: list[Callable[[], None]] = []
         for name, (folders, positions) in columns.items():
             if name == IMAGE and self._gather_image is not None:
-                parts.append(functools.partial(self._put, name, self._gather_image))
+                parts.append(functools.partial(self._gather, name, self._gather_image))
                 continue
             if (folders != folders[0]).any():
                 return None
             source = self._recipe.folders[int(folders[0])]._open().source
             numbers = source.placed(positions[:: len(positions) // ROWS_PROBED or 1]).numbers
-            if numbers[0] < 0 or (numbers != numbers[0]).any():
+            layout = source.layout(int(numbers[0]))
+            if layout is None or (numbers != numbers[0]).any():
                 return None
             read = functools.partial(source.read_batch, positions)
-            parts.append(functools.partial(self._put, name, read))
+            parts.append(functools.partial(self._gather, name, read))
         return parts
 
     def _in_rows(self) -> list[Callable[[], None]]:
@@ -586,8 +601,27 @@ class Filling:
             for first in range(0, count, rows)
         ]
 
-    def _put(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
-        self._arrays.put(name, read())
+    def _gather(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
+        """Take all rows of a name at once."""
+        try:
+            rows = read()
+        except OSError:  # read one by one: that says which
+            self._fill(0, len(self.request.positions))
+            return
+        if self._recipe.has_flips:
+            self._mirror(rows)
+        self._arrays.put(name, rows)
+
+    def _mirror(self, rows: np.ndarray | list[np.ndarray]) -> None:
+        """Mirror the rows that were drawn, where they are."""
+        recipe, request = self._recipe, self.request
+        draws = Draws(recipe.seed, request.epoch, request.positions)
+        hflips, vflips = flips(draws, recipe.hflip, recipe.vflip)
+        for n in np.flatnonzero(hflips | vflips).tolist():
+            if rows[n].ndim < 2:
+                self._fill(n, n + 1)  # which raises that it cannot be
+            pixels = _pixels(rows[n])
+            pixels[...] = _mirrored(pixels, hflips[n], vflips[n]).copy()
 
     def _fill(self, first: int, stop: int) -> None:
         self._filler().fill(self.request, first, stop, self._arrays, self._is_over)

@@ -661,3 +661,20 @@ def test_blocks_give_each_sample_once_in_runs_of_the_file(
         for _ in loader:
             break
         assert len(threading.enumerate()) == 1
+
+
+def test_a_disk_that_fails_is_an_error_that_names_the_key(
+    path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converter.loader.page_cache import PageCache
+
+    def fail(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    for crop, method in ((None, "gather"), (CenterCrop(4), "view")):
+        with monkeypatch.context() as patch:
+            patch.setattr(PageCache, "read_into", fail)
+            patch.setattr(PageCache, "view", fail)
+            patch.setattr(PageCache, method, fail)
+            message = failure(path, crop=crop)
+        assert repr(keys[0]) in message and "Input/output error" in message
