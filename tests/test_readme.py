@@ -136,7 +136,12 @@ def checkout(tmp_path: Path) -> Path:
 def converted_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree where the commands of the pages have made their files."""
     checkout = copy_of_the_tree(tmp_path_factory.mktemp("readme") / "checkout")
-    for marker, page in (("convert command", "README.md"), ("encoded command", "docs/storage.md")):
+    (checkout / "rgb.py").write_text(block_after("rgb reader", "docs/training.md"))
+    for marker, page in (
+        ("convert command", "README.md"),
+        ("encoded command", "docs/storage.md"),
+        ("training command", "docs/training.md"),
+    ):
         command = shlex.split(block_after(marker, page))
         flags = [word for word in command[command.index("converter") :] if word.startswith("--")]
         result = converter(*flags, folder=checkout)
