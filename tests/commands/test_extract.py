@@ -744,6 +744,8 @@ OF_CONVERSION = [
     "--shard=1/2",
     "--dask=tcp://host:1",
     "--merge=a.h5",
+    "--contact_sheet=s.png",
+    "--contact_masks=images/=masks/",
 ]
 
 
