@@ -770,6 +770,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     groups = _train_jobs(options, keys) if options.train else [list(_jobs(options, paths))]
     report["cold"], report["epochs"] = options.cold, options.epochs
+    report["unit"] = "images" if options.train else "files"
     report["results"] = [row for jobs in groups for row in _rows(measure(jobs))]
     _print_head(report)
     _print_training(report) if options.train else _print(report)
@@ -1161,7 +1162,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         panel.set(xlim=(0, 1.25 * max(rates)), title=title)
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1, 0].set_xlabel("files/s (x: times the fastest loose reader)")
+    panels[-1, 0].set_xlabel(f"{report['unit']}/s (x: times the fastest loose reader)")
     figure.savefig(path, dpi=110)
 
 

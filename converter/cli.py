@@ -110,7 +110,7 @@ def _sheet_of(parsed: Arguments) -> Callable[[], Iterable[str]]:
     from converter.contact_sheet import check_sheet, draw_contact_sheet, parse_masks
 
     output = parsed.values["path_output"]
-    check_sheet(path, output)
+    check_sheet(path, output, parsed.values.get("path_images"))
     rule = None if masks is None else parse_masks(masks)
 
     def draw() -> Iterator[str]:

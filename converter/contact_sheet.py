@@ -82,12 +82,14 @@ def parse_masks(text: str) -> Masks:
     return Masks(photos, masks)
 
 
-def check_sheet(sheet: Path, output: Path) -> None:
+def check_sheet(sheet: Path, output: Path, folder: Path | None) -> None:
     """Raise ConverterError where the sheet cannot be made, or would replace something else."""
     if sheet.suffix.lower() != ".png":
         raise ConverterError(f"{sheet} must end in .png: a contact sheet is a PNG")
     if not sheet.parent.is_dir():
         raise ConverterError(f"no folder {sheet.parent}: make it, or name another --contact_sheet")
+    if folder is not None and sheet.resolve().is_relative_to(folder.resolve()):
+        raise ConverterError(f"{sheet} is in the folder to convert: name a file elsewhere")
     if sheet == output or (os.path.lexists(sheet) and not _is_sheet(sheet)):
         raise ConverterError(f"{sheet} exists and is no contact sheet: name another file")
 

@@ -3,7 +3,8 @@
     python tests/make_folder.py FOLDER --count=1000000 --nested
 
 Each file is a JSON list of numbers of about 100 bytes, which my_read of my_functions.py reads
-as shipped (--ext=json --custom_read_func); with ``--jpeg`` it is a JPEG of 32 x 32 pixels.
+as shipped (--ext=json --custom_read_func); with ``--jpeg`` it is a JPEG of 32 x 32 pixels, with
+``--photo`` one of 500 x 375 and about 110 KB, which takes as long to decode as a photo.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ FILES_IN_SUPERFOLDER = 100 * FILES_IN_FOLDER
 NUMBERS = 20
 JPEGS = 200  # different ones: encoding each anew would take longer than writing it
 SIDE = 32
+PHOTOS = 50  # different ones
+PHOTO_SHAPE = (375, 500, 3)
 
 
-def make_folder(folder: str, count: int, *, nested: bool = False, jpeg: bool = False) -> None:
+def make_folder(
+    folder: str, count: int, *, nested: bool = False, jpeg: bool = False, photo: bool = False
+) -> None:
     """Write ``count`` files below a new or empty folder."""
     os.makedirs(folder, exist_ok=True)
     if os.listdir(folder):
         raise SystemExit(f"make_folder.py: {folder} is not empty: name a new one")
-    contents = _jpegs() if jpeg else _lists()
-    extension = ".jpg" if jpeg else ".json"
+    contents = _photos() if photo else _jpegs() if jpeg else _lists()
+    extension = ".jpg" if jpeg or photo else ".json"
     inner = folder
     for number in range(count):
         if nested and number % FILES_IN_FOLDER == 0:
@@ -65,6 +70,28 @@ def _jpegs() -> Iterator[bytes]:
         yield from made
 
 
+def _photos() -> Iterator[bytes]:
+    """Yield waves of a few colours under the noise of a camera."""
+    import numpy as np
+    import PIL.Image
+
+    random = np.random.default_rng(0)
+    height, width, channels = PHOTO_SHAPE
+    y, x, _ = np.mgrid[:height, :width, :1] / width
+    made = []
+    for _ in range(PHOTOS):
+        pixels = random.normal(128, 20, PHOTO_SHAPE)
+        for scale in (3, 10, 40):
+            fx, fy, phase = random.normal(0, scale, (3, channels))
+            pixels += 40 * scale**-0.3 * np.sin(fx * x + fy * y + phase)
+        content = io.BytesIO()
+        image = PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        image.save(content, "JPEG", quality=92)
+        made.append(content.getvalue())
+    while True:
+        yield from made
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -72,8 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=1_000_000, help="(default: 1000000)")
     parser.add_argument("--nested", action="store_true", help="100 files a folder, else flat")
     parser.add_argument("--jpeg", action="store_true", help="JPEG of 32 x 32, else JSON lists")
+    parser.add_argument("--photo", action="store_true", help="JPEG of 500 x 375")
     parsed = parser.parse_args(argv)
-    make_folder(parsed.folder, parsed.count, nested=parsed.nested, jpeg=parsed.jpeg)
+    kinds = {"jpeg": parsed.jpeg, "photo": parsed.photo}
+    make_folder(parsed.folder, parsed.count, nested=parsed.nested, **kinds)
     return 0
 
 

@@ -345,6 +345,14 @@ def test_it_makes_small_jpegs(tmp_path: Path) -> None:
             assert (image.format, image.size) == ("JPEG", (32, 32))
 
 
+def test_it_makes_photos(tmp_path: Path) -> None:
+    assert main([str(tmp_path / "new"), "--count=2", "--photo"]) == 0
+    for file in (tmp_path / "new").iterdir():
+        assert 90_000 < file.stat().st_size < 130_000
+        with Image.open(file) as image:
+            assert (image.format, image.size) == ("JPEG", (500, 375))
+
+
 def test_it_makes_the_same_twice(tmp_path: Path) -> None:
     for name in ("a", "b"):
         main([str(tmp_path / name), "--count=5"])

@@ -28,6 +28,7 @@ MOST_THREADS = 8
 #: For gathering. The allocator of C keeps smaller memory for the next batch by itself: there new
 #: memory took 0.6 to 0.95 of the time, above it 1.1 times it.
 LEAST_REUSED_NBYTES = 32 << 20
+NOT_BEGUN = -1  # in place of a process
 LABEL, POSITION = "label", "position"
 INTERPOLATIONS = ("bilinear", "nearest")
 Path = str | os.PathLike[str]
@@ -39,7 +40,7 @@ class H5Loader:
 
     A batch is an array ``(N, H, W[, C])``; with ``labels`` it is ``(images, labels)``; with
     ``masks``, ``images`` or ``positions`` it is a dict with "image", "label" where there are
-    labels, "position", and the names given. Each ``iter()`` is the next epoch.
+    labels, "position", and the names given. Each pass is the next epoch.
 
     Parameters
     ----------
@@ -192,11 +193,7 @@ class H5Loader:
         return self._known_order().length(self._place.epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        start = self._place = self._next
-        self._next = Place(start.epoch + 1, 0)
-        epoch = _Epoch(self, self._known_order(), start)
-        self._current = weakref.ref(epoch)
-        return epoch
+        return _Epoch(self, self._known_order())
 
     def __repr__(self) -> str:
         return f"H5Loader({self.folder.path!r}, batch_size={self.batch_size})"
@@ -295,6 +292,18 @@ class H5Loader:
             self._in_processes = InProcesses(self._processes, recipe)
         return self._in_processes
 
+    def _started(self, epoch: _Epoch) -> Place:
+        """Return where a new iterator begins.
+
+        It does so at its first batch: Lightning calls iter() twice, and only then `set_epoch`.
+        """
+        start = self._next
+        if start.sample and not self._known_order().length(*start):
+            start = Place(start.epoch + 1, 0)  # less is left than these ranks need
+        self._place, self._next = start, Place(start.epoch + 1, 0)
+        self._current = weakref.ref(epoch)
+        return start
+
     def _handed_out(self, epoch: _Epoch, place: Place) -> None:
         """Note how far the newest iterator is; older ones may still be in use."""
         if self._current is not None and self._current() is epoch:
@@ -319,11 +328,11 @@ class H5Loader:
 class _Epoch(Iterator[Any]):
     """The batches of an epoch from a place on. A forked process goes on by itself."""
 
-    def __init__(self, loader: H5Loader, order: Order, start: Place) -> None:
-        self._loader, self._order, self._start = loader, order, start
+    def __init__(self, loader: H5Loader, order: Order) -> None:
+        self._loader, self._order = loader, order
         self._handed_out = 0
         self._is_finished = False
-        self._pid = -1
+        self._pid = NOT_BEGUN
         self._ahead: deque[Filling | RemoteFilling] = deque()
 
     def __next__(self) -> Any:
@@ -353,6 +362,8 @@ class _Epoch(Iterator[Any]):
     def _begin(self) -> None:
         """Start the readers at the batch that is handed out next."""
         loader, order = self._loader, self._order
+        if self._pid == NOT_BEGUN:
+            self._start = loader._started(self)
         self._pid = os.getpid()
         self._ahead.clear()
         place = (

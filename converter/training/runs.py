@@ -23,7 +23,6 @@ from converter.training.orders import Opening, Order, Runs
 BLOCK_NBYTES = 8 << 20
 LARGEST_GAP_NBYTES = 128 << 10  # is read too: less than what a disk reads in the time of a seek
 READ_NBYTES = 1 << 20
-ADVISED_NBYTES = 128 << 10  # at a time: Linux fetches what its read-ahead allows
 PROBES = 8  # of each piece that is read
 SLEEP_SECONDS = 0.002
 LONGEST_JOIN_SECONDS = 5.0
@@ -127,14 +126,11 @@ def _serve(runs: FileRuns, due: queue.SimpleQueue[int | None], progress: _Progre
         path, spans = runs.spans(run)
         with contextlib.suppress(OSError, LoadError):  # whoever needs the run reads it again
             handle = handles.get(path) or handles.setdefault(path, Handle(path))
-            absent = [
-                piece for piece in _pieces(spans, handle.nbytes) if not _is_cached(handle, *piece)
-            ]
-            _advise(handle, absent)
-            for offset, nbytes in absent:
+            for offset, nbytes in _pieces(spans, handle.nbytes):
                 if progress.is_over:
                     return
-                handle.read_into(target[:nbytes], offset)
+                if not _is_cached(handle, offset, nbytes):
+                    handle.read_into(target[:nbytes], offset)
         progress.done += 1
 
 
@@ -144,16 +140,6 @@ def _pieces(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]
         last = min(end, most)
         for offset in range(max(begin, 0), last, READ_NBYTES):
             yield offset, min(READ_NBYTES, last - offset)
-
-
-def _advise(handle: Handle, pieces: list[tuple[int, int]]) -> None:
-    """Tell the disk at once what is read next: twice as fast as one read after the other."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with contextlib.suppress(OSError):  # a file system that takes no advice
-        for offset, nbytes in pieces:
-            for begin in range(offset, offset + nbytes, ADVISED_NBYTES):
-                os.posix_fadvise(handle.fd, begin, ADVISED_NBYTES, os.POSIX_FADV_WILLNEED)
 
 
 def _is_cached(handle: Handle, offset: int, nbytes: int) -> bool:

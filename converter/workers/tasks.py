@@ -11,6 +11,7 @@ from typing import Protocol, TextIO
 from converter.samples import BASE_NBYTES, Batch, Buffer, Result
 
 MOST_FILES_IN_TASK = 1024
+MOST_FILES_IN_BATCH_HERE = 256  # nobody knows how long they take: what is not written may be lost
 EXIT_OF_FAULTHANDLER = 1  # dump_traceback_later(exit=True) calls _exit(1)
 
 
@@ -35,11 +36,12 @@ class Job(Protocol):
 def run_here(start_work: Callable[[], Worker], keys: Sequence[str]) -> Iterator[Batch]:
     """Do the work in this process, without a pool."""
     worker, start = start_work(), 0
+    files = min(MOST_FILES_IN_TASK, MOST_FILES_IN_BATCH_HERE)
     free: list[Buffer] = []
     while start < len(keys):
         buffer = free.pop() if free else Buffer()
         buffer.reset()
-        results = work_on(worker, keys[start : start + MOST_FILES_IN_TASK], buffer)
+        results = work_on(worker, keys[start : start + files], buffer)
         batch = Batch(results, buffer.payload(), functools.partial(free.append, buffer))
         yield batch
         if not batch.is_held:

@@ -230,6 +230,7 @@ REFUSED = {
     "another ending": (["--contact_sheet=SHEET.jpg"], "must end in .png"),
     "no folder": (["--contact_sheet=nowhere/SHEET.png"], "no folder"),
     "another file": (["--contact_sheet=mine.png"], "is no contact sheet"),
+    "in the folder": (["--contact_sheet=images/s.png"], "is in the folder to convert"),
     "masks alone": (["--contact_masks=a=b"], "--contact_masks needs --contact_sheet"),
     "no rule": (["--contact_sheet=s.png", "--contact_masks=images"], "must be PHOTOS=MASKS"),
     "dry run": (["--contact_sheet=s.png", "--dry_run"], "--dry_run"),

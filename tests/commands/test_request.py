@@ -37,7 +37,7 @@ def test_convert_takes_the_fields_of_a_request():
 
 def test_the_command_line_has_the_defaults_of_a_request(images, output):
     values = parse([f"--path_images={images}", f"--path_output={output}"]).values
-    for name in ("quiet", "dry_run", "dask"):
+    for name in ("quiet", "dry_run", "dask", "contact_sheet", "contact_masks"):
         del values[name]
     assert Request(**values) == Request(images, output)
 

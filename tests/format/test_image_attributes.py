@@ -216,8 +216,8 @@ def test_merging_files_without_marks_gives_the_bytes_of_a_conversion(
 
 
 def test_resuming_gives_the_bytes_of_an_uninterrupted_run(folder: Path, output: Path) -> None:
-    for number in range(300):
-        save(folder / f"{number:03}.png", noise(number, (100, 100, 3)))
+    for number in range(150):
+        save(folder / f"{number:03}.png", noise(number, (100, 100, 3)), compress_level=0)
     request = request_of(folder, output, {"ext": "png", "workers": 1})
 
     def interrupt(progress: Progress) -> None:
@@ -229,7 +229,7 @@ def test_resuming_gives_the_bytes_of_an_uninterrupted_run(folder: Path, output: 
     said: list[str] = []
     run_request(request, Callbacks(notice=said.append))
     assert any("files are kept from the interrupted run" in line for line in said), said
-    assert len(images_in(output)) == 300
+    assert len(images_in(output)) == 150
     assert output.read_bytes() == make(folder, output.with_name("whole.h5")).read_bytes()
 
 

@@ -333,8 +333,8 @@ def _at(path: Path, epoch: int, arguments: dict[str, Any]) -> H5Loader:
 
 def test_an_older_iterator_does_not_move_the_state(path: Path) -> None:
     loader = H5Loader(path, batch_size=4)
-    older = iter(loader)
-    newer = iter(loader)
+    older, newer = iter(loader), iter(loader)
+    next(older)
     next(newer)
     state = loader.state_dict()
     next(older)

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from converter import ConverterError, H5Folder, H5ImageFolder, H5Sampler
+from converter import ConverterError, H5Folder, H5ImageFolder, H5Loader, H5Sampler
 from converter.cli import main
 from helpers.arrays import equal_samples, make_h5
 from helpers.images import colours, noise, save, save_frames, save_jpegs, save_tiff
@@ -241,6 +241,22 @@ def test_a_sampler_goes_on_where_its_state_was_taken(path, order, batch_size):
         assert before.state_dict(1) == whole_state_of(sampler(), 1)
         whole.set_epoch(2)
         assert [list(whole), list(whole)] == epochs
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: H5Sampler(H5Folder(path), batch_size=4),
+             lambda path: H5Loader(path, batch_size=4, threads=0)],
+)  # fmt: skip
+def test_an_epoch_begins_at_its_first_batch(path, make):
+    """Lightning calls iter() twice, and only then set_epoch; a DataLoader calls iter() twice."""
+    expected = [np.asarray(batch).tolist() for batch in make(path)]
+    loader = make(path)
+    iter(loader)
+    passing = iter(loader)
+    loader.set_epoch(0)
+    assert [np.asarray(batch).tolist() for batch in passing] == expected
+    assert loader.state_dict()["epoch"] == 1
+    assert [np.asarray(batch).tolist() for batch in loader] != expected
 
 
 def whole_state_of(sampler: H5Sampler, done: int) -> dict:
