@@ -59,7 +59,9 @@ def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
         data = stream.decompress(payload, nbytes + 1)
     except zlib.error as error:
         raise ValueError(f"has a chunk that does not inflate ({error})") from None
-    if len(data) != nbytes or not stream.eof:
+    if len(data) <= nbytes and not stream.eof:
+        raise ValueError("has a chunk that does not inflate (it ends too early)")
+    if len(data) != nbytes:
         raise ValueError("has a chunk that inflates to another size")
     target[:] = np.frombuffer(data, np.uint8)
 

@@ -402,6 +402,8 @@ def test_help_names_every_flag():
         "--verify",
         "--rebuild_index",
         "--extract",
+        "--contact_sheet",
+        "--contact_masks",
     }
 
 

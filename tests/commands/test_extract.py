@@ -636,7 +636,7 @@ def truncated(path: Path) -> None:
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "no file"),
-    "a folder": (Path.mkdir, "Is a directory"),
+    "a folder": (Path.mkdir, "is a folder"),
     "empty": (Path.touch, "is empty"),
     "no HDF5": (not_hdf5, "is not an HDF5 file"),
     "truncated": (truncated, "truncated"),
@@ -744,6 +744,8 @@ OF_CONVERSION = [
     "--shard=1/2",
     "--dask=tcp://host:1",
     "--merge=a.h5",
+    "--contact_sheet=s.png",
+    "--contact_masks=images/=masks/",
 ]
 
 

@@ -722,7 +722,7 @@ def test_verify_names_the_file_in_which_a_byte_flipped(compression, folder, outp
     if compression == "none":
         assert len(trusting.read_bytes("b.bmp")) == len(whole["b.bmp"])
     else:  # gzip has a checksum of its own
-        with pytest.raises(LoadError, match=r"'b\.bmp' in .* does not inflate"):
+        with pytest.raises(LoadError, match=r"'b\.bmp' in .* has a chunk that .*inflate"):
             trusting.read_bytes("b.bmp")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converter.threads import usable_cores
 from helpers.check import stored
 from helpers.run import (
     ROOT,
@@ -130,3 +131,16 @@ def test_workers_that_are_importing_end_with_their_parent(numbers, output, tmp_p
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
     assert not processes_left(process.pid)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_leaves_the_other_cores_to_the_other_workers(
+    workers: int, numbers: Path, output: Path, tmp_path: Path
+) -> None:
+    """An H5Folder that my_read opens reads in one thread there."""
+    text = "def my_read(path_sample):\n    from converter.threads import Threads\n"
+    text += "    return Threads().count"
+    flags = ["--ext=num", *read_with(write_functions(tmp_path / "f.py", text))]
+    assert run(command(numbers, output, *flags, f"--workers={workers}")).status == 0
+    counts = {int(count) for count in stored(output).values()}
+    assert counts == {1 if workers > 1 else usable_cores()}
