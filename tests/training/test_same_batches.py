@@ -132,14 +132,13 @@ def test_ranks_and_stops_give_the_samples_of_one_rank(
     others = loaders(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
     for loader in others:
         loader.load_state_dict(states[0])
-    if states[0]["epoch"] == 0:
+    expected = stopped * world_size * batch_size
+    step_size = len(others) * others[0].batch_size
+    left = COUNT - states[0]["sample"] if states[0]["epoch"] == 0 else 0
+    if left >= step_size:  # else the next epoch begins
         for step in zip(*others, strict=True):
             steps += step
-        left = COUNT - states[0]["sample"]
-        step_size = len(others) * others[0].batch_size
-        expected = states[0]["sample"] + left // step_size * step_size
-    else:
-        expected = stopped * world_size * batch_size
+        expected += left // step_size * step_size
     assert rows(steps) == whole[:expected]
 
 
