@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from converter.writer.journal import read_head, read_lines, read_rows
+from converter.writer.journal import Journal, read_head, read_lines, read_rows
 from converter.writer.paths import Paths
 from helpers.check import case, everything_below, failures
 from helpers.damage import flip
@@ -644,6 +644,18 @@ def test_a_journal_damaged_anywhere_is_believed_up_to_the_damage(damage, four_ke
             assert read_head(path) == (head if at >= ends[0] else None)
             believed = sum(end <= at for end in ends[1:])
             assert at < ends[0] or list(read_rows(path)) == rows[:believed]
+
+
+def test_a_journal_that_is_resumed_holds_nothing_behind_the_rows_that_stay(four_kept):
+    """Whatever is appended follows the last row that stays, also where the journal was longer."""
+    path = four_kept.journal
+    rows = list(read_rows(path))
+    for count in (2, 0):
+        journal = Journal.resume(path, count)
+        assert list(read_rows(path)) == rows[:count]
+        journal.append(rows[3:])
+        journal.close()
+        assert list(read_rows(path)) == [*rows[:count], *rows[3:]]
 
 
 @pytest.mark.slow
