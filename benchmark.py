@@ -87,8 +87,8 @@ class H5pyImages(TorchDataset):
         if file:
             file.close()
 
-    def __del__(self):
-        with contextlib.suppress(Exception):  # 3. close, also where Python is about to end
+    def __del__(self, suppress=contextlib.suppress):
+        with suppress(Exception):  # 3. close, also where Python is about to end
             self.close()
 
 

@@ -77,9 +77,10 @@ def is_alive(pid: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
+    of_other_tests = set(children())
     yield
     gc.collect()
-    assert not [pid for pid in children() if is_alive(pid)]
+    assert not [pid for pid in set(children()) - of_other_tests if is_alive(pid)]
 
 
 def children() -> list[int]:
