@@ -16,7 +16,7 @@ from helpers.run import Finished, end_all, run_here
 
 EVERYDAY = "not slow"  # as addopts of pyproject.toml says
 SLOW_HALF = "python -m pytest -n auto -m slow"
-CELLS = 2  # of one parametrised test in the everyday half
+CELLS = 1  # of one parametrised test in the everyday half
 SECONDS_IN_TEST = 600  # more than any process it starts may take
 corpus_lines = pytest.StashKey[list[str]]()
 
