@@ -13,6 +13,7 @@ from helpers import photos
 from helpers.run import run
 
 
+@pytest.mark.slow
 def test_photos_are_as_large_as_those_of_imagenet(tmp_path: Path) -> None:
     photos.make_photos(tmp_path, 20)
     files = sorted(tmp_path.rglob("*.jpg"))
@@ -52,6 +53,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_script(tmp_path: Path) -> None:
     ended = run([sys.executable, photos.__file__, str(tmp_path / "new"), "--count=2"])
     assert ended.status == 0, ended.err

@@ -62,6 +62,7 @@ def test_a_folder_called_tilde_is_taken_where_it_is_there(home: Path) -> None:
         converter.convert("~old", "~nobody-here/a.h5", workers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     "url", ["s3://bucket/a.h5", "gs://bucket/a.h5", "HTTPS://host/a.h5", "file:///tmp/a.h5"]

@@ -304,6 +304,7 @@ def test_h5py_writes_on_in_such_a_dataset(compression, tmp_path):
 # The ways to read
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_h5folder_reads_every_array_by_key_part_and_batch(compression, files):
@@ -311,6 +312,7 @@ def test_h5folder_reads_every_array_by_key_part_and_batch(compression, files):
         read_in_every_way(files(compression), kind)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["none", "gzip:1", "zstd:1", "blosc2"])
 def test_h5folder_reads_every_array_with_checksums_and_cache(compression, files):
@@ -318,6 +320,7 @@ def test_h5folder_reads_every_array_with_checksums_and_cache(compression, files)
         read_in_every_way(files(compression), kind, verify=True, cache_nbytes=10**6)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["auto", "zstd", "blosc2"])
 def test_h5folder_reads_every_array_without_the_index(compression, files_without_tail):
@@ -325,6 +328,7 @@ def test_h5folder_reads_every_array_without_the_index(compression, files_without
         read_in_every_way(files_without_tail(compression), kind)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("compression", ["zstd:19", "blosc2:9"])
 def test_without_zstandard_and_blosc2_h5folder_reads_through_hdf5plugin(

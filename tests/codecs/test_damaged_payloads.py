@@ -292,6 +292,7 @@ def blosc2_frames(nbytes: int) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["u1", ">f8"])
 def test_a_blosc2_frame_of_another_size_is_refused(dtype, tmp_path):
     noise = np.random.default_rng(0).integers(0, 7, 120_000).astype("u1").view(dtype)

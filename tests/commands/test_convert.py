@@ -277,6 +277,7 @@ def test_an_output_inside_the_folder_is_never_taken_as_input(folder, tmp_path, w
         assert set(failures(output)) == {"bad.h5"}
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("output_name", ["OUT.jpg", "sub/../OUT.jpg", "./OUT.jpg"])
 def test_an_output_with_the_extension_of_the_images_is_not_taken_as_input(

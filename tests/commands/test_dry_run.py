@@ -167,6 +167,7 @@ def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
         assert is_close(row, real, share=0.4), (choice, row.megabytes, real)
 
 
+@pytest.mark.slow
 def test_a_survey_that_takes_too_long_ends_early(folder, output, convert, monkeypatch):
     save_icons(folder)
     monkeypatch.setattr(converter.commands.dry_run, "SECONDS_SURVEYING", -1.0)

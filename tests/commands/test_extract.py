@@ -784,6 +784,7 @@ def test_quiet_and_overwrite_go_with_extract(nested, back, extract):
 # What interrupts
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("store", ["encoded", "array"])
 def test_a_full_disk_leaves_no_half_file(store, tmp_path, back):

@@ -371,6 +371,7 @@ def test_a_joined_file_is_updated_as_one_conversion_is(
     assert sorted(stored(output)) == [*FLAT, "new.jpg"]
 
 
+@pytest.mark.slow
 def test_a_shard_is_verified_against_its_part_of_the_folder(
     folder: Path, output: Path, capfd: pytest.CaptureFixture
 ) -> None:

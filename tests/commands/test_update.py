@@ -836,6 +836,7 @@ def test_after_a_kill_the_folder_may_be_as_it_was_before(
     assert_as_fresh(folder, output, *deadly)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
 def test_what_a_run_that_came_to_nothing_left_is_removed(

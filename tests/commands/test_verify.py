@@ -696,6 +696,7 @@ def cut_tail(path: Path) -> None:
 FLAGS = {name: WAYS[name] for name in ("array", "none", "gzip", "encoded")}
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(2)
 @WORKERS
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
@@ -1124,6 +1125,7 @@ def make_foreign(path: Path, make: Callable[[h5py.File], Any], libver: str) -> b
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_foreign_files_get_an_index_that_gives_what_h5py_gives_or_stay_untouched(libver, tmp_path):

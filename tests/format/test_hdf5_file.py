@@ -468,6 +468,7 @@ def test_a_file_costs_at_most_350_bytes_and_a_folder_450(
     assert tail_nbytes <= paths_nbytes + 64 * count + 2000
 
 
+@pytest.mark.slow
 def test_a_compressed_file_costs_at_most_400_bytes(folder, output, tmp_path, convert):
     for number in range(2000):
         (folder / f"{number:026}.num").write_bytes(b"x")

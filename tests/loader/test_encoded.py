@@ -380,6 +380,7 @@ def in_child(folder: H5Folder, results: Any) -> None:
         results.put(repr(error))
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("threads", [3, None])
 @pytest.mark.parametrize("method", START_METHODS)

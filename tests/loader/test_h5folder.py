@@ -317,6 +317,7 @@ def read_all(folder, keys, results):
         results.put(repr(error))
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("used_before", [True, False])

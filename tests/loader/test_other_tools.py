@@ -124,6 +124,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libver", [None, "latest", ("v110", "latest")], ids=str)
 def test_what_h5py_changed_is_read_as_it_is_now(libver, made):
     content = made.read_bytes()
@@ -157,6 +158,7 @@ def test_an_h5folder_from_before_does_not_mix_old_and_new(made):
                     np.testing.assert_array_equal(folder[key], good[key], err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 def test_several_tools_one_after_the_other(made, verify_rebuilt):
     for round_, change in enumerate([write_into, add, delete_and_add_in_its_place, swap, annotate]):

@@ -176,6 +176,7 @@ def test_files_that_vanish_between_the_look_and_the_reading_are_named(
     assert set(stored(output)) == {"a.num", "c.num"}
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 def test_folders_that_vanish_meanwhile_are_named(folder, output, tmp_path, workers):
     save_jpegs(folder, ["a.jpg", "deep/b.jpg", "z/c.jpg"])
@@ -340,6 +341,7 @@ def test_an_output_whose_name_is_not_utf_8_is_made(folder, tmp_path):
     assert output.stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("depth", [200, 1500])
 def test_deep_folders_are_stored(depth, folder, output, workers):

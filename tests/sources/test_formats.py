@@ -852,6 +852,7 @@ def test_all_of_an_older_file_is_read_again_though_the_folder_is_as_it_was(keyed
         assert int(file.attrs["reader_revision"]) == formats.REVISION
 
 
+@pytest.mark.slow
 def test_shards_of_another_revision_are_not_joined(keyed, output, convert):
     parts = [output.with_name(f"{n}.h5") for n in (1, 2)]
     convert_as_before(keyed, parts[0], "--shard=1/2")

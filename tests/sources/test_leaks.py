@@ -13,6 +13,7 @@ resource = pytest.importorskip("resource")
 FILES, LIMIT = 300, 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_reader_that_leaks_files_is_named_and_the_rest_is_stored(
     folder: Path, output: Path, tmp_path: Path, workers: int

@@ -100,6 +100,7 @@ def expected_of(source: Path) -> dict[str, np.ndarray | None]:
     }
 
 
+@pytest.mark.slow
 def test_every_array_is_that_of_imread(source, converted):
     expected = expected_of(source)
     arrays = stored(converted)

@@ -102,6 +102,7 @@ def test_a_random_resized_crop_lies_inside_the_image(height, width, seed, scale)
         assert cut[4:] == (7, 9, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(375, 500), (500, 90), (60, 500)])
 def test_random_resized_crops_are_distributed_as_those_of_torchvision(shape):
     transforms = pytest.importorskip("torchvision.transforms.v2")

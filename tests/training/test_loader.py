@@ -452,6 +452,7 @@ def test_a_forked_child_goes_on_by_itself(path: Path) -> None:
     assert child == parent and child.count(",") == 9 + 10 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_amid_waiting_comes_out_of_the_loop(path: Path) -> None:
     out = run_script(

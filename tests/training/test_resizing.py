@@ -275,6 +275,7 @@ assert torch.get_num_threads() == 4
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts the threads in /proc")
 def test_torch_works_in_one_thread_and_survives_a_fork():
     subprocess.run([sys.executable, "-c", IN_ONE_THREAD], check=True, timeout=60)

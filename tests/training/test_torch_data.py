@@ -142,6 +142,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(len(FORMS))
 @pytest.mark.parametrize("store", ["array", "encoded"])
 @pytest.mark.parametrize("name", FORMS)

@@ -251,6 +251,7 @@ def test_a_file_that_kills_workers_is_a_failure_and_no_other(
     assert sorted(stored(output)) == sorted({*NAMES} - {*found})
 
 
+@pytest.mark.slow
 def test_nothing_is_written_any_more_when_a_run_has_ended(
     folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +430,7 @@ def test_a_worker_with_another_version_is_said(
     assert "OUT.h5" not in left(output)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
 def test_a_full_disk_ends_the_run_and_what_is_written_is_kept(folder: Path, output: Path) -> None:
     random = np.random.default_rng(0)

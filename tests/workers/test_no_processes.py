@@ -44,6 +44,7 @@ def test_a_daemonic_process_converts_or_is_told_how(
     assert len(stored(output)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_long_temporary_folder_works_or_is_named(
     folder: Path, output: Path, tmp_path: Path, method: str

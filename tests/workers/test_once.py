@@ -31,6 +31,7 @@ def calls(functions: Path) -> Counter[str]:
     return Counter(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(2)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ def test_each_file_is_read_once(
     assert output.read_bytes() == output.with_name("b.h5").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_update_reads_once_what_failed_and_what_is_new(
     folder: Path, output: Path, tmp_path: Path
 ) -> None:

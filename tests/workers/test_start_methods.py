@@ -130,6 +130,7 @@ def test_my_read_and_my_prune_decide_what_one_process_stores(mixed, alone):
         assert_same(found[key], as_pillow_reads(mixed / key))
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("method", METHODS)

@@ -128,6 +128,7 @@ def my_read(path_sample):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kind", ["photos", "icons"])

@@ -453,6 +453,7 @@ def test_a_file_that_failed_before_and_is_gone_is_missed_by_nobody(conversion):
 # Another way to convert
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("flags", "why"),
@@ -893,6 +894,7 @@ def test_a_killed_run_is_gone_on_with(workers, tmp_path, convert):
     conversion.assert_as_uninterrupted(ended=ended)
 
 
+@pytest.mark.slow
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
