@@ -33,8 +33,8 @@ class Resizer:
 
     Of a JPEG that is stored as it is and at least twice as large as needed, the box comes from a
     decode to a half, a quarter or an eighth of its size, which averages pixels too: the mean
-    difference from a whole decode was 2 to 3 of 255 over random crops of photos, and up to 17 in one
-    of them. The box is rounded to the pixels of the reduced image.
+    difference from a whole decode was 2 to 3 of 255 over random crops of photos, and up to 17 in
+    one of them. The box is rounded to the pixels of the reduced image.
 
     Neither changes a setting of torch or of OpenCV. An image whose cut is not resized, and a mask,
     need numpy alone.
