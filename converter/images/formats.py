@@ -74,7 +74,10 @@ def decode_image(data: Bytes, extension: str) -> np.ndarray:
 
     It does not hide warnings, because that is not safe in threads.
     """
-    return _decoded(recognise(bytes(data[:LONGEST_HEAD]), extension), data).array
+    kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
+    if kind is JPEG and (array := jpeg.pixels(data)) is not None:
+        return array
+    return _decoded(kind, data).array
 
 
 def _decoded(kind: Format, data: Bytes) -> Image:

@@ -78,8 +78,13 @@ def decode_fast(data: Bytes, allocate: Allocate | None = None) -> Image | None:
 
     Gives no warnings.
     """
-    array = _decode_with_simplejpeg(data, allocate) if decoders_agree() else None
+    array = pixels(data, allocate)
     return None if array is None else Image(array, _note(data))
+
+
+def pixels(data: Bytes, allocate: Allocate | None = None) -> np.ndarray | None:
+    """Return the array of `decode_fast`, without looking for what it would note."""
+    return _decode_with_simplejpeg(data, allocate) if decoders_agree() else None
 
 
 @functools.cache
