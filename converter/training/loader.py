@@ -9,7 +9,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from converter.threads import usable_cores
 from converter.training.batches import IMAGE, MOST_CHANNELS, Filler, Filling, Recipe, Request
 from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.crops import CropMethod
-from converter.training.labels import Labels, Selection, as_array, select
-from converter.training.orders import Order, Place, find_ranks, make_state, place_of
+from converter.training.labels import Labels, Selection, as_array, identity_of, select
+from converter.training.orders import Epochs, Order, Place
 from converter.training.readers import InCaller, InProcesses, InThreads, RemoteFilling
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
@@ -165,9 +164,11 @@ class H5Loader:
         self._runs: FileRuns | None = None
         if order == "blocks":
             self._runs = FileRuns(self.folder, self._selection, block_nbytes)
-        self._make_order = functools.partial(
-            Order,
+        self._epochs = Epochs(
             len(self._selection),
+            identity=functools.partial(identity_of, self.folder, self._selection),
+            rank=rank,
+            world_size=world_size,
             batch_size=batch_size,
             kind=order,
             seed=seed,
@@ -175,25 +176,19 @@ class H5Loader:
             evaluate=evaluate,
             runs=self._runs.runs if self._runs else None,
         )
-        self._make_order()  # to check what does not depend on the ranks
-        if rank is not None or world_size is not None:
-            find_ranks(rank, world_size)
-        self._ranks = rank, world_size
-        self._order: Order | None = None
         self._partners: _Partners | None = None
         self._equal: tuple[IndexedFile, EqualArrays | None] | None = None
         self._buffers: dict[str, Buffers] = {}
         self._in_processes: InProcesses | None = None
         self._pid = os.getpid()
-        self._next = self._place = Place(0, 0)
         self._current: weakref.ref[_Epoch] | None = None
 
     def __len__(self) -> int:
         """Return how many batches this rank has in an epoch."""
-        return self._known_order().length(self._place.epoch)
+        return self._epochs.order.length(self._epochs.place.epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        return _Epoch(self, self._known_order())
+        return _Epoch(self, self._epochs.order)
 
     def __repr__(self) -> str:
         return f"H5Loader({self.folder.path!r}, batch_size={self.batch_size})"
@@ -227,21 +222,18 @@ class H5Loader:
 
         After `load_state_dict` the epoch of the state goes on where the state was.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}: give 0 or more")
-        if epoch != self._next.epoch:
-            self._next = self._place = Place(epoch, 0)
+        self._epochs.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int | str]:
         """Return where training is: behind the batch handed out last. The same on all ranks."""
-        return make_state(self._known_order(), self._place, self._identity())
+        return self._epochs.state(self._epochs.place)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, perhaps on another number of ranks.
 
         Raises ValueError for the state of another file, selection, order or seed.
         """
-        self._next = self._place = place_of(state, self._known_order(), self._identity())
+        self._epochs.load_state(state)
 
     def _checked_labels(self, labels: Any, classes: Sequence[str] | None) -> Labels | None:
         if labels is None:
@@ -249,23 +241,6 @@ class H5Loader:
                 raise ValueError("classes goes with labels='folder': give both")
             return None
         return Labels(labels, self.folder, self._selection, classes)
-
-    def _known_order(self) -> Order:
-        """Return the order; the ranks are looked up when it is first needed."""
-        if self._order is None:
-            rank, world_size = find_ranks(*self._ranks)
-            self._order = self._make_order(rank=rank, world_size=world_size)
-        return self._order
-
-    def _identity(self) -> str:
-        """Return a text that tells the file and the selected samples from others."""
-        positions = self._selection.positions
-        if isinstance(positions, range):
-            selected = f"{positions.start}:{positions.stop}:{positions.step}"
-        else:
-            selected = f"{crc32(np.ascontiguousarray(positions, '<i8').tobytes()):08x}"
-        file = crc32(repr(self.folder._open().source.identity).encode())
-        return f"{file:08x}/{selected}"
 
     def _known_partners(self) -> _Partners:
         """Return the partners of all samples, which are looked up at the first batch."""
@@ -297,17 +272,14 @@ class H5Loader:
 
         It does so at its first batch: Lightning calls iter() twice, and only then `set_epoch`.
         """
-        start = self._next
-        if start.sample and not self._known_order().length(*start):
-            start = Place(start.epoch + 1, 0)  # less is left than these ranks need
-        self._place, self._next = start, Place(start.epoch + 1, 0)
+        start = self._epochs.begin()
         self._current = weakref.ref(epoch)
         return start
 
     def _handed_out(self, epoch: _Epoch, place: Place) -> None:
         """Note how far the newest iterator is; older ones may still be in use."""
         if self._current is not None and self._current() is epoch:
-            self._place = place
+            self._epochs.place = place
 
     def _batch(self, request: Request, arrays: dict[str, Any], labels: Any) -> Any:
         """Return a batch as users get it."""

@@ -7,11 +7,13 @@ side by side are those of one rank with a batch as large as theirs together.
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -257,6 +259,10 @@ class Order:
         # a named generator: the default one of numpy may become another
         return np.random.Generator(np.random.PCG64([self.seed, epoch]))
 
+    def runs_checksum(self) -> int:
+        """Return a CRC-32 that tells the order of other runs from this one; 0 without runs."""
+        return 0 if self._runs is None else crc32(self._runs.firsts.astype("<i8").tobytes())
+
     def _check_enough(self, size: int) -> None:
         if size < self.world_size:
             raise ValueError(
@@ -303,6 +309,76 @@ def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return 0, 1
 
 
+class Epochs:
+    """The epochs of an order, one after the other, for whoever iterates over them.
+
+    Parameters
+    ----------
+    count, options
+        Of `Order`, but for the ranks: these are looked up when the order is first needed.
+    identity
+        Returns a text that tells the file and the selection from others.
+    rank, world_size
+        As `find_ranks` takes them.
+
+    Raises
+    ------
+    ValueError
+        The arguments contradict each other, or a state or an epoch does not fit them.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        identity: Callable[[], str],
+        rank: int | None,
+        world_size: int | None,
+        **options: Any,
+    ) -> None:
+        self._make_order = functools.partial(Order, count, **options)
+        self._make_order()  # to check what does not depend on the ranks
+        if rank is not None or world_size is not None:
+            find_ranks(rank, world_size)
+        self._ranks = rank, world_size
+        self._make_identity = identity
+        self.next = Place(0, 0)  # where the next epoch begins
+        self.place = self.next  # where training is
+
+    @functools.cached_property
+    def order(self) -> Order:
+        """The order on this rank."""
+        rank, world_size = find_ranks(*self._ranks)
+        return self._make_order(rank=rank, world_size=world_size)
+
+    def begin(self) -> Place:
+        """Return where the next epoch begins, and count on to the one behind it."""
+        start = self.next
+        if start.sample and not self.order.length(*start):
+            start = Place(start.epoch + 1, 0)  # less is left than these ranks need
+        self.place, self.next = start, Place(start.epoch + 1, 0)
+        return start
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is next; the one that a state left goes on where it was."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}: give 0 or more")
+        if epoch != self.next.epoch:
+            self.next = self.place = Place(epoch, 0)
+
+    def state(self, place: Place) -> dict[str, int | str]:
+        """Return plain numbers and texts that say where training is, the same on all ranks."""
+        return make_state(self.order, place, self._identity)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, perhaps on another number of ranks."""
+        self.next = self.place = place_of(state, self.order, self._identity)
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        return self._make_identity()
+
+
 def make_state(order: Order, place: Place, identity: str) -> dict[str, int | str]:
     """Return plain numbers and texts that say where training is, the same on all ranks.
 
@@ -316,6 +392,7 @@ def make_state(order: Order, place: Place, identity: str) -> dict[str, int | str
         "samples": order.count,
         "seed": order.seed,
         "order": kind,
+        "runs": order.runs_checksum(),
         "file": identity,
     }
 
@@ -340,6 +417,10 @@ def place_of(state: Mapping[str, Any], order: Order, identity: str) -> Place:
                 f"this state is {theirs}, and this loader {ours}: give it the state of a loader "
                 "with the same arguments"
             )
+    if state["runs"] != expected["runs"]:
+        raise ValueError(
+            "this state is of blocks of another size: give the block_nbytes of the loader it is of"
+        )
     if state["file"] != identity:
         raise ValueError(
             "this state is of another file or selection: give it the state of a loader with the "

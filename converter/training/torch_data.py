@@ -24,14 +24,7 @@ from converter.training.labels import (
     identity_of,
     select,
 )
-from converter.training.orders import (
-    Order,
-    OrderFunction,
-    Place,
-    find_ranks,
-    make_state,
-    place_of,
-)
+from converter.training.orders import Epochs, OrderFunction
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 OUTPUTS = ("pil", "numpy")
@@ -310,9 +303,14 @@ class H5Sampler:
             if self._folder is None:
                 raise ValueError("order='blocks' needs an H5Folder or an H5ImageFolder to sample")
             self._runs = FileRuns(self._folder, self._selection, block_nbytes)
-        self._make_order = functools.partial(
-            Order,
+        identity: Callable[[], str] = str  # other datasets have none
+        if self._folder is not None:
+            identity = functools.partial(identity_of, self._folder, self._selection)
+        self._epochs = Epochs(
             len(self._selection),
+            identity=identity,
+            rank=rank,
+            world_size=world_size,
             batch_size=1 if batch_size is None else batch_size,
             kind=order,
             seed=seed,
@@ -320,32 +318,23 @@ class H5Sampler:
             evaluate=evaluate,
             runs=self._runs.runs if self._runs else None,
         )
-        self._make_order()  # to check what does not depend on the ranks
-        if rank is not None or world_size is not None:
-            find_ranks(rank, world_size)
-        self._ranks = rank, world_size
-        self._next = self._begun = Place(0, 0)
-        self._handed_out = 0
+        self._handed_out = self._epochs.place, 0
 
     def __len__(self) -> int:
         """Return how many batches, or single indices, this rank has in an epoch."""
-        return self._order.length(self._next.epoch)
+        return self._epochs.order.length(self._epochs.next.epoch)
 
     def __iter__(self) -> Iterator[Any]:
         # an epoch begins at its first item: a DataLoader calls iter() twice where it has workers
-        order, place = self._order, self._next
-        if place.sample and not order.length(*place):  # less is left than these ranks need
-            place = Place(place.epoch + 1, 0)
-        self._begun, self._handed_out = place, 0
-        self._next = Place(place.epoch + 1, 0)
+        order, place = self._epochs.order, self._epochs.begin()
         ahead = ReadAhead(order, self._runs, *place) if self._runs else None
         try:
             for number, indices in enumerate(order.batches(*place), 1):
                 if ahead is not None:
                     last = order.samples_after(place.epoch, number, place.sample) - 1
                     ahead.wait(ahead.advance(last))
-                if self._begun is place:  # else an older iterator, which may still be in use
-                    self._handed_out = number
+                if self._epochs.place is place:  # else an older iterator, which may be in use
+                    self._handed_out = place, number
                 yield int(indices[0]) if self.batch_size is None else indices.tolist()
         finally:
             if ahead is not None:
@@ -361,11 +350,7 @@ class H5Sampler:
 
         After `load_state_dict` the epoch of the state goes on where the state was.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}: give 0 or more")
-        if epoch != self._next.epoch:
-            self._next = self._begun = Place(epoch, 0)
-            self._handed_out = 0
+        self._epochs.set_epoch(epoch)
 
     def state_dict(self, batches: int | None = None) -> dict[str, int | str]:
         """Return where training is: plain numbers and texts, the same on all ranks.
@@ -373,29 +358,19 @@ class H5Sampler:
         ``batches`` is how many of this ``iter()`` were trained on (single indices, without
         ``batch_size``); None: all that were handed out, which workers may still be reading.
         """
-        done = self._handed_out if batches is None else batches
-        place = self._order.place_after(self._begun, done) if done else self._begun
-        return make_state(self._order, place, self._identity)
+        place, done = self._epochs.place, batches
+        if done is None:
+            done = self._handed_out[1] if self._handed_out[0] is place else 0
+        if done:
+            place = self._epochs.order.place_after(place, done)
+        return self._epochs.state(place)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, perhaps on another number of ranks.
 
         Raises ValueError for the state of another file, selection, order or seed.
         """
-        self._next = self._begun = place_of(state, self._order, self._identity)
-        self._handed_out = 0
-
-    @functools.cached_property
-    def _order(self) -> Order:
-        """Return the order; the ranks are looked up when it is first needed."""
-        rank, world_size = find_ranks(*self._ranks)
-        return self._make_order(rank=rank, world_size=world_size)
-
-    @functools.cached_property
-    def _identity(self) -> str:
-        if self._folder is None:
-            return ""
-        return identity_of(self._folder, self._selection)
+        self._epochs.load_state(state)
 
 
 def _parts_of(dataset: Any) -> tuple[H5Folder | None, Selection]:

@@ -633,6 +633,17 @@ def test_a_state_of_another_file_or_seed_is_refused(path: Path, tmp_path: Path) 
         assert_one_sentence(str(caught.value))
 
 
+def test_a_state_of_blocks_of_another_size_is_refused(path: Path) -> None:
+    """They have another order: the rest of theirs is not the rest of this one."""
+    arguments: dict[str, Any] = {"batch_size": 2, "order": "blocks"}
+    state = H5Loader(path, **arguments, block_nbytes=300).state_dict()
+    loader = H5Loader(path, **arguments, block_nbytes=900)
+    with pytest.raises(ValueError, match="block_nbytes") as caught:
+        loader.load_state_dict(state)
+    assert_one_sentence(str(caught.value))
+    H5Loader(path, **arguments, block_nbytes=300).load_state_dict(state)
+
+
 def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(path: Path) -> None:
     arguments: dict[str, Any] = {"crop": RandomResizedCrop(6), "antialias": False, "hflip": 0.5}
 
