@@ -18,7 +18,7 @@ from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
-from converter.training.crops import Cut, Draws, ImpossibleCropError, flips
+from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
 from converter.training.resizing import Resizer
 
 IMAGE = "image"
@@ -443,10 +443,10 @@ class Filler:
         text = str(error) if isinstance(error, ConverterError) else describe(error)
         if isinstance(error, LoadError):
             return error
-        if isinstance(error, ConverterError) and not isinstance(error, ImpossibleCropError):
-            told = LoadError(f"{key!r} in {path} {text}")
-        elif isinstance(error, ConverterError):
+        if isinstance(error, CropError):
             told = LoadError(f"{key!r} in {path}: {text}")
+        elif isinstance(error, ConverterError):
+            told = LoadError(f"{key!r} in {path} {text}")
         else:
             told = LoadError(f"{key!r} in {path} made a batch fail: {text}")
         told.__cause__ = error

@@ -26,7 +26,11 @@ MASK = (1 << 64) - 1
 CROP, HFLIP, VFLIP, TRANSFORM = range(4)
 
 
-class ImpossibleCropError(ConverterError):
+class CropError(ConverterError):
+    """Why an image does not become a row, in a sentence that does not name it."""
+
+
+class ImpossibleCropError(CropError):
     """A crop that an image does not have; ``row`` is its place in the batch."""
 
     def __init__(self, row: int, why: str) -> None:

@@ -148,6 +148,8 @@ class H5Loader:
         self._labels = self._checked_labels(labels, classes)
         if channels not in (None, 3):
             raise ValueError(f"channels is {channels!r}: give 3, or leave it out")
+        if crop is not None and not hasattr(crop, "geometry"):
+            raise ValueError(f"crop is {crop!r}: give a crop, such as RandomResizedCrop(224)")
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {interpolation!r}: give 'bilinear' or 'nearest'")
         self._recipe = Recipe(

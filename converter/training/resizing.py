@@ -8,12 +8,11 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter.errors import ConverterError
-from converter.training.crops import Cut
+from converter.training.crops import CropError, Cut
 
 #: Interpolated by torch as they are.
 NATIVE_DTYPES = frozenset({np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64)})
@@ -92,43 +91,45 @@ class Resizer:
         size = cut.resized_height, cut.resized_width
         if size == source.shape[:2]:
             _copy(_window(source, first, shown.shape), shown, hflip=hflip, vflip=vflip)
-        elif nearest:
-            _pick(source, shown, first, size, hflip=hflip, vflip=vflip)
+            return
+        view = _View(size, first, hflip, vflip)
+        if nearest:
+            _pick(source, shown, view)
         else:
-            self._interpolate(source, shown, first, size, hflip=hflip, vflip=vflip)
+            self._interpolate(source, shown, view)
 
-    def _interpolate(
-        self,
-        source: np.ndarray,
-        target: np.ndarray,
-        first: tuple[int, int],
-        size: tuple[int, int],
-        *,
-        hflip: bool,
-        vflip: bool,
-    ) -> None:
+    def _interpolate(self, source: np.ndarray, target: np.ndarray, view: _View) -> None:
         dtype = target.dtype
         if dtype not in NATIVE_DTYPES and dtype not in WIDENED_DTYPES:
-            raise ConverterError(
+            raise CropError(
                 f"arrays of {dtype} cannot be interpolated, only uint8, uint16, float16, float32 "
                 "and float64: give them as masks, or use a crop that does not resize"
             )
         library = _torch() if self.antialias else _opencv()
         working = dtype if dtype in NATIVE_DTYPES else np.dtype(np.float32)
-        if self.antialias and size[1] == 1 and working == np.uint8:
+        if self.antialias and view.size[1] == 1 and working == np.uint8:
             working = np.dtype(np.float32)  # torch 2.14 gives wrong bytes for a width of 1
         box = self._source.array(source.shape, working)
         box[...] = source
-        is_whole = size == target.shape[:2] and target.flags.c_contiguous
-        if working == dtype and is_whole and not hflip and not vflip:
+        is_whole = view.size == target.shape[:2] and target.flags.c_contiguous
+        if working == dtype and is_whole and not view.hflip and not view.vflip:
             library.resize(box, target)
             return
-        result = self._result.array((*size, source.shape[2]), working)
+        result = self._result.array((*view.size, source.shape[2]), working)
         library.resize(box, result)
-        values = _window(result, first, target.shape)
-        if hflip:
+        values = _window(result, view.first, target.shape)
+        if view.hflip:
             values = library.mirror(values)
-        _put(values[::-1] if vflip else values, target)
+        _put(values[::-1] if view.vflip else values, target)
+
+
+class _View(NamedTuple):
+    """What of a resized box is shown: it has this ``size``, and the view begins at ``first``."""
+
+    size: tuple[int, int]
+    first: tuple[int, int]
+    hflip: bool
+    vflip: bool
 
 
 class _Scratch:
@@ -154,7 +155,7 @@ def _adapt(source: np.ndarray, channels: int) -> np.ndarray:
         return source[:, :, :channels]
     if source.shape[2] == 1:
         return np.broadcast_to(source, (*source.shape[:2], channels))
-    raise ConverterError(
+    raise CropError(
         f"an image has {source.shape[2]} channels where the batch has {channels}: "
         "channels=3 makes them equal"
     )
@@ -178,7 +179,7 @@ def _pad(target: np.ndarray, fill: float) -> None:
     else:
         is_held = kind != "b" or fill in (0, 1)
     if not is_held:
-        raise ConverterError(
+        raise CropError(
             f"arrays of {target.dtype} cannot hold {fill}, with which they are padded: give fill "
             "or mask_fill a value that they can hold"
         )
@@ -194,22 +195,14 @@ def _copy(source: np.ndarray, target: np.ndarray, *, hflip: bool, vflip: bool) -
         target[:, :, channel] = source[:, ::-1, channel]
 
 
-def _pick(
-    source: np.ndarray,
-    target: np.ndarray,
-    first: tuple[int, int],
-    size: tuple[int, int],
-    *,
-    hflip: bool,
-    vflip: bool,
-) -> None:
+def _pick(source: np.ndarray, target: np.ndarray, view: _View) -> None:
     """Write the nearest pixels, chosen as torch's ``nearest`` chooses them."""
     rows, columns = (
-        _nearest(source.shape[axis], size[axis], first[axis], target.shape[axis])
+        _nearest(source.shape[axis], view.size[axis], view.first[axis], target.shape[axis])
         for axis in range(2)
     )
-    rows = rows[::-1] if vflip else rows
-    columns = columns[::-1] if hflip else columns
+    rows = rows[::-1] if view.vflip else rows
+    columns = columns[::-1] if view.hflip else columns
     target[...] = source[rows].take(columns, axis=1)
 
 
@@ -307,7 +300,7 @@ def _torch() -> _Torch:
     try:
         return _Torch()
     except ImportError as error:
-        raise ConverterError(
+        raise CropError(
             "a crop that resizes needs torch, or OpenCV with antialias=False: pip install torch"
         ) from error
 
@@ -317,6 +310,6 @@ def _opencv() -> _OpenCV:
     try:
         return _OpenCV()
     except ImportError as error:
-        raise ConverterError(
+        raise CropError(
             "a crop with antialias=False needs OpenCV: pip install opencv-python-headless"
         ) from error

@@ -496,6 +496,7 @@ def refused(error: type[Exception] = ValueError, **arguments: Any) -> str:
         ({"processes": -1}, "processes is -1"),
         ({"processes": 1, "threads": 1}, "one of the two"),
         ({"interpolation": "cubic"}, "interpolation is 'cubic'"),
+        ({"crop": 224}, "crop is 224"),
         ({"order": "shuffled"}, "order is 'shuffled'"),
         ({"rank": 2, "world_size": 2}, "rank is 2"),
         ({"rank": 0}, "go together"),
@@ -618,6 +619,18 @@ def test_world_size_without_a_group_is_an_error_at_the_first_use(
     for use in (len, iter):
         with pytest.raises(ValueError, match="WORLD_SIZE is 2"):
             use(loader)
+
+
+def test_what_cannot_be_resized_is_named_and_a_colon_stands_before_the_reason(
+    tmp_path: Path,
+) -> None:
+    made = make_h5(tmp_path, {"a.npy": np.ones((4, 4), bool), "b.npy": np.ones((4, 4), bool)})
+    loader = H5Loader(made, batch_size=2, order="stored", crop=Resize(3), threads=0)
+    with pytest.raises(
+        LoadError, match=r"'a\.npy' in .*: arrays of bool cannot be inter"
+    ) as caught:
+        next(iter(loader))
+    assert_one_sentence(str(caught.value))
 
 
 def test_a_state_of_another_file_or_seed_is_refused(path: Path, tmp_path: Path) -> None:
