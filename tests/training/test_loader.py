@@ -19,10 +19,11 @@ import pytest
 
 from converter import H5Folder
 from converter.errors import ConverterError, LoadError
+from converter.training.buffers import Buffers
 from converter.training.crops import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 from converter.training.loader import H5Loader
 from helpers.arrays import equal_samples, make_h5, smooth
-from helpers.run import ROOT
+from helpers.run import ROOT, wait_until
 
 COUNT = 20
 
@@ -390,6 +391,42 @@ def test_a_loop_left_by_an_exception_ends_its_threads(path: Path) -> None:
             raise ZeroDivisionError
     gc.collect()
     wait_for_no_threads()
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_so_many_batches_are_made_ahead_and_no_more(path: Path, prefetch: int) -> None:
+    made = []
+
+    def transform(rng: np.random.Generator, image: np.ndarray) -> dict[str, np.ndarray]:
+        made.append(threading.current_thread())
+        return {"image": image}
+
+    loader = H5Loader(path, batch_size=2, threads=1, prefetch=prefetch, transform=transform)
+    iterator = iter(loader)
+    for handed_out in (1, 2):
+        next(iterator)
+        expected = 2 * (handed_out + prefetch)
+        wait_until(lambda expected=expected: len(made) == expected)
+        time.sleep(0.05)
+        assert len(made) == expected
+    assert threading.current_thread() not in made
+
+
+def test_memory_is_told_of_each_request(path: Path) -> None:
+    """Pinned memory notes then how far the GPU is; here there may be none."""
+    requests = []
+
+    class Told(Buffers):
+        def at_request(self) -> None:
+            requests.append(self)
+
+    loader = H5Loader(path, batch_size=2, threads=0)
+    iterator = iter(loader)
+    next(iterator)
+    loader._buffers["image"] = Told()
+    next(iterator)
+    next(iterator)
+    assert len(requests) == 2
 
 
 def test_a_slow_transform_does_not_keep_a_left_loop(path: Path) -> None:
