@@ -31,6 +31,7 @@ from converter.images.formats import decode_noted, extension_of
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.resizing import Resizing
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
@@ -42,6 +43,7 @@ class Choice(NamedTuple):
 
     store: str
     compression: Compression
+    resizing: Resizing | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Settings:
     functions_text: bytes | None = None  # of that file, for machines that may not have it
     choices: tuple[Choice, ...] = ()
     file_timeout: float | None = None  # seconds; for `pool`
+    resizing: Resizing | None = None  # not with functions
 
     def start(self) -> Encoder:
         """Return the encoder that does the work in this process."""
