@@ -96,17 +96,14 @@ def kept_of(image: PIL.Image.Image) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     if profile := image.info.get("icc_profile"):
         kept["icc_profile"] = profile
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if orientation != 1:
-        kept["exif"] = exif_of(orientation)
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged: nobody can tell
+        orientation = None
+    if orientation in range(2, 9):
+        kept["exif"] = PIL.Image.Exif()
+        kept["exif"][ORIENTATION] = orientation
     return kept
-
-
-def exif_of(orientation: int) -> PIL.Image.Exif:
-    """Return EXIF that says how to turn a picture, and nothing else."""
-    exif = PIL.Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
 
 
 def as_picture(array: np.ndarray, mode: str | None = None) -> PIL.Image.Image:
