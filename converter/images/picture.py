@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import PIL.Image
@@ -129,10 +129,9 @@ def saved(image: PIL.Image.Image, name: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def refuse_frames(count: int) -> None:
-    """Raise UnreadableError where there are several."""
-    if count > 1:
-        raise UnreadableError(f"its {count} frames are not encoded again")
+def refuse_animation(frames: int) -> NoReturn:
+    """Raise UnreadableError for what is not encoded again."""
+    raise UnreadableError(f"it is an animation of {frames} frame{'s' * (frames > 1)}")
 
 
 def pixels_error(error: PIL.Image.DecompressionBombError) -> UnreadableError:

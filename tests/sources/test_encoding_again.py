@@ -286,7 +286,7 @@ def test_an_animation_is_a_failure_that_names_the_cure(name, tmp_path):
     assert isinstance(failure, Failure)
     what = {"a.gif": "GIF", "a.png": "PNG", "a.webp": "WebP"}[name]
     assert failure.reason == (
-        f"resized, it cannot be encoded as {what} again (its 3 frames are not encoded again): "
+        f"resized, it cannot be encoded as {what} again (it is an animation of 3 frames): "
         "--store=array stores its array"
     )
     assert again(tmp_path, name, Resizing(120)) == (tmp_path / name).read_bytes()
