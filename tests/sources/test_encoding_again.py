@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,16 @@ PROFILE = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobyt
 SMALLER = Resizing(40)
 
 
+@functools.cache
+def made(number: int) -> PIL.Image.Image:
+    """One of the photos that are made, smaller."""
+    image = PIL.Image.fromarray(list(photos(number + 1))[number].pixels)
+    return image.resize((160, 120), PIL.Image.Resampling.BICUBIC)
+
+
 def photo(number: int = 0) -> PIL.Image.Image:
     """A photo of 120 x 160 pixels."""
-    pixels = next(one for n, one in enumerate(photos(number + 1)) if n == number).pixels
-    return PIL.Image.fromarray(pixels).resize((160, 120), PIL.Image.Resampling.BICUBIC)
+    return made(number).copy()
 
 
 def with_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -213,6 +220,24 @@ def test_a_lossy_webp_is_lossy_again_at_that_quality(tmp_path):
         seen = array[..., 3] > 200
         assert np.abs(decoded[seen].astype(float) - array[seen]).mean() < 12
     assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_a_webp_is_lossless_again_also_within_an_animation_of_one_frame(tmp_path):
+    still = io.BytesIO()
+    photo().save(still, "WEBP", lossless=True)
+    chunk = still.getvalue()[12:]
+    frame = bytes(6) + (159).to_bytes(3, "little") + (119).to_bytes(3, "little") + bytes(4)
+    size = frame[6:12]
+    body = b"".join(
+        kind + len(content).to_bytes(4, "little") + content
+        for kind, content in (
+            (b"VP8X", b"\x02\0\0\0" + size), (b"ANIM", bytes(6)), (b"ANMF", frame + chunk),
+        )
+    )  # fmt: skip
+    data = b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
+    (tmp_path / "a.webp").write_bytes(data)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.webp"), np.asarray(photo()))
+    assert b"VP8L" in again(tmp_path, "a.webp")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "b.webp"])

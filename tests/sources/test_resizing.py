@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
 from collections.abc import Callable
@@ -37,10 +38,15 @@ RESIZINGS = (
 )
 
 
+@functools.cache
+def made(number: int) -> PIL.Image.Image:
+    """One of the photos that are made, of 375 x 500 pixels."""
+    return PIL.Image.fromarray(list(photos(number + 1))[number].pixels)
+
+
 def photo(height: int = 150, width: int = 203, number: int = 0) -> PIL.Image.Image:
     """A photo of this size, with details at each scale."""
-    pixels = next(one for n, one in enumerate(photos(number + 1)) if n == number).pixels
-    return PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    return made(number).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def with_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -413,6 +419,19 @@ def test_a_fourth_channel_that_is_no_alpha_is_a_channel_like_others(tmp_path):
         np.testing.assert_array_equal(array_of(tmp_path, name, Resizing(27)), expected)
 
 
+def test_an_image_that_is_transparent_everywhere_keeps_its_colours(tmp_path):
+    """Some cameras and tools write data with an alpha of 0."""
+    pixels = np.asarray(with_alpha(photo())).copy()
+    pixels[..., 3] = 0
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(written_images.png(pixels.astype(np.uint16) * 257, 6, 16))
+    expected = np.asarray(photo().resize((81, 60), reducing_gap=2))
+    array, deep = (array_of(tmp_path, name, Resizing(60)) for name in ("a.png", "b.png"))
+    np.testing.assert_array_equal(array[..., :3], expected)
+    assert np.abs(deep[..., :3] / 257 - expected).max() <= 2  # rounded twice
+    assert not array[..., 3].any() and not deep[..., 3].any()
+
+
 def test_alpha_of_another_maxval_is_alpha(tmp_path):
     pixels = np.zeros((40, 60, 2), np.uint8)
     pixels[:, :31], pixels[:, 31:] = (1, 1), (0, 0)
@@ -443,6 +462,7 @@ def test_what_would_lose_digits_or_spread_nan_is_refused_and_goes_by_nearest(arr
     np.testing.assert_array_equal(nearest, array[:20, :25])
 
 
+@pytest.mark.slow
 def test_values_that_look_like_labels_or_holes_are_noted_and_photos_are_not(tmp_path):
     random = np.random.default_rng(0)
     seeds = random.integers(0, 200, (120, 2))
