@@ -358,9 +358,17 @@ def test_values_stay_below_the_largest_that_the_file_allows(tmp_path):
     steps[:, 20:] = 1023
     header = b"P5\n40 40\n1023\n"
     (tmp_path / "a.pgm").write_bytes(header + steps.astype(">u2").tobytes())
-    tifffile.imwrite(tmp_path / "a.tif", steps * 4, bitspersample=12)
-    (tmp_path / "b.pgm").write_bytes(b"P5\n40 40\n15\n" + (steps // 64).astype(np.uint8).tobytes())
-    for name, most in (("a.pgm", 1023), ("a.tif", 4095), ("b.pgm", 15)):
+    nibbles = (steps // 64).astype(np.uint8)
+    (tmp_path / "b.pgm").write_bytes(b"P5\n40 40\n15\n" + nibbles.tobytes())
+    packed = nibbles[:, ::2] << 4 | nibbles[:, 1::2]
+    tifffile.imwrite(tmp_path / "a.tif", packed, photometric="minisblack")
+    whole = (tmp_path / "a.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:  # the same bytes, of 4 bits
+        tiff.pages.first.tags["BitsPerSample"].overwrite(4)
+        tiff.pages.first.tags["ImageWidth"].overwrite(40)
+    assert len((tmp_path / "a.tif").read_bytes()) == len(whole)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), nibbles)
+    for name, most in (("a.pgm", 1023), ("a.tif", 15), ("b.pgm", 15)):
         array = array_of(tmp_path, name, Resizing((33, 33), "exact"))
         assert array.max() <= most
         assert array[0, -1] >= most * 4092 // 4095 and array[0, 0] == 0
