@@ -217,9 +217,13 @@ def _suspicion(array: np.ndarray, row_axis: int) -> Note:
         is_beside = is_shown[:, 1:] | is_shown[:, :-1]
         if len(values) > 1 and (len(values) <= FEW or is_equal[is_beside].mean() >= FLAT):
             return Note.FEW_VALUES
-    holes = (rows == 0).mean()
-    if rows.dtype.itemsize > 1 and holes >= LEAST_HOLES:
-        size = np.abs(rows.astype(np.float32))
-        almost = (size > 0) & (size < size.max() / 100)
-        return Note.HOLES if holes < 1 and almost.mean() < holes / 10 else Note.NONE
-    return Note.NONE
+    return Note.HOLES if rows.dtype.itemsize > 1 and _has_holes(rows) else Note.NONE
+
+
+def _has_holes(rows: np.ndarray) -> bool:
+    """Tell whether there are many zeros, and next to nothing between them and the other values."""
+    sizes = np.abs(rows.astype(np.float32))
+    holes, near = (sizes == 0).mean(), sizes.max() / 100
+    if not LEAST_HOLES <= holes < 1 or (rows.dtype.kind != "f" and near < 2):
+        return False
+    return bool(((sizes > 0) & (sizes < near)).mean() < holes / 10)

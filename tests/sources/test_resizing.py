@@ -494,6 +494,9 @@ def test_values_that_look_like_labels_or_holes_are_noted_and_photos_are_not(tmp_
     ramp = np.add.outer(np.arange(200), np.arange(200)).astype(np.uint16) // 2 * 13
     tifffile.imwrite(tmp_path / "ramp.tif", ramp)
     assert note_of(tmp_path, "ramp.tif", Resizing(64)) == Note.NONE
+    dim = np.asarray(photo(200, 267).convert("L"), np.uint16) // 8 - 6  # black in part
+    tifffile.imwrite(tmp_path / "dim.tif", dim.astype(np.int16).clip(0, None))
+    assert note_of(tmp_path, "dim.tif", Resizing(64)) == Note.NONE
     for number in range(4):
         image = photo(200, 267, number).convert("L")
         image.save(tmp_path / "photo.png")
