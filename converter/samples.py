@@ -118,6 +118,8 @@ class Note(Flag):
     FIRST_FRAME = 32  # of several: OpenCV
     DEPTH = 64  # cut to 8 bits: OpenCV
     ALPHA = 128  # left out: OpenCV
+    FEW_VALUES = 256  # one channel of few values, as labels have, was interpolated
+    HOLES = 512  # one channel of depth with many zeros was interpolated
 
 
 class Part(NamedTuple):

@@ -1,4 +1,4 @@
-"""Decode TIFF as it is written: all pages, full depth. tifffile reads it."""
+"""Decode and encode TIFF: all pages, full depth, by tifffile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from converter.errors import UnreadableError
-from converter.images.picture import Bytes, Image, refuse_too_large
+from converter.images.picture import (
+    ORIENTATION,
+    Bytes,
+    Image,
+    Pixels,
+    Resized,
+    refuse_too_large,
+)
 from converter.samples import Note
 
 if TYPE_CHECKING:
@@ -18,6 +25,11 @@ if TYPE_CHECKING:
 
 #: Tags and values of TIFF 6.0, TIFF/EP and DNG 1.7.
 REDUCED, PALETTE, COLOUR_FILTER, LINEAR_RAW = 1, 3, 32803, 34892
+WHITE_IS_0, BLACK_IS_0, RGB, MASK, SEPARATED, YCBCR, ICC_LAB, ITU_LAB = 0, 1, 2, 4, 5, 6, 9, 10
+MIXABLE = (WHITE_IS_0, BLACK_IS_0, RGB, MASK, SEPARATED, YCBCR, ICC_LAB, ITU_LAB)
+OLD_JPEG, JPEG = 6, 7
+STRAIGHT_ALPHA, UNCOMPRESSED = 2, 1
+ICC_PROFILE, SHORT, UNDEFINED = 34675, 3, 7
 OF_RAW_FILES = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
 GDAL_METADATA = 42112
 PAGES_LOOKED_AT = 16  # for tags that only cameras write
@@ -52,6 +64,45 @@ def decode(source: Bytes | str) -> Image:
         raise
 
 
+def encode(data: Bytes, resized: Resized) -> bytes:
+    """Return a TIFF of the same pages, of one kind; deflated where they were compressed at all."""
+    import tifffile
+
+    file = io.BytesIO()
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page: Any = tiff.pages.first
+        options = _options_of(page, resized.pixels.most)
+        byteorder = tiff.byteorder
+    sides = {"X": resized.size[0], "Y": resized.size[1]}
+    shape = [sides.get(*item) for item in zip(page.axes, page.shape, strict=True)]
+    with tifffile.TiffWriter(file, byteorder=byteorder) as writer:
+        for array in resized.array.reshape(-1, *shape):
+            writer.write(np.ascontiguousarray(array), metadata=None, contiguous=False, **options)
+    return file.getvalue()
+
+
+def _options_of(page: Any, most: int | None) -> dict[str, Any]:
+    photometric = int(page.photometric)
+    if photometric == YCBCR:
+        if page.compression not in (OLD_JPEG, JPEG):
+            raise UnreadableError("its colours are YCbCr")
+        photometric = RGB  # as they were decoded
+    options: dict[str, Any] = {
+        "photometric": photometric,
+        "bitspersample": None if most is None else most.bit_length(),
+        "planarconfig": int(page.planarconfig) if page.samplesperpixel > 1 else None,
+        "extrasamples": tuple(int(kind) for kind in page.extrasamples) or None,
+        "compression": None if page.compression == UNCOMPRESSED else "zlib",
+        "colormap": page.colormap,
+        "extratags": [],
+    }
+    if profile := page.tags.valueof(ICC_PROFILE):
+        options["extratags"].append((ICC_PROFILE, UNDEFINED, len(profile), profile, True))
+    if orientation := page.tags.valueof(ORIENTATION):
+        options["extratags"].append((ORIENTATION, SHORT, 1, int(orientation), True))
+    return options
+
+
 def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
     if count > 1:
         note |= Note.FRAMES
@@ -60,7 +111,7 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
     series = tiff.series
     _refuse_missing_files(tiff)
     if len(series) == 1 and len(_indices(series)) >= count:
-        array = series[0].asarray()
+        array, axes = series[0].asarray(), series[0].axes
     else:
         pages: list[Any] = [tiff.pages.get(n, aspage=True, cache=False) for n in range(count)]
         full = [page for page in pages if not page.subfiletype & REDUCED]
@@ -69,14 +120,31 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
             if len(full) == 1:
                 note &= ~Note.FRAMES
         series = [one for one in series if not one.keyframe.subfiletype & REDUCED]
-        array = _joined(series, full)
+        array, axes = _joined(series, full)
     if not array.size:
         raise UnreadableError("a truncated TIFF: its pages have no pixels")
-    return Image(array, note)
+    return Image(array, note, _pixels(tiff.pages.first, axes, array.shape))
 
 
-def _joined(series: list[Any], pages: list[Any]) -> np.ndarray:
-    """Return all pages as one array, in the order of the file."""
+def _pixels(page: Any, axes: str, shape: tuple[int, ...]) -> Pixels:
+    """Return what is known of an array's numbers; ``axes`` are tifffile's letters for its axes."""
+    row_axis: int | None = axes.find("YX")
+    if len(axes) != len(shape) or axes.count("S") > 1 or axes.partition("YX")[2] not in ("", "S"):
+        row_axis = None
+    alpha_axis = None
+    if STRAIGHT_ALPHA in page.extrasamples:
+        alpha_axis = axes.find("S")
+        if len(page.extrasamples) > 1 or alpha_axis < 0:
+            row_axis = None  # which channels it is alpha of is not known
+    is_mixable = page.photometric in MIXABLE
+    bits, dtype = page.bitspersample, page.dtype
+    is_whole = not isinstance(bits, int) or dtype is None or bits == 8 * dtype.itemsize
+    most = None if is_whole or dtype.kind != "u" else 2**bits - 1
+    return Pixels(None if row_axis == -1 else row_axis, alpha_axis, most, is_mixable)
+
+
+def _joined(series: list[Any], pages: list[Any]) -> tuple[np.ndarray, str]:
+    """Return all pages as one array, in the order of the file, and tifffile's names of its axes."""
     kinds = {(tuple(page.shape), page.dtype) for page in pages}
     if len(kinds) > 1:
         shapes = ", ".join(dict.fromkeys(f"{page.shape} {page.dtype}" for page in pages))
@@ -86,16 +154,17 @@ def _joined(series: list[Any], pages: list[Any]) -> np.ndarray:
         )
     is_covered = _indices(series) == {page.index for page in pages}
     if len(series) == 1 and is_covered:
-        return np.asarray(series[0].asarray())
+        return np.asarray(series[0].asarray()), series[0].axes
     if len(pages) == 1:
-        return np.asarray(pages[0].asarray())
+        return np.asarray(pages[0].asarray()), pages[0].axes
+    axes = "Q" + pages[0].axes
     if is_covered:  # a page may hold a whole stack
         parts = [np.asarray(one.asarray()).reshape(-1, *pages[0].shape) for one in series]
         firsts = [min(page.index for page in one.pages) for one in series]
         lasts = [max(page.index for page in one.pages) for one in series]
         if all(last < first for last, first in zip(lasts, firsts[1:], strict=False)):
-            return np.concatenate(parts)
-    return np.stack([page.asarray() for page in pages])
+            return np.concatenate(parts), axes
+    return np.stack([page.asarray() for page in pages]), axes
 
 
 def _indices(series: list[Any]) -> set[int]:
