@@ -25,6 +25,10 @@ NOTES = {
     Note.FIRST_FRAME: "files with several frames or pages, of which OpenCV reads the first",
     Note.DEPTH: "files of more than 8 bits, cut to 8 by OpenCV",
     Note.ALPHA: "files with alpha, left out by OpenCV",
+    Note.FEW_VALUES: "images of few values, such as {key}, resized to values between them: for "
+    "labels take --resize_filter=nearest",
+    Note.HOLES: "depth images with holes, such as {key}, resized to values between depth and hole: "
+    "take --resize_filter=nearest",
 }
 
 
@@ -50,7 +54,7 @@ def report_lines(report: Report) -> Iterator[str]:
     yield from left_out_lines(report)
     for note, text in NOTES.items():
         if report.notes[note]:
-            yield f"{report.notes[note]} {text}"
+            yield f"{report.notes[note]} {text.format(key=report.first_noted[note])}"
 
 
 def _path_lines(report: Report) -> Iterator[str]:
