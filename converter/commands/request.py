@@ -224,6 +224,19 @@ def resizing_options(resizing: Resizing, *, store: str) -> dict[str, str | int]:
     return options
 
 
+def resizing_flags(resizing: Resizing) -> str:
+    """Return the flags that ask for a resizing, without those that have their defaults."""
+    usual = Resizing(resizing.size)
+    flags = [f"--resize={shown(resizing.size)}"]
+    if resizing.mode != usual.mode:
+        flags.append(f"--resize_mode={resizing.mode}")
+    if resizing.filter != usual.filter:
+        flags.append(f"--resize_filter={resizing.filter}")
+    if resizing.quality is not None:
+        flags.append(f"--quality={resizing.quality}")
+    return " ".join(flags)
+
+
 def extensions_of(text: str) -> tuple[str, ...]:
     """Return the extensions of ``--ext``: lower case, without leading dots, sorted."""
     parts = (part.strip().lower().removeprefix(".") for part in text.split(","))
