@@ -241,7 +241,7 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "quality",
         metavar="1..100",
-        help="with --store=encoded: quality of JPEG, WebP and AVIF that are encoded again "
+        help="with --store=encoded: quality of JPEG and WebP that are encoded again "
         f"(default: {DEFAULT_QUALITY})",
     )
     add = flags.group("convert: how to run", CONVERT, UPDATE)
