@@ -26,7 +26,7 @@ from converter.commands.request import (
     load_functions,
     plan_of,
 )
-from converter.samples import Plan, Surveyed
+from converter.samples import KeyList, Plan, Run, Surveyed
 from converter.sources.encoder import Choice
 from converter.sources.resizing import Resizing
 
@@ -106,19 +106,14 @@ def advise(request: Request, caller: Callbacks) -> Advice:
     check_request(replace(request, overwrite=True))  # an OUT.h5 that is there stays
     choices, missing = choices_of(request)
     others = others_of(request)
-    surveyed: list[Surveyed] = []
-    tried, start = 0, time.monotonic()
+    own = choices.index(Choice(request.store, request.compression, request.resizing))
     with ExitStack() as stack:
         launcher = stack.enter_context(launching_for(request, caller))
         found = load_functions(request, caller)
         run = stack.enter_context(encoding(request, found, launcher, choices=(*choices, *others)))
         plan = plan_of(request, found)
         sample = spread(plan.keys, SURVEYED_FILES)
-        for batch in run(sample):
-            tried += len(batch.results)
-            surveyed += [result for result in batch.results if isinstance(result, Surveyed)]
-            if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
-                break
+        tried, surveyed = _survey(run, sample, own)
     advice = Advice(plan, tried, tried - len(surveyed), missing, free_nbytes(request.path_output))
     for key in plan.keys:
         with suppress(OSError):  # it will be a failure
@@ -133,6 +128,23 @@ def advise(request: Request, caller: Callbacks) -> Advice:
         if request.resizing is not None or _are_changed(surveyed, choices, others):
             advice.others = outcomes[len(choices) :]
     return advice
+
+
+def _survey(run: Run, sample: KeyList, own: int) -> tuple[int, list[Surveyed]]:
+    """Read files until it takes too long; return how many were tried, and what came of them.
+
+    ``own`` is the number of the request's choice, to which a file that has no bytes is a failure.
+    """
+    surveyed: list[Surveyed] = []
+    tried, start = 0, time.monotonic()
+    for batch in run(sample):
+        tried += len(batch.results)
+        for result in batch.results:
+            if isinstance(result, Surveyed) and result.stored_nbytes[own]:
+                surveyed.append(result)
+        if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
+            break
+    return tried, surveyed
 
 
 def _outcome(

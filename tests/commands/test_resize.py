@@ -223,8 +223,9 @@ def test_readers_and_the_contact_sheet_take_the_file(album, output, tmp_path, co
     assert f"{sheet}: 5 of 5 samples drawn" in ended.out
     with H5Folder(output) as folder:
         assert folder.read_batch(["a.png", "b.jpg"]).shape == (2, SIZE, SIZE, 3)
-        crop = Resize(32, antialias=False)
-        loader = H5Loader(folder, batch_size=5, crop=crop, channels=3, evaluate=True)
+        loader = H5Loader(
+            folder, batch_size=5, crop=Resize(32), antialias=False, channels=3, evaluate=True
+        )
         (images,) = loader
         assert images.shape == (5, 32, 32, 3)
 
