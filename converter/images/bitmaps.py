@@ -1,4 +1,4 @@
-"""Decode BMP, TGA and WebP by Pillow."""
+"""Decode and encode BMP, TGA and WebP by Pillow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import struct
 import numpy as np
 
 from converter.errors import UnreadableError
-from converter.images.picture import Bytes, Image, open_with_pillow
+from converter.images.picture import (
+    Bytes,
+    Image,
+    Resized,
+    as_picture,
+    kept_of,
+    of_colours,
+    open_with_pillow,
+    pick,
+    refuse_frames,
+    saved,
+)
 from converter.samples import Note
 
 #: Of BITMAPFILEHEADER and BITMAPINFOHEADER: offset of the pixels, size of the second header,
@@ -38,21 +49,64 @@ def decode_webp(data: Bytes) -> Image:
     with open_with_pillow(data, "WEBP") as image:
         count = getattr(image, "n_frames", 1)
         if count == 1:
-            return Image(np.array(image))
+            return of_colours(np.array(image))
         frames = np.empty((count, image.height, image.width, len(image.getbands())), np.uint8)
         for n in range(count):
             image.seek(n)
             frames[n] = image
-        return Image(frames, Note.FRAMES)
+        return of_colours(frames, Note.FRAMES, row_axis=1)
 
 
 def _decode(data: Bytes, name: str) -> Image:
     with open_with_pillow(data, name) as image:
         if image.mode != "P":
-            return Image(np.array(image))
+            return of_colours(np.array(image))
         image.load()
         assert image.palette is not None
-        return Image(np.array(image.convert(image.palette.mode)), Note.PALETTE)
+        return of_colours(np.array(image.convert(image.palette.mode)), Note.PALETTE)
+
+
+def encode_bmp(data: Bytes, resized: Resized) -> bytes:
+    """Return a BMP of gray or RGB, or of the palette that it has."""
+    return _encode(data, resized, "BMP")
+
+
+def encode_tga(data: Bytes, resized: Resized) -> bytes:
+    """Return a TGA, with a palette and in runs where it was."""
+    with open_with_pillow(data, "TGA") as image:
+        runs = {"compression": "tga_rle"} if image.info.get("compression") else {}
+    return _encode(data, resized, "TGA", **runs)
+
+
+def encode_webp(data: Bytes, resized: Resized) -> bytes:
+    """Return a WebP, lossy where it was."""
+    with open_with_pillow(data, "WEBP") as image:
+        refuse_frames(getattr(image, "n_frames", 1))
+        kept = kept_of(image)
+    picture = as_picture(resized.array)
+    if is_lossy_webp(data):
+        return saved(picture, "WEBP", quality=resized.quality, **kept)
+    return saved(picture, "WEBP", lossless=True, exact=True, **kept)
+
+
+def is_lossy_webp(data: Bytes) -> bool:
+    """Tell whether the first picture is of the lossy kind."""
+    offset, data = 12, bytes(data)
+    while offset + 8 <= len(data):
+        kind = data[offset : offset + 4]
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8 "
+        nbytes = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        offset += 8 + nbytes + nbytes % 2
+    return True
+
+
+def _encode(data: Bytes, resized: Resized, name: str, **options: str) -> bytes:
+    with open_with_pillow(data, name) as image:
+        is_indexed = image.mode == "P"
+        return saved(
+            pick(image, resized) if is_indexed else as_picture(resized.array), name, **options
+        )
 
 
 def _refuse_unused_channel(data: bytes) -> None:

@@ -16,21 +16,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.errors import ConverterError, UnreadableError
+from converter.errors import ConverterError, UnreadableError, describe
 from converter.images import bitmaps, gif, jpeg, others, png, pnm, tiff
-from converter.images.picture import Allocate, Bytes, Image
+from converter.images.picture import Allocate, Bytes, Image, Least, Resized
 
 #: Counts up whenever a file may come out as another array than before, or as a failure.
 REVISION = 1
 
 
 class Format(NamedTuple):
-    """A format: what decodes it, its extensions, and how its files begin."""
+    """A format: what decodes and encodes it, its extensions, and how its files begin."""
 
     name: str
     plugin: str
     extensions: tuple[str, ...]
     decode: Callable[[Bytes], Image]
+    encode: Callable[[Bytes, Resized], bytes]  # of the file before, and what it becomes
     magic: re.Pattern[bytes]
 
 
@@ -39,15 +40,33 @@ JPEG = Format(  # FF D8 FF F7 is JPEG-LS
     "pillow",
     ("jpg", "jpeg", "jpe", "jfif", "mpo"),
     jpeg.decode,
+    jpeg.encode,
     re.compile(rb"\xff\xd8\xff(?!\xf7)"),
 )
-PNG = Format("PNG", "pillow", ("png", "apng"), png.decode, re.compile(rb"\x89PNG\r\n\x1a\n"))
-GIF = Format("GIF", "pillow", ("gif",), gif.decode, re.compile(rb"GIF8[79]a"))
-WEBP = Format("WebP", "pillow", ("webp",), bitmaps.decode_webp, re.compile(rb"(?s:RIFF....WEBP)"))
-BMP = Format("BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp, re.compile(rb"BM"))
-TIFF = Format("TIFF", "tifffile", ("tif", "tiff"), tiff.decode, re.compile(rb"II[*+]\0|MM\0[*+]"))
-PNM = Format("PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode, pnm.MAGIC)
-TGA = Format("TGA", "pillow", ("tga",), bitmaps.decode_tga, re.compile(rb"(?!)"))  # none
+PNG = Format(
+    "PNG", "pillow", ("png", "apng"), png.decode, png.encode, re.compile(rb"\x89PNG\r\n\x1a\n")
+)
+GIF = Format("GIF", "pillow", ("gif",), gif.decode, gif.encode, re.compile(rb"GIF8[79]a"))
+WEBP = Format(
+    "WebP",
+    "pillow",
+    ("webp",),
+    bitmaps.decode_webp,
+    bitmaps.encode_webp,
+    re.compile(rb"(?s:RIFF....WEBP)"),
+)
+BMP = Format(
+    "BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp, bitmaps.encode_bmp, re.compile(rb"BM")
+)
+TIFF = Format(
+    "TIFF", "tifffile", ("tif", "tiff"), tiff.decode, tiff.encode, re.compile(rb"II[*+]\0|MM\0[*+]")
+)
+PNM = Format(
+    "PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode, pnm.encode, pnm.MAGIC
+)
+TGA = Format(
+    "TGA", "pillow", ("tga",), bitmaps.decode_tga, bitmaps.encode_tga, re.compile(rb"(?!)")
+)  # none
 FORMATS = (JPEG, PNG, GIF, WEBP, BMP, TIFF, PNM, TGA)
 BY_EXTENSION = {extension: kind for kind in FORMATS for extension in kind.extensions}
 
@@ -59,14 +78,19 @@ def extension_of(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def decode_noted(data: Bytes, extension: str, allocate: Allocate | None = None) -> Image:
-    """Decode the content of a file, into ``allocate(nbytes)`` where the decoder can."""
+def decode_noted(
+    data: Bytes, extension: str, allocate: Allocate | None = None, least: Least | None = None
+) -> Image:
+    """Decode the content of a file, into ``allocate(nbytes)`` where the decoder can.
+
+    With ``least`` a JPEG may be decoded to a smaller size, as `jpeg.decode` says.
+    """
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
-    if kind is JPEG and (image := jpeg.decode_fast(data, allocate)):
+    if kind is JPEG and (image := jpeg.decode_fast(data, allocate, least)):
         return image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _decoded(kind, data)
+        return jpeg.decode(data, least) if kind is JPEG else _decoded(kind, data)
 
 
 def decode_image(data: Bytes, extension: str) -> np.ndarray:
@@ -86,6 +110,40 @@ def _decoded(kind: Format, data: Bytes) -> Image:
     if image.array.dtype == bool:
         return image._replace(array=np.ascontiguousarray(image.array).view(np.uint8) != 0)
     return image
+
+
+def encode_again(data: Bytes, extension: str, resized: Resized) -> bytes:
+    """Return what a file becomes when its picture was resized: a file of the same format.
+
+    JPEG, and WebP that was lossy, are encoded with ``resized.quality``. Any other format holds the
+    array exactly, which is tried. The colour profile (ICC), the orientation (EXIF) and a palette
+    are kept; the rest that described the picture is left out.
+
+    Raises UnreadableError where the format cannot hold the array, and for animations.
+    """
+    kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
+    is_lossy = kind is JPEG or (kind is WEBP and bitmaps.is_lossy_webp(data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            encoded = kind.encode(data, resized)
+            if not is_lossy and not _is_same(_decoded(kind, encoded).array, resized.array):
+                raise UnreadableError("it would hold other values")
+        except Exception as error:
+            why = str(error) if isinstance(error, UnreadableError) else describe(error)
+            raise UnreadableError(
+                f"resized, it cannot be encoded as {kind.name} again ({why}): --store=array stores "
+                "its array"
+            ) from error
+    return encoded
+
+
+def _is_same(decoded: np.ndarray, array: np.ndarray) -> bool:
+    """Compare; alpha that is opaque everywhere may be left out."""
+    opaque_shape = (*array.shape[:-1], array.shape[-1] - 1)
+    if decoded.shape == opaque_shape and (array[..., -1] == 255).all():
+        array = array[..., :-1]
+    return decoded.dtype == array.dtype and np.array_equal(decoded, array)
 
 
 def recognise(head: bytes, extension: str) -> Format:

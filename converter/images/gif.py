@@ -1,4 +1,4 @@
-"""Decode GIF: all frames, composed. Pillow expands the pixels of each frame."""
+"""Decode GIF: all frames, composed; encode one. Pillow expands the pixels of each frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import numpy as np
 
 from converter.errors import UnreadableError
 from converter.images.canvas import Background, Disposal, Frame, compose
-from converter.images.picture import Bytes, Image, open_with_pillow, refuse_too_large
+from converter.images.picture import (
+    Bytes,
+    Image,
+    Resized,
+    as_picture,
+    of_colours,
+    open_with_pillow,
+    pick,
+    refuse_frames,
+    refuse_too_large,
+    saved,
+)
 from converter.samples import Note
 
 #: Of GIF89a, sections 18 to 26.
@@ -57,7 +68,16 @@ def decode(data: Bytes) -> Image:
     elif is_gray:
         colours = colours[..., 0]
     note = Note.NONE if is_gray else Note.PALETTE
-    return Image(colours, note | (Note.FRAMES if len(pictures) > 1 else Note.NONE))
+    note |= Note.FRAMES if len(pictures) > 1 else Note.NONE
+    return of_colours(colours, note, row_axis=1)
+
+
+def encode(data: Bytes, resized: Resized) -> bytes:
+    """Return a GIF of one frame, with the palette that it has."""
+    refuse_frames(len(resized.array))
+    with open_with_pillow(data, "GIF") as image:
+        picture = pick(image, resized) if image.mode == "P" else as_picture(resized.array[0])
+        return saved(picture, "GIF", optimize=False)
 
 
 def _frame(picture: _Picture, channels: int) -> Frame:

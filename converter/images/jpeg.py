@@ -8,7 +8,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from converter.errors import UnreadableError
-from converter.images.picture import Allocate, Bytes, Image, open_with_pillow, refuse_too_large
+from converter.images.picture import (
+    Allocate,
+    Bytes,
+    Image,
+    Least,
+    Pixels,
+    Resized,
+    Size,
+    as_picture,
+    kept_of,
+    open_with_pillow,
+    refuse_too_large,
+    saved,
+)
 from converter.samples import Note
 
 try:
@@ -18,6 +31,7 @@ try:
 except ImportError:  # optional: replaces Pillow's JPEG decoding, 1.4 times as fast
     HAS_SIMPLEJPEG = False
 
+FACTORS = (8, 4, 2)
 LEAST_REDUCED = 64  # pixels a side: of less, two factors may give the same size
 #: Of a longer file the segments are looked at sooner than all of it.
 QUICKLY_SEARCHED_NBYTES = 4096
@@ -27,10 +41,22 @@ APP2, START_OF_SCAN = 0xE2, 0xDA
 FRAME_HEADERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
-def decode(data: Bytes) -> Image:
-    """Return ``(H, W)``, ``(H, W, 3)`` RGB or ``(H, W, 4)`` CMYK, uint8; the first picture."""
-    image = decode_fast(data)
-    return Image(_decode_with_pillow(data), _note(data)) if image is None else image
+def decode(data: Bytes, least: Least | None = None) -> Image:
+    """Return ``(H, W)``, ``(H, W, 3)`` RGB or ``(H, W, 4)`` CMYK, uint8; the first picture.
+
+    Where ``least`` names a size, the file is decoded to the smallest of 1/8, 1/4, 1/2 and all of
+    its size that is not smaller, as `PIL.Image.Image.draft` does.
+    """
+    image = decode_fast(data, least=least)
+    return _decode_with_pillow(data, least) if image is None else image
+
+
+def encode(data: Bytes, resized: Resized) -> bytes:
+    """Return a JPEG of gray, RGB or CMYK; of several pictures in a file the first."""
+    with open_with_pillow(data, "JPEG") as image:
+        kept, is_cmyk = kept_of(image), image.mode == "CMYK"
+    picture = as_picture(resized.array, "CMYK" if is_cmyk else None)
+    return saved(picture, "JPEG", quality=resized.quality, **kept)
 
 
 def reducible_shape(data: Bytes) -> tuple[int, ...] | None:
@@ -50,7 +76,7 @@ def reducible_shape(data: Bytes) -> tuple[int, ...] | None:
     return (height, width, 3) if colorspace == "YCbCr" else (height, width)
 
 
-def decode_reduced(data: Bytes, factor: int) -> np.ndarray | None:
+def decode_reduced(data: Bytes, factor: int, allocate: Allocate | None = None) -> np.ndarray | None:
     """Decode to a half, a quarter or an eighth of the size, rounded up; None where it is damaged.
 
     For data that has a `reducible_shape`. libjpeg calculates fewer coefficients, which averages
@@ -58,28 +84,52 @@ def decode_reduced(data: Bytes, factor: int) -> np.ndarray | None:
     """
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     size = -(-height // factor), -(-width // factor)
+    channels = 3 if colorspace == "YCbCr" else 1
+    buffer = allocate(size[0] * size[1] * channels) if allocate else None
     try:
         array: np.ndarray = simplejpeg.decode_jpeg(
             data,
-            "RGB" if colorspace == "YCbCr" else "GRAY",
+            "RGB" if channels == 3 else "GRAY",
             min_height=size[0],
             min_width=size[1],
+            buffer=buffer,
             strict=True,
         )
     except ValueError:
         return None
     if array.shape[:2] != size:
         return None
-    return array if colorspace == "YCbCr" else array[:, :, 0]
+    return array if channels == 3 else array[:, :, 0]
 
 
-def decode_fast(data: Bytes, allocate: Allocate | None = None) -> Image | None:
+def decode_fast(
+    data: Bytes, allocate: Allocate | None = None, least: Least | None = None
+) -> Image | None:
     """Decode as `decode` does, into ``allocate(nbytes)``; None where only Pillow can do it.
 
     Gives no warnings.
     """
-    array = pixels(data, allocate)
-    return None if array is None else Image(array, _note(data))
+    size, factor = _factor(data, least) if least and decoders_agree() else (None, 1)
+    if factor == 1:
+        array = pixels(data, allocate)
+        return None if array is None else Image(array, _note(data))
+    if reducible_shape(data) is None or not reducing_agrees():
+        return None
+    array = decode_reduced(data, factor, allocate)
+    return None if array is None else Image(array, _note(data), Pixels(size=size))
+
+
+def _factor(data: Bytes, least: Least) -> tuple[Size | None, int]:
+    """Return width and height by the header, and by how much smaller it may be decoded."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None, 1
+    wanted = least((width, height))
+    if wanted is None:
+        return None, 1
+    most = min(width // wanted[0], height // wanted[1])
+    return (width, height), next((factor for factor in FACTORS if factor <= most), 1)
 
 
 def pixels(data: Bytes, allocate: Allocate | None = None) -> np.ndarray | None:
@@ -96,21 +146,41 @@ def decoders_agree() -> bool:
     """
     if not HAS_SIMPLEJPEG:
         return False
-    noise = np.random.default_rng(0).integers(0, 256, (35, 43, 3), dtype=np.uint8)
+    for data in _samples(35, 43):
+        try:
+            array = _decode_with_simplejpeg(data, None)
+            if array is None or not np.array_equal(array, _decode_with_pillow(data).array):
+                return False
+        except UnreadableError:  # under a limit that allows no such image
+            return False
+    return True
+
+
+@functools.cache
+def reducing_agrees() -> bool:
+    """Tell whether `decode_reduced` gives the pixels of Pillow's `draft` on this machine."""
+    for data in _samples(2 * LEAST_REDUCED + 5, 2 * LEAST_REDUCED + 19):
+        for factor in FACTORS:
+            array, drafted = decode_reduced(data, factor), _decode_with_pillow(data, _part(factor))
+            if array is None or not np.array_equal(array, drafted.array):
+                return False
+    return True
+
+
+def _part(factor: int) -> Least:
+    return lambda size: (size[0] // factor, size[1] // factor)
+
+
+def _samples(height: int, width: int) -> list[bytes]:
+    """Return a small noisy image as JPEG in each subsampling."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     smooth = np.cumsum(noise, axis=1, dtype=np.uint8)
     samples = [
         simplejpeg.encode_jpeg(smooth, quality, "RGB", subsampling)
         for quality, subsampling in ((50, "420"), (90, "422"), (95, "444"))
     ]
     samples.append(simplejpeg.encode_jpeg(smooth[:, :, :1].copy(), 80, "GRAY", "Gray"))
-    for data in samples:
-        try:
-            array = _decode_with_simplejpeg(data, None)
-            if array is None or not np.array_equal(array, _decode_with_pillow(data)):
-                return False
-        except UnreadableError:  # under a limit that allows no such image
-            return False
-    return True
+    return samples
 
 
 def _decode_with_simplejpeg(data: Bytes, allocate: Allocate | None) -> np.ndarray | None:
@@ -130,7 +200,7 @@ def _decode_with_simplejpeg(data: Bytes, allocate: Allocate | None) -> np.ndarra
     return array if channels == 3 else array[:, :, 0]
 
 
-def _decode_with_pillow(data: Bytes) -> np.ndarray:
+def _decode_with_pillow(data: Bytes, least: Least | None = None) -> Image:
     bits = _bits_of(data)
     if bits not in (8, None):
         raise UnreadableError(
@@ -139,7 +209,11 @@ def _decode_with_pillow(data: Bytes) -> np.ndarray:
             "(pip install imagecodecs)"
         )
     with open_with_pillow(data, "JPEG") as image:
-        return np.array(image)
+        size = image.size
+        if least and (wanted := least(size)):
+            image.draft(None, wanted)
+        is_smaller = image.size != size
+        return Image(np.array(image), _note(data), Pixels(size=size if is_smaller else None))
 
 
 def _bits_of(data: Bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""What all decoders of the default reader share: their result, and the limit on pixels."""
+"""What all formats share: the result of decoding, the limit on pixels, what to encode again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -17,13 +17,65 @@ from converter.samples import Note
 Bytes = bytes | bytearray | memoryview
 #: Returns a writable buffer of that many bytes, to decode pixels into.
 Allocate = Callable[[int], memoryview]
+#: Of width and height.
+Size = tuple[int, int]
+#: Returns the least size to decode an image of that size to; None: all of it.
+Least = Callable[[Size], Size | None]
+
+ORIENTATION = 0x0112  # the tag of TIFF and EXIF
+
+
+class Pixels(NamedTuple):
+    """What the numbers of an array are: to be known before they are mixed.
+
+    Attributes
+    ----------
+    row_axis : int, optional
+        The axis of height. Width comes next, and behind it only channels. None: not known.
+    alpha_axis : int, optional
+        The axis of channels, of which the last is alpha, by which the others are not multiplied.
+    most : int, optional
+        The largest value that the file allows, where that is not the largest of the dtype.
+    is_indexed : bool
+        All values come from a palette of the file.
+    size : (int, int), optional
+        Width and height of the file, where its array is smaller.
+    """
+
+    row_axis: int | None = 0
+    alpha_axis: int | None = None
+    most: int | None = None
+    is_indexed: bool = False
+    size: Size | None = None
 
 
 class Image(NamedTuple):
-    """An array, and what the reader noticed."""
+    """An array, what the reader noticed, and what the array's numbers are."""
 
     array: np.ndarray
     note: Note = Note.NONE
+    pixels: Pixels = Pixels()
+
+
+def of_colours(array: np.ndarray, note: Note = Note.NONE, *, row_axis: int = 0) -> Image:
+    """Return an image of gray or RGB; of two or four channels the last is alpha."""
+    has_alpha = array.shape[row_axis + 2 :] in ((2,), (4,))
+    alpha_axis = array.ndim - 1 if has_alpha else None
+    return Image(array, note, Pixels(row_axis, alpha_axis, is_indexed=Note.PALETTE in note))
+
+
+class Resized(NamedTuple):
+    """A picture to be encoded again: its pixels now, and how they were chosen from those before.
+
+    ``size`` is its width and height, ``box`` the part of the picture before that fills it: left,
+    top, right and bottom. ``quality`` is of lossy formats.
+    """
+
+    array: np.ndarray
+    pixels: Pixels
+    size: Size
+    box: tuple[float, float, float, float]
+    quality: int
 
 
 def open_with_pillow(data: Bytes, name: str) -> PIL.Image.Image:
@@ -37,6 +89,53 @@ def open_with_pillow(data: Bytes, name: str) -> PIL.Image.Image:
         raise UnreadableError(f"damaged, or not a {name} file: Pillow cannot read it") from None
     except PIL.Image.DecompressionBombError as error:
         raise pixels_error(error) from None
+
+
+def kept_of(image: PIL.Image.Image) -> dict[str, Any]:
+    """Return the options of Pillow's ``save`` that keep the colour profile and the orientation."""
+    kept: dict[str, Any] = {}
+    if profile := image.info.get("icc_profile"):
+        kept["icc_profile"] = profile
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if orientation != 1:
+        kept["exif"] = exif_of(orientation)
+    return kept
+
+
+def exif_of(orientation: int) -> PIL.Image.Exif:
+    """Return EXIF that says how to turn a picture, and nothing else."""
+    exif = PIL.Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def as_picture(array: np.ndarray, mode: str | None = None) -> PIL.Image.Image:
+    """Return Pillow's image of gray or RGB, perhaps with alpha, or of the mode named."""
+    if array.dtype != np.uint8:
+        return PIL.Image.fromarray(array)
+    modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+    mode = mode or modes[array.shape[2] if array.ndim == 3 else 1]
+    size = array.shape[1], array.shape[0]
+    plain: Any = np.ascontiguousarray(array)
+    return PIL.Image.frombuffer(mode, size, plain, "raw", mode, 0, 1)
+
+
+def pick(image: PIL.Image.Image, resized: Resized) -> PIL.Image.Image:
+    """Resize a picture with a palette, which is kept."""
+    return image.resize(resized.size, PIL.Image.Resampling.NEAREST, resized.box)
+
+
+def saved(image: PIL.Image.Image, name: str, **options: Any) -> bytes:
+    """Return a file of the format that Pillow calls so."""
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+def refuse_frames(count: int) -> None:
+    """Raise UnreadableError where there are several."""
+    if count > 1:
+        raise UnreadableError(f"its {count} frames are not encoded again")
 
 
 def pixels_error(error: PIL.Image.DecompressionBombError) -> UnreadableError:

@@ -1,4 +1,4 @@
-"""Decode PNG and APNG at full depth, with the transparency of a colour key. Pillow inflates."""
+"""Decode PNG and APNG at full depth, with the transparency of a colour key; encode PNG."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from converter.errors import UnreadableError
 from converter.images.canvas import Background, Disposal, Frame, compose
-from converter.images.picture import Bytes, Image, open_with_pillow, refuse_too_large
+from converter.images.picture import (
+    Bytes,
+    Image,
+    Resized,
+    as_picture,
+    kept_of,
+    of_colours,
+    open_with_pillow,
+    pick,
+    refuse_frames,
+    refuse_too_large,
+    saved,
+)
 from converter.samples import Note
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Of the PNG specification (third edition), 11.2.1.
 HEADER = struct.Struct(">IIBBBBB")
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
+SUB = 1  # the filter that subtracts the pixel to the left
 FRAME_CONTROL = struct.Struct(">IIIIIHHBB")
 DISPOSALS = (Disposal.KEEP, Disposal.CLEAR, Disposal.PREVIOUS)
 
@@ -51,8 +64,41 @@ def decode(data: Bytes) -> Image:
     key = before.get(b"tRNS") if header.colour_type in (GRAY, RGB) else None
     note = Note.PALETTE if header.colour_type == PALETTE else Note.NONE
     if b"acTL" in before:
-        return Image(_decode_frames(bytes(data), header, key), note | Note.FRAMES)
-    return Image(_decode_still(data, header, key), note)
+        frames = _decode_frames(bytes(data), header, key)
+        return of_colours(frames, note | Note.FRAMES, row_axis=1)
+    return of_colours(_decode_still(data, header, key), note)
+
+
+def encode(data: Bytes, resized: Resized) -> bytes:
+    """Return a PNG of the same depth, with the palette that it has."""
+    array, before = resized.array, _chunks_before_pixels(data)
+    if b"acTL" in before:
+        refuse_frames(max(2, len(array)))
+    with open_with_pillow(data, "PNG") as image:
+        kept = kept_of(image)
+        if image.mode == "P":
+            return saved(pick(image, resized), "PNG", **kept)
+    if array.dtype == np.uint16 and array.ndim == 3:
+        return _encode_deep(array, kept, before.get(b"iCCP"))
+    return saved(as_picture(array), "PNG", **kept)
+
+
+def _encode_deep(array: np.ndarray, kept: dict[str, Any], profile: bytes | None) -> bytes:
+    """Return a PNG of 16 bits a channel in colour, which Pillow cannot write."""
+    height, width, channels = array.shape
+    colour_type = {2: GRAY_ALPHA, 3: RGB, 4: RGBA}[channels]
+    samples = array.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows = np.empty((height, 1 + samples.shape[1]), np.uint8)
+    rows[:, 0] = SUB
+    rows[:, 1:] = samples
+    rows[:, 1 + 2 * channels :] -= samples[:, : -2 * channels]
+    parts = [SIGNATURE, _chunk(b"IHDR", HEADER.pack(width, height, 16, colour_type, 0, 0, 0))]
+    if profile:
+        parts.append(_chunk(b"iCCP", profile))
+    if "exif" in kept:
+        parts.append(_chunk(b"eXIf", kept["exif"].tobytes().removeprefix(b"Exif\0\0")))
+    parts += [_chunk(b"IDAT", zlib.compress(rows.tobytes())), _chunk(b"IEND", b"")]
+    return b"".join(parts)
 
 
 def read_header(data: Bytes) -> Header:

@@ -1,4 +1,4 @@
-"""Decode the Netpbm formats and PFM: the values as they are written. Needs numpy alone."""
+"""Decode and encode Netpbm formats and PFM: the values as they are written, by numpy alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from converter.errors import UnreadableError
-from converter.images.picture import Bytes, Image, refuse_too_large
+from converter.images.picture import Bytes, Image, Pixels, Resized, refuse_too_large
 from converter.samples import Note
 
 SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
@@ -26,22 +26,68 @@ def decode(data: Bytes) -> Image:
     scaled to the full range. PFM: float32, its first row on top.
     """
     data = bytes(data)
-    arrays, offset = [], 0
+    arrays, kinds, offset = [], set(), 0
     while True:
-        array, offset = _decode_one(data, offset)
+        begin = offset
+        array, offset = _decode_one(data, begin)
         arrays.append(array)
+        kinds.add(_pixels(data, begin))
         while data[offset : offset + 1].isspace():
             offset += 1
         if not MAGIC.match(data, offset):
             break
+    pixels = kinds.pop() if len(kinds) == 1 else Pixels(None)
     if len(arrays) == 1:
-        return Image(arrays[0])
+        return Image(arrays[0], pixels=pixels)
     if len({(array.shape, array.dtype) for array in arrays}) > 1:
         raise UnreadableError(
             f"it holds {len(arrays)} images of different sizes or depths, which do not fit into "
             "one array: split it into files (pamsplit), or return one image from my_read"
         )
-    return Image(np.stack(arrays), Note.FRAMES)
+    row_axis = None if pixels.row_axis is None else 1
+    alpha_axis = None if pixels.alpha_axis is None else 3
+    several = pixels._replace(row_axis=row_axis, alpha_axis=alpha_axis)
+    return Image(np.stack(arrays), Note.FRAMES, several)
+
+
+def encode(data: Bytes, resized: Resized) -> bytes:
+    """Return a file of the same kind and maxval; numbers that were text become bytes."""
+    array = resized.array if resized.pixels.row_axis else resized.array[None]
+    pam = PAM.match(bytes(data))
+    return b"".join(_encode_one(picture, pam, resized.pixels.most) for picture in array)
+
+
+def _encode_one(picture: np.ndarray, pam: re.Match[bytes] | None, most: int | None) -> bytes:
+    height, width, *depth = picture.shape
+    size, kind = f"{width} {height}", picture.dtype.kind
+    if kind == "f":
+        floats = picture[::-1].astype("<f4").tobytes()
+        return f"P{'F' if depth else 'f'}\n{size}\n-1.0\n".encode() + floats
+    if kind == "b" and pam is None:
+        return f"P4\n{size}\n".encode() + np.packbits(~picture, axis=1).tobytes()
+    most = 1 if kind == "b" else most or np.iinfo(picture.dtype).max
+    samples = picture.astype(">u2" if most > 255 else np.uint8).tobytes()
+    if pam is None:
+        return f"P{6 if depth else 5}\n{size}\n{most}\n".encode() + samples
+    fields = {"WIDTH": width, "HEIGHT": height, "DEPTH": depth[0] if depth else 1, "MAXVAL": most}
+    lines = [b"P7", *(f"{name} {value}".encode() for name, value in fields.items())]
+    if tuple_type := _fields(pam).get(b"TUPLTYPE"):
+        lines.append(b"TUPLTYPE " + tuple_type.strip())
+    return b"\n".join((*lines, b"ENDHDR", samples))
+
+
+def _pixels(data: bytes, offset: int) -> Pixels:
+    """Return what the header of an image that was decoded says of its numbers."""
+    alpha_axis, most = None, None
+    if header := PAM.match(data, offset):
+        fields = _fields(header)
+        most = int(fields[b"MAXVAL"])
+        if fields.get(b"TUPLTYPE", b"").strip().endswith(b"_ALPHA") and fields[b"DEPTH"] != b"1":
+            alpha_axis = 2
+    elif header := PLAIN.match(data, offset):
+        maxval = MAXVAL.match(data, header.end()) if header[1] not in b"14" else None
+        most = int(maxval[1]) if maxval else None
+    return Pixels(alpha_axis=alpha_axis, most=None if most in (255, 65535) else most)
 
 
 def _decode_one(data: bytes, offset: int) -> tuple[np.ndarray, int]:
@@ -110,8 +156,7 @@ def _text(data: bytes, offset: int, shape: tuple[int, ...], most: int) -> tuple[
 
 
 def _pam(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:
-    lines = (line.split(None, 1) for line in header[1].splitlines() if not line.startswith(b"#"))
-    fields = {line[0]: line[1] for line in lines if len(line) == 2}
+    fields = _fields(header)
     names = (b"HEIGHT", b"WIDTH", b"DEPTH", b"MAXVAL")
     try:
         height, width, depth, most = (int(fields[name]) for name in names)
@@ -124,6 +169,11 @@ def _pam(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:
     array, end = _samples(data, header.end(), shape, most)
     is_bitmap = depth == 1 and fields.get(b"TUPLTYPE", b"").strip() == b"BLACKANDWHITE"
     return (array != 0 if is_bitmap and most == 1 else array), end
+
+
+def _fields(header: re.Match[bytes]) -> dict[bytes, bytes]:
+    lines = (line.split(None, 1) for line in header[1].splitlines() if not line.startswith(b"#"))
+    return {line[0]: line[1] for line in lines if len(line) == 2}
 
 
 def _floats(data: bytes, header: re.Match[bytes]) -> tuple[np.ndarray, int]:

@@ -1,4 +1,4 @@
-"""Decode TIFF as it is written: all pages, full depth. tifffile reads it."""
+"""Decode and encode TIFF: all pages, full depth, by tifffile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from converter.errors import UnreadableError
-from converter.images.picture import Bytes, Image, refuse_too_large
+from converter.images.picture import (
+    ORIENTATION,
+    Bytes,
+    Image,
+    Pixels,
+    Resized,
+    Size,
+    refuse_too_large,
+)
 from converter.samples import Note
 
 if TYPE_CHECKING:
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Tags and values of TIFF 6.0, TIFF/EP and DNG 1.7.
 REDUCED, PALETTE, COLOUR_FILTER, LINEAR_RAW = 1, 3, 32803, 34892
+STRAIGHT_ALPHA, SEPARATE, UNCOMPRESSED = 2, 2, 1
+ICC_PROFILE = 34675
 OF_RAW_FILES = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
 GDAL_METADATA = 42112
 PAGES_LOOKED_AT = 16  # for tags that only cameras write
@@ -52,6 +62,42 @@ def decode(source: Bytes | str) -> Image:
         raise
 
 
+def encode(data: Bytes, resized: Resized) -> bytes:
+    """Return a TIFF of the same pages, of one kind; deflated where they were compressed at all."""
+    import tifffile
+
+    file = io.BytesIO()
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page: Any = tiff.pages.first
+        options = _options_of(page)
+    shape = page.shape
+    per_page = resized.array.reshape(-1, *_resized_shape(page.axes, shape, resized.size))
+    with tifffile.TiffWriter(file, byteorder=page.parent.byteorder) as writer:
+        for array in per_page:
+            writer.write(np.ascontiguousarray(array), metadata=None, contiguous=False, **options)
+    return file.getvalue()
+
+
+def _options_of(page: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "photometric": int(page.photometric),
+        "planarconfig": int(page.planarconfig) if page.samplesperpixel > 1 else None,
+        "extrasamples": tuple(int(kind) for kind in page.extrasamples) or None,
+        "compression": None if page.compression == UNCOMPRESSED else "zlib",
+        "iccprofile": page.tags.valueof(ICC_PROFILE),
+        "colormap": page.colormap,
+    }
+    orientation = page.tags.valueof(ORIENTATION)
+    if orientation:
+        options["extratags"] = [(ORIENTATION, 3, 1, int(orientation), True)]
+    return options
+
+
+def _resized_shape(axes: str, shape: tuple[int, ...], size: Size) -> list[int]:
+    sides = {"X": size[0], "Y": size[1]}
+    return [sides.get(name, length) for name, length in zip(axes, shape, strict=True)]
+
+
 def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
     if count > 1:
         note |= Note.FRAMES
@@ -60,7 +106,7 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
     series = tiff.series
     _refuse_missing_files(tiff)
     if len(series) == 1 and len(_indices(series)) >= count:
-        array = series[0].asarray()
+        array, axes = series[0].asarray(), series[0].axes
     else:
         pages: list[Any] = [tiff.pages.get(n, aspage=True, cache=False) for n in range(count)]
         full = [page for page in pages if not page.subfiletype & REDUCED]
@@ -69,14 +115,28 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
             if len(full) == 1:
                 note &= ~Note.FRAMES
         series = [one for one in series if not one.keyframe.subfiletype & REDUCED]
-        array = _joined(series, full)
+        array, axes = _joined(series, full)
     if not array.size:
         raise UnreadableError("a truncated TIFF: its pages have no pixels")
-    return Image(array, note)
+    return Image(array, note, _pixels(tiff.pages.first, axes, array.shape))
 
 
-def _joined(series: list[Any], pages: list[Any]) -> np.ndarray:
-    """Return all pages as one array, in the order of the file."""
+def _pixels(page: Any, axes: str, shape: tuple[int, ...]) -> Pixels:
+    """Return what is known of an array's numbers; ``axes`` are tifffile's letters for its axes."""
+    row_axis: int | None = axes.find("YX")
+    if len(axes) != len(shape) or axes.count("S") > 1 or axes.partition("YX")[2] not in ("", "S"):
+        row_axis = None
+    alpha_axis = None
+    if STRAIGHT_ALPHA in page.extrasamples:
+        alpha_axis = axes.find("S")
+        if len(page.extrasamples) > 1 or alpha_axis < 0:
+            row_axis = None  # which channels it is alpha of is not known
+    is_indexed = page.photometric == PALETTE
+    return Pixels(None if row_axis == -1 else row_axis, alpha_axis, is_indexed=is_indexed)
+
+
+def _joined(series: list[Any], pages: list[Any]) -> tuple[np.ndarray, str]:
+    """Return all pages as one array, in the order of the file, and tifffile's names of its axes."""
     kinds = {(tuple(page.shape), page.dtype) for page in pages}
     if len(kinds) > 1:
         shapes = ", ".join(dict.fromkeys(f"{page.shape} {page.dtype}" for page in pages))
@@ -86,16 +146,17 @@ def _joined(series: list[Any], pages: list[Any]) -> np.ndarray:
         )
     is_covered = _indices(series) == {page.index for page in pages}
     if len(series) == 1 and is_covered:
-        return np.asarray(series[0].asarray())
+        return np.asarray(series[0].asarray()), series[0].axes
     if len(pages) == 1:
-        return np.asarray(pages[0].asarray())
+        return np.asarray(pages[0].asarray()), pages[0].axes
+    axes = "Q" + pages[0].axes
     if is_covered:  # a page may hold a whole stack
         parts = [np.asarray(one.asarray()).reshape(-1, *pages[0].shape) for one in series]
         firsts = [min(page.index for page in one.pages) for one in series]
         lasts = [max(page.index for page in one.pages) for one in series]
         if all(last < first for last, first in zip(lasts, firsts[1:], strict=False)):
-            return np.concatenate(parts)
-    return np.stack([page.asarray() for page in pages])
+            return np.concatenate(parts), axes
+    return np.stack([page.asarray() for page in pages]), axes
 
 
 def _indices(series: list[Any]) -> set[int]:

@@ -27,11 +27,12 @@ from converter.errors import UnreadableError, UnstorableError, describe
 from converter.files import are_descriptors_used_up
 from converter.format.headers import is_image, structure_nbytes
 from converter.format.layout import IMAGE, Layout
-from converter.images.formats import decode_noted, extension_of
+from converter.images.formats import decode_noted, encode_again, extension_of
+from converter.images.picture import Bytes, Image, Resized
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
-from converter.sources.resizing import Resizing
+from converter.sources.resizing import DEFAULT_QUALITY, Resizing, resize
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
@@ -105,9 +106,10 @@ class Encoder:
         try:
             path = path_of(self._settings.root, key)
             _regular_file(path)
-            if self._settings.store == "encoded":
+            settings = self._settings
+            if settings.store == "encoded" and settings.resizing is None:
                 return np.frombuffer(images.read_into(path, buffer.view), np.uint8)
-            return self._sample(path, buffer, self._settings.store)[0]
+            return self._sample(path, buffer, settings.store, settings.resizing)[0]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -126,48 +128,87 @@ class Encoder:
     def _encode(self, key: str, buffer: Buffer) -> Encoded:
         path = path_of(self._settings.root, key)
         status = _regular_file(path)  # before it is read: a change behind this shows
-        array, content, note = self._sample(path, buffer, self._settings.store)
-        layout, parts = self._keep(array, content, self._settings.compression, buffer)
+        settings = self._settings
+        array, content, note = self._sample(path, buffer, settings.store, settings.resizing)
+        layout, parts = self._keep(array, content, settings.compression, buffer)
         return Encoded(key, layout, parts, status.st_size, status.st_mtime_ns, note)
 
     def _survey(self, key: str, buffer: Buffer) -> Surveyed:
+        """Read once for each store and resizing; where that is refused, a sample has 0 bytes."""
         path, used = path_of(self._settings.root, key), buffer.used
         source_nbytes = _regular_file(path).st_size
-        samples = {}
-        if any(choice.store == "array" for choice in self._settings.choices):
-            array, content, _ = self._sample(path, buffer, "array")
-            samples["array"] = array.copy(), content
         original = np.frombuffer(images.read_into(path, buffer.view), np.uint8)
-        samples["encoded"] = original.copy(), "encoded"
+        samples: dict[tuple[str, Resizing | None], tuple[np.ndarray, str] | UnreadableError]
+        samples = {("encoded", None): (original.copy(), "encoded")}
         stored_nbytes, compressed = [], []
         for choice in self._settings.choices:
-            layout, _ = self._keep(*samples[choice.store], choice.compression, buffer)
+            what = choice.store, choice.resizing
+            if what not in samples:
+                samples[what] = self._sample_to_survey(path, buffer, choice)
+            sample = samples[what]
+            if isinstance(sample, UnreadableError):
+                stored_nbytes.append(0)
+                compressed.append(False)
+                continue
+            layout, _ = self._keep(*sample, choice.compression, buffer)
             stored_nbytes.append(buffer.used - used)
             compressed.append(bool(layout.filters))
             buffer.used = used
+        if isinstance(sample, UnreadableError) and not any(stored_nbytes):
+            raise sample
         return Surveyed(key, source_nbytes, tuple(stored_nbytes), tuple(compressed))
 
-    def _sample(self, path: str, buffer: Buffer, store: str) -> tuple[np.ndarray, str, Note]:
+    def _sample_to_survey(
+        self, path: str, buffer: Buffer, choice: Choice
+    ) -> tuple[np.ndarray, str] | UnreadableError:
+        """Return a copy of a sample and its content, or why it cannot be resized so."""
+        try:
+            array, content, _ = self._sample(path, buffer, choice.store, choice.resizing)
+        except UnreadableError as error:
+            if choice.resizing is None:
+                raise
+            return error
+        return array.copy(), content
+
+    def _sample(
+        self, path: str, buffer: Buffer, store: str, resizing: Resizing | None
+    ) -> tuple[np.ndarray, str, Note]:
         """Return the array to store, C-contiguous, its content and what the reader noticed."""
         if store == "encoded":
-            return self._original(path, buffer)
+            return self._file(path, buffer, resizing)
         if self._my_read is not None:
             array, content = as_storable(self._my_read(path))
             return array, content, Note.NONE
-        image, note = self._read(path, buffer.view)
-        return as_storable(image).array, "array", note
+        image = self._read(path, buffer.view, resizing.least if resizing else None)
+        if resizing is not None:
+            image, _ = resize(image, resizing)
+        return as_storable(image.array).array, "array", image.note
 
-    def _original(self, path: str, buffer: Buffer) -> tuple[np.ndarray, str, Note]:
+    def _file(
+        self, path: str, buffer: Buffer, resizing: Resizing | None
+    ) -> tuple[np.ndarray, str, Note]:
+        """Return a file as it is, or encoded again where it is resized."""
         data, note = images.read_into(path, buffer.view), Note.NONE
-        if self._settings.check_decoding:
-            try:
-                _, note = decode_noted(data, extension_of(path), self._scratch.view)
-            except UnreadableError:
-                raise
-            except Exception as error:
-                text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
-                raise UnreadableError(text) from error
+        if resizing is not None:
+            image, target = resize(self._decode(path, data, resizing), resizing)
+            note = image.note
+            if target is not None:
+                quality = DEFAULT_QUALITY if resizing.quality is None else resizing.quality
+                resized = Resized(image.array, image.pixels, *target, quality)
+                data = memoryview(encode_again(data, extension_of(path), resized))
+        elif self._settings.check_decoding:
+            note = self._decode(path, data, None).note
         return np.frombuffer(data, np.uint8), "encoded", note
+
+    def _decode(self, path: str, data: Bytes, resizing: Resizing | None) -> Image:
+        least = resizing.least if resizing else None
+        try:
+            return decode_noted(data, extension_of(path), self._scratch.view, least)
+        except UnreadableError:
+            raise
+        except Exception as error:
+            text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
+            raise UnreadableError(text) from error
 
     def _keep(
         self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer

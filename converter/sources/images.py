@@ -16,7 +16,7 @@ from converter.images import formats, jpeg, tiff
 from converter.images.formats import REVISION as REVISION
 from converter.images.formats import decode_noted, extension_of
 from converter.images.formats import refuse_unread as refuse_unread
-from converter.images.picture import Allocate, Image
+from converter.images.picture import Allocate, Image, Least
 
 HELP = "RGB, full depth, all frames (docs/formats.md)"
 PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs")
@@ -53,15 +53,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return read_noted(str(local_path(path))).array
 
 
-def read_noted(path: str, allocate: Allocate | None = None) -> Image:
-    """Read as `read_image` does; decode into ``allocate(nbytes)`` where the decoder can."""
+def read_noted(path: str, allocate: Allocate | None = None, least: Least | None = None) -> Image:
+    """Read as `read_image` does; decode into ``allocate(nbytes)`` where the decoder can.
+
+    With ``least`` a JPEG may be decoded to a smaller size, as `jpeg.decode` says.
+    """
     extension = extension_of(path)
     is_tiff = extension in formats.TIFF.extensions
     if is_tiff and formats.recognise(formats.magic_of(path), extension) is formats.TIFF:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return tiff.decode(path)  # not from memory, for which it may be too large
-    return decode_noted(read_bytes(path), extension, allocate)
+    return decode_noted(read_bytes(path), extension, allocate, least)
 
 
 def limit_pixels(max_pixels: int | None) -> None:

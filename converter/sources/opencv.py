@@ -13,7 +13,14 @@ import PIL.Image
 from converter.errors import ConverterError, UnreadableError
 from converter.images import jpeg, png
 from converter.images.formats import extension_of, magic_of, other_of
-from converter.images.picture import Allocate, Image, pixels_error, refuse_too_large
+from converter.images.picture import (
+    Allocate,
+    Image,
+    Least,
+    Pixels,
+    pixels_error,
+    refuse_too_large,
+)
 from converter.samples import Note
 from converter.sources.images import read_bytes
 
@@ -68,7 +75,7 @@ def import_opencv() -> ModuleType:
     return cv2
 
 
-def read_noted(path: str, allocate: Allocate | None = None) -> Image:
+def read_noted(path: str, allocate: Allocate | None = None, least: Least | None = None) -> Image:
     """Read a file as OpenCV does by default.
 
     Returns
@@ -83,7 +90,7 @@ def read_noted(path: str, allocate: Allocate | None = None) -> Image:
         JPEG, whose missing rows OpenCV would make gray.
     """
     cv2 = import_opencv()
-    note = _inspect(path)
+    note, pixels = _inspect(path)
     try:
         # not imdecode, which returns other arrays for APNG and TIFF with several pages
         array = cv2.imread(path)
@@ -99,7 +106,7 @@ def read_noted(path: str, allocate: Allocate | None = None) -> Image:
         note |= _cut_off(cv2, path)
     elif jpeg.is_cut(read_bytes(path)):
         raise UnreadableError("a truncated JPEG: OpenCV would make its missing rows gray")
-    return Image(array, note)
+    return Image(array, note, pixels)
 
 
 def _cut_off(cv2: Any, path: str) -> Note:
@@ -114,14 +121,16 @@ def _cut_off(cv2: Any, path: str) -> Note:
     return depth | (Note.ALPHA if whole.ndim == 3 and whole.shape[2] == 4 else Note.NONE)
 
 
-def _inspect(path: str) -> Note:
+def _inspect(path: str) -> tuple[Note, Pixels]:
     """Note several frames and refuse too many pixels, where Pillow knows the format."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with PIL.Image.open(path) as image:
-                return Note.FIRST_FRAME if getattr(image, "is_animated", False) else Note.NONE
+                is_animated = getattr(image, "is_animated", False)
+                pixels = Pixels(is_indexed=image.mode in ("1", "P", "PA"))
+                return Note.FIRST_FRAME if is_animated else Note.NONE, pixels
         except PIL.Image.DecompressionBombError as error:
             raise pixels_error(error) from None
         except Exception:  # OpenCV may read what Pillow does not
-            return Note.NONE
+            return Note.NONE, Pixels()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from converter.images.picture import Allocate, Image
+from converter.images.picture import Allocate, Image, Least
 from converter.sources import images, opencv
 
 
@@ -27,8 +27,13 @@ class Reader(Protocol):
     def refuse_unread(self, extensions: Sequence[str], *, store: str) -> None:
         """Raise ConverterError for an extension whose files it cannot read."""
 
-    def read_noted(self, path: str, allocate: Allocate | None = None) -> Image:
-        """Read a file, perhaps into ``allocate(nbytes)``; any exception makes it a failure."""
+    def read_noted(
+        self, path: str, allocate: Allocate | None = None, least: Least | None = None
+    ) -> Image:
+        """Read a file, perhaps into ``allocate(nbytes)``; any exception makes it a failure.
+
+        It may be smaller, by a factor, but not smaller than ``least`` says of its size.
+        """
 
     def plugins_of(self, extensions: Sequence[str]) -> dict[str, str | None]:
         """Return what reads files of each extension, for OUT.h5 to record."""
