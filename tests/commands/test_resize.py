@@ -43,7 +43,7 @@ LONG_AGO_NS = 1_500_000_000_123_456_789
 SHAPES = {
     "a.png": (90, 120),
     "b.jpg": (61, 47),
-    "gray/c.jpg": (200, 300),
+    "gray/c.jpg": (201, 303),
     "small/d.jpg": (40, 55),
     "small/e.png": (20, 30),
     "z.webp": (100, 41),
@@ -56,11 +56,13 @@ SHORTER = dict(
 
 def pillow_resized(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Resize to a height and width as docs/storage.md says that Pillow does the same."""
-    height, width = shape
+    size = shape[1], shape[0]
     with PIL.Image.open(path) as image:
-        image.draft(None, (2 * width, 2 * height))
-        resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC, reducing_gap=2.0)
-        return np.asarray(resized)
+        width, height = image.size
+        drafted = image.draft(None, (2 * size[0], 2 * size[1]))
+        scale = width / drafted[1][2] if drafted else 1
+        box = (0, 0, width / scale, height / scale)
+        return np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC, box, reducing_gap=2.0))
 
 
 def photo(seed: int, shape: tuple[int, ...]) -> np.ndarray:
