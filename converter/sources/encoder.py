@@ -32,7 +32,8 @@ from converter.images.picture import Bytes, Image, Resized
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
-from converter.sources.resizing import DEFAULT_QUALITY, Resizing, resize
+from converter.sources.resampling import resize
+from converter.sources.resizing import DEFAULT_QUALITY, Resizing
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
