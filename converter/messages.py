@@ -170,7 +170,10 @@ def _proposal(advice: Advice) -> str | None:
             return None
         sizes = f"{size(nbytes)} instead of {size(whole)}" if is_smaller else "no smaller"
         said.append(f"{STORED[choice.store]} {sizes}")
-    return f"smaller images, for training: {flags} ({', '.join(said)})"
+    return (
+        f"smaller images, for training: {flags}, of masks with --resize_filter=nearest too "
+        f"({', '.join(said)})"
+    )
 
 
 def _outcome_line(advice: Advice, outcome: Outcome, *remarks: str) -> str:
