@@ -113,7 +113,7 @@ def options_of(path: Path) -> dict[str, object]:
 # What is stored
 
 
-@pytest.mark.everyday
+@pytest.mark.everyday(4)
 @STORES
 @pytest.mark.parametrize(
     ("flags", "expected"),
@@ -235,7 +235,7 @@ def test_readers_and_the_contact_sheet_take_the_file(album, output, tmp_path, co
 # What is refused
 
 
-@pytest.mark.everyday
+@pytest.mark.everyday(8)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -268,7 +268,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(flags, words, album, output
     assert everything_below(album.parent) == before
 
 
-@pytest.mark.everyday
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -518,9 +518,9 @@ def is_close(megabytes: float, output: Path) -> bool:
     return abs(megabytes - real) <= 0.15 * real + 0.005
 
 
-def save_large(folder: Path, *, count: int = 4, quality: int = 97) -> None:
-    for number in range(count):
-        save(folder / f"{number}.jpg", photo(number, (400, 500 + number, 3)), quality=quality)
+def save_large(folder: Path, *, quality: int = 97) -> None:
+    for number in range(2):
+        save(folder / f"{number}.jpg", photo(number, (400, 420 + number, 3)), quality=quality)
 
 
 def test_a_dry_run_proposes_smaller_images(folder, output, convert):
@@ -543,6 +543,7 @@ def test_a_dry_run_proposes_smaller_images(folder, output, convert):
     assert "smallest: --store=encoded" in ended.out  # as before: without loss
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_where_encoded_files_become_no_smaller(folder, output, convert):
     save_large(folder, quality=20)
     ended = convert(folder, output, "--dry_run")
@@ -574,6 +575,7 @@ def test_a_dry_run_with_resize_compares_with_the_images_as_they_are(store, folde
     assert "for training" not in ended.out
 
 
+@pytest.mark.slow
 def test_a_dry_run_with_quality_uses_it(folder, output, convert):
     save_large(folder)
     flags = ("--store=encoded", "--resize=256", "--quality=30")
@@ -583,6 +585,7 @@ def test_a_dry_run_with_quality_uses_it(folder, output, convert):
     assert "smallest: --resize=256 --quality=30 --store=encoded" in ended.out
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_my_read_proposes_nothing(folder, output, convert):
     save_large(folder)
     functions = folder.parent / "functions.py"
