@@ -36,8 +36,8 @@ class Pixels(NamedTuple):
         The axis of channels, of which the last is alpha, by which the others are not multiplied.
     most : int, optional
         The largest value that the file allows, where that is not the largest of the dtype.
-    is_indexed : bool
-        All values come from a palette of the file.
+    is_mixable : bool
+        A number between two of them means something between: not with a palette.
     size : (int, int), optional
         Width and height of the file, where its array is smaller.
     """
@@ -45,7 +45,7 @@ class Pixels(NamedTuple):
     row_axis: int | None = 0
     alpha_axis: int | None = None
     most: int | None = None
-    is_indexed: bool = False
+    is_mixable: bool = True
     size: Size | None = None
 
 
@@ -61,7 +61,7 @@ def of_colours(array: np.ndarray, note: Note = Note.NONE, *, row_axis: int = 0) 
     """Return an image of gray or RGB; of two or four channels the last is alpha."""
     has_alpha = array.shape[row_axis + 2 :] in ((2,), (4,))
     alpha_axis = array.ndim - 1 if has_alpha else None
-    return Image(array, note, Pixels(row_axis, alpha_axis, is_indexed=Note.PALETTE in note))
+    return Image(array, note, Pixels(row_axis, alpha_axis, is_mixable=Note.PALETTE not in note))
 
 
 class Resized(NamedTuple):

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 #: Tags and values of TIFF 6.0, TIFF/EP and DNG 1.7.
 REDUCED, PALETTE, COLOUR_FILTER, LINEAR_RAW = 1, 3, 32803, 34892
-STRAIGHT_ALPHA, SEPARATE, UNCOMPRESSED = 2, 2, 1
+WHITE_IS_0, BLACK_IS_0, RGB, MASK, SEPARATED, YCBCR, ICC_LAB, ITU_LAB = 0, 1, 2, 4, 5, 6, 9, 10
+MIXABLE = (WHITE_IS_0, BLACK_IS_0, RGB, MASK, SEPARATED, YCBCR, ICC_LAB, ITU_LAB)
+OLD_JPEG, JPEG = 6, 7
+STRAIGHT_ALPHA, UNCOMPRESSED = 2, 1
 ICC_PROFILE = 34675
 OF_RAW_FILES = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
 GDAL_METADATA = 42112
@@ -79,8 +82,14 @@ def encode(data: Bytes, resized: Resized) -> bytes:
 
 
 def _options_of(page: Any) -> dict[str, Any]:
+    photometric = int(page.photometric)
+    if photometric == YCBCR:
+        if page.compression not in (OLD_JPEG, JPEG):
+            raise UnreadableError("its colours are YCbCr")
+        photometric = RGB  # as they were decoded
     options: dict[str, Any] = {
-        "photometric": int(page.photometric),
+        "photometric": photometric,
+        "bitspersample": page.bitspersample,
         "planarconfig": int(page.planarconfig) if page.samplesperpixel > 1 else None,
         "extrasamples": tuple(int(kind) for kind in page.extrasamples) or None,
         "compression": None if page.compression == UNCOMPRESSED else "zlib",
@@ -131,8 +140,11 @@ def _pixels(page: Any, axes: str, shape: tuple[int, ...]) -> Pixels:
         alpha_axis = axes.find("S")
         if len(page.extrasamples) > 1 or alpha_axis < 0:
             row_axis = None  # which channels it is alpha of is not known
-    is_indexed = page.photometric == PALETTE
-    return Pixels(None if row_axis == -1 else row_axis, alpha_axis, is_indexed=is_indexed)
+    is_mixable = page.photometric in MIXABLE
+    bits, dtype = page.bitspersample, page.dtype
+    is_whole = not isinstance(bits, int) or dtype is None or bits == 8 * dtype.itemsize
+    most = None if is_whole or dtype.kind != "u" else 2**bits - 1
+    return Pixels(None if row_axis == -1 else row_axis, alpha_axis, most, is_mixable)
 
 
 def _joined(series: list[Any], pages: list[Any]) -> tuple[np.ndarray, str]:

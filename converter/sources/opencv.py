@@ -128,7 +128,7 @@ def _inspect(path: str) -> tuple[Note, Pixels]:
         try:
             with PIL.Image.open(path) as image:
                 is_animated = getattr(image, "is_animated", False)
-                pixels = Pixels(is_indexed=image.mode in ("1", "P", "PA"))
+                pixels = Pixels(is_mixable=image.mode not in ("1", "P", "PA"))
                 return Note.FIRST_FRAME if is_animated else Note.NONE, pixels
         except PIL.Image.DecompressionBombError as error:
             raise pixels_error(error) from None

@@ -3,12 +3,12 @@
 The operation is Pillow's. For 8 bits a channel these lines give the same pixels, where ``size`` and
 ``box`` are those of `resizing.target_of`::
 
-    with PIL.Image.open(path) as image:
-        drafted = image.draft(None, (2 * size[0], 2 * size[1]))  # a smaller decode, of JPEG alone
-        if drafted:
-            scale = width / drafted[1][2]  # 1, 2, 4 or 8
-            box = tuple(side / scale for side in box)
-        image.resize(size, PIL.Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    image = PIL.Image.open(path)
+    width = image.width
+    drafted = image.draft(None, (2 * size[0], 2 * size[1]))  # a smaller decode, of JPEG alone
+    scale = width / drafted[1][2] if drafted else 1  # 1, 2, 4 or 8
+    box = tuple(side / scale for side in box)
+    resized = image.resize(size, PIL.Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
 
 Other depths are resized so channel by channel in mode "F", then rounded half to even and clipped.
 The filter "area" is Pillow's BOX. Nearest is NEAREST, of the whole image: no ``draft``.
@@ -41,8 +41,8 @@ FILTER_OF_PILLOW = {
 def resize(image: Image, resizing: Resizing) -> tuple[Image, Target | None]:
     """Resize an image, all its frames; return it, and what it was resized to.
 
-    bool and indexed images, whose values must not be mixed, go by nearest. A `Note` tells what
-    else should perhaps not have been mixed.
+    bool and what is not mixable go by nearest. A `Note` tells of values that should perhaps not
+    have been mixed.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def resize(image: Image, resizing: Resizing) -> tuple[Image, Target | None]:
     if (right - left, bottom - top) == target.size:  # a part as it is
         rows, columns = slice(int(top), int(bottom)), slice(int(left), int(right))
         resized = array[(slice(None),) * row_axis + (rows, columns)].copy()
-    elif resizing.filter == "nearest" or pixels.is_indexed or array.dtype == bool:
+    elif resizing.filter == "nearest" or not pixels.is_mixable or array.dtype == bool:
         resized = _nearest(array, part, row_axis)
     else:
         note |= _suspicion(array, row_axis)
