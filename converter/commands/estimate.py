@@ -23,13 +23,14 @@ MOST_SAMPLED_NBYTES = MOST_NBYTES // 4  # more are not begun: what is read is ke
 ENTRY_NBYTES, STRUCTURE_NBYTES, FOLDER_NBYTES, FILE_NBYTES = 90, 100, 110, 4800
 SIZE_WARNING_RATIO = 2.0
 PROPOSED_SIZE = 256  # pixels of the shorter side, for training at 224
+LARGE_FILE_NBYTES = 64 << 10  # of an image file: a JPEG of that size has half
 
 
 class Estimate(NamedTuple):
     """What a conversion would come to; None where no file of the sample could be read.
 
-    ``ratio`` is output to source, of the sample. Some of its arrays may be images that
-    ``--resize`` would make smaller.
+    ``ratio`` is output to source, of the sample, in which there may be images that ``--resize``
+    would make smaller.
     """
 
     output_nbytes: int | None
@@ -67,7 +68,9 @@ def estimate(plan: Plan, run: Run, stored: int, stored_nbytes: int, absent: KeyL
 
 
 def _is_large(shape: tuple[int, ...]) -> bool:
-    """Tell whether an image of this shape, or each of its frames, has longer sides than needed."""
+    """Tell whether an array of this shape, or a file, may be an image larger than proposed."""
+    if len(shape) == 1:
+        return shape[0] > LARGE_FILE_NBYTES
     return len(shape) > 1 and sorted(shape)[-2] > PROPOSED_SIZE
 
 
@@ -124,8 +127,12 @@ def _cure(request: Request, expected: Estimate) -> str:
         cures.append(f"--store=encoded, which stores {what}")
     if request.compression in (AUTO, NONE):
         cures.append(f"--compression={OF_AUTO.name}")
-    if expected.has_large_images and not (request.custom_read_func or request.resize):
+    if expected.has_large_images and _can_resize(request):
         cures.append(f"--resize={PROPOSED_SIZE}, which makes images smaller")
     if request.custom_read_func:
         cures.append("smaller arrays from my_read")
     return f"try {', or '.join(cures)} (--dry_run compares)" if cures else "convert fewer files"
+
+
+def _can_resize(request: Request) -> bool:
+    return not (request.resize or request.custom_read_func or request.skip_decode_check)

@@ -16,6 +16,7 @@ from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, Compression, check_installed, parse_compression
 from converter.errors import ConverterError
 from converter.files import local_path
+from converter.images import formats
 from converter.samples import Plan
 from converter.sources import user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 STORES = ("array", "encoded")
 ON_ERROR = ("skip", "stop")
+LOSSY = {*formats.JPEG.extensions, *formats.WEBP.extensions}  # encoded again with a quality
 MY_READ = "my_read"  # recorded as the reader where the user's function reads
 
 
@@ -364,6 +366,12 @@ def _check_resizing(request: Request) -> None:
             "drop one of them"
         )
     check_resizing(resizing, store=request.store)
+    is_lossy = LOSSY.intersection(request.extensions) or request.custom_prune_func
+    if request.quality is not None and not is_lossy:
+        raise ConverterError(
+            f"--quality={request.quality} is of JPEG and WebP, and --ext={request.ext} names "
+            "neither: drop it"
+        )
 
 
 def nearest_folder(folder: Path) -> Path:

@@ -256,6 +256,7 @@ def test_readers_and_the_contact_sheet_take_the_file(album, output, tmp_path, co
         ("--resize=32 --store=encoded --quality=0", ("1 to 100", "not 0")),
         ("--resize=32 --store=encoded --quality=101", ("1 to 100", "not 101")),
         ("--resize=32 --store=encoded --quality=9.5", ("1 to 100", "not 9.5")),
+        ("--resize=32 --store=encoded --quality=9 --ext=png,tif", ("--quality=9", "neither")),
         ("--resize=32 --custom_read_func", ("--resize=32", "resize in my_read")),
         ("--resize=32 --store=encoded --skip_decode_check", ("--resize=32", "drop one of them")),
         ("--resize=32 --store=encoded --reader=opencv", ("--reader=opencv", "--store=array")),
@@ -621,6 +622,28 @@ def test_the_warning_of_a_large_output_names_resize_where_it_helps(folder, outpu
     ended = convert(folder, output, *flags)
     assert "times the source" in ended.err
     assert "--resize=256" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_named"),
+    [((), True), ((ENCODED,), True), ((ENCODED, "--skip_decode_check"), False), ((RESIZE,), False)],
+)
+def test_the_lack_of_space_names_resize_where_it_helps(
+    flags, is_named, folder, output, convert, monkeypatch
+):
+    save_large(folder)
+    monkeypatch.setattr("converter.commands.estimate.free_nbytes", lambda output: 1000)
+    ended = convert(folder, output, *flags)
+    assert_refused(ended, "only 0 MB are free", "--dry_run compares")
+    assert ("--resize=256, which makes images smaller" in ended.err) == is_named
+
+
+def test_files_that_resizing_cannot_read_are_not_said_to_be_stored_without(folder, output, convert):
+    (folder / "a.jpg").write_bytes(b"no image")
+    ended = convert(folder, output, ENCODED, RESIZE)
+    assert ended.status == 1
+    assert "none of the 1 files could be read" in ended.err
+    assert "--skip_decode_check" not in ended.err
 
 
 # Interrupted
