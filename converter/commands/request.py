@@ -204,7 +204,11 @@ def recorded_options(request: Request) -> dict[str, Any]:
     if not request.custom_prune_func:  # which gets it as it is typed
         options["ext"] = request.extensions
     if request.resizing is not None:
-        options |= resizing_options(request.resizing, store=request.store)
+        options |= resizing_options(request.resizing)
+        if request.store == "encoded":
+            options["quality"] = request.quality or DEFAULT_QUALITY
+        else:
+            del options["quality"]
     return options
 
 
@@ -213,30 +217,26 @@ def shown(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def resizing_options(resizing: Resizing, *, store: str) -> dict[str, str | int]:
-    """Return the flags of a resizing, with those that were not typed, as JSON holds them."""
+def resizing_options(resizing: Resizing) -> dict[str, str | int | None]:
+    """Return the options that ask for a resizing, with those that were not given."""
     size = resizing.size
-    options: dict[str, str | int] = {
-        "resize": size if isinstance(size, int) else shown(size),
-        "resize_mode": resizing.mode,
-        "resize_filter": resizing.filter,
-    }
-    if store == "encoded":
-        options["quality"] = DEFAULT_QUALITY if resizing.quality is None else resizing.quality
-    return options
+    values = (
+        size if isinstance(size, int) else shown(size),
+        resizing.mode,
+        resizing.filter,
+        resizing.quality,
+    )
+    return dict(zip(RESIZING, values, strict=True))
 
 
 def resizing_flags(resizing: Resizing) -> str:
     """Return the flags that ask for a resizing, without those that have their defaults."""
-    usual = Resizing(resizing.size)
-    flags = [f"--resize={shown(resizing.size)}"]
-    if resizing.mode != usual.mode:
-        flags.append(f"--resize_mode={resizing.mode}")
-    if resizing.filter != usual.filter:
-        flags.append(f"--resize_filter={resizing.filter}")
-    if resizing.quality is not None:
-        flags.append(f"--quality={resizing.quality}")
-    return " ".join(flags)
+    usual = resizing_options(Resizing(resizing.size))
+    return " ".join(
+        f"--{name}={value}"
+        for name, value in resizing_options(resizing).items()
+        if name == "resize" or value != usual[name]
+    )
 
 
 def extensions_of(text: str) -> tuple[str, ...]:
