@@ -16,7 +16,7 @@ from converter.images.picture import (
     of_colours,
     open_with_pillow,
     pick,
-    refuse_frames,
+    refuse_animation,
     saved,
 )
 from converter.samples import Note
@@ -81,7 +81,8 @@ def encode_tga(data: Bytes, resized: Resized) -> bytes:
 def encode_webp(data: Bytes, resized: Resized) -> bytes:
     """Return a WebP, lossy where it was."""
     with open_with_pillow(data, "WEBP") as image:
-        refuse_frames(getattr(image, "n_frames", 1))
+        if getattr(image, "n_frames", 1) > 1:
+            refuse_animation(len(resized.array))
         kept = kept_of(image)
     picture = as_picture(resized.array)
     if is_lossy_webp(data):

@@ -127,8 +127,8 @@ def encode_again(data: Bytes, extension: str, resized: Resized) -> bytes:
         warnings.simplefilter("ignore")
         try:
             encoded = kind.encode(data, resized)
-            if not is_lossy and not _is_same(_decoded(kind, encoded).array, resized.array):
-                raise UnreadableError("it would hold other values")
+            if not is_lossy:
+                _check_same(_decoded(kind, encoded).array, resized.array)
         except Exception as error:
             why = str(error) if isinstance(error, UnreadableError) else describe(error)
             raise UnreadableError(
@@ -138,12 +138,17 @@ def encode_again(data: Bytes, extension: str, resized: Resized) -> bytes:
     return encoded
 
 
-def _is_same(decoded: np.ndarray, array: np.ndarray) -> bool:
-    """Compare; alpha that is opaque everywhere may be left out."""
+def _check_same(decoded: np.ndarray, array: np.ndarray) -> None:
+    """Raise UnreadableError for other values; alpha that is opaque may be left out."""
     opaque_shape = (*array.shape[:-1], array.shape[-1] - 1)
     if decoded.shape == opaque_shape and (array[..., -1] == 255).all():
         array = array[..., :-1]
-    return decoded.dtype == array.dtype and np.array_equal(decoded, array)
+    if (decoded.shape, decoded.dtype) != (array.shape, array.dtype):
+        raise UnreadableError(
+            f"its array {array.shape} {array.dtype} would be {decoded.shape} {decoded.dtype}"
+        )
+    if not np.array_equal(decoded, array):
+        raise UnreadableError("it would hold other values")
 
 
 def recognise(head: bytes, extension: str) -> Format:

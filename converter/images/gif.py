@@ -17,7 +17,7 @@ from converter.images.picture import (
     of_colours,
     open_with_pillow,
     pick,
-    refuse_frames,
+    refuse_animation,
     refuse_too_large,
     saved,
 )
@@ -74,7 +74,8 @@ def decode(data: Bytes) -> Image:
 
 def encode(data: Bytes, resized: Resized) -> bytes:
     """Return a GIF of one frame, with the palette that it has."""
-    refuse_frames(len(resized.array))
+    if len(resized.array) > 1:
+        refuse_animation(len(resized.array))
     with open_with_pillow(data, "GIF") as image:
         picture = pick(image, resized) if image.mode == "P" else as_picture(resized.array[0])
         return saved(picture, "GIF", optimize=False)

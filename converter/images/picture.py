@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import PIL.Image
@@ -96,17 +96,14 @@ def kept_of(image: PIL.Image.Image) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     if profile := image.info.get("icc_profile"):
         kept["icc_profile"] = profile
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if orientation != 1:
-        kept["exif"] = exif_of(orientation)
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged: nobody can tell
+        orientation = None
+    if orientation in range(2, 9):
+        kept["exif"] = PIL.Image.Exif()
+        kept["exif"][ORIENTATION] = orientation
     return kept
-
-
-def exif_of(orientation: int) -> PIL.Image.Exif:
-    """Return EXIF that says how to turn a picture, and nothing else."""
-    exif = PIL.Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
 
 
 def as_picture(array: np.ndarray, mode: str | None = None) -> PIL.Image.Image:
@@ -132,10 +129,9 @@ def saved(image: PIL.Image.Image, name: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def refuse_frames(count: int) -> None:
-    """Raise UnreadableError where there are several."""
-    if count > 1:
-        raise UnreadableError(f"its {count} frames are not encoded again")
+def refuse_animation(frames: int) -> NoReturn:
+    """Raise UnreadableError for what is not encoded again."""
+    raise UnreadableError(f"it is an animation of {frames} frame{'s' * (frames > 1)}")
 
 
 def pixels_error(error: PIL.Image.DecompressionBombError) -> UnreadableError:

@@ -21,7 +21,7 @@ from converter.images.picture import (
     of_colours,
     open_with_pillow,
     pick,
-    refuse_frames,
+    refuse_animation,
     refuse_too_large,
     saved,
 )
@@ -66,14 +66,16 @@ def decode(data: Bytes) -> Image:
     if b"acTL" in before:
         frames = _decode_frames(bytes(data), header, key)
         return of_colours(frames, note | Note.FRAMES, row_axis=1)
-    return of_colours(_decode_still(data, header, key), note)
+    image = of_colours(_decode_still(data, header, key), note)
+    is_mixable = image.pixels.is_mixable and header.depth > 1
+    return image._replace(pixels=image.pixels._replace(is_mixable=is_mixable))
 
 
 def encode(data: Bytes, resized: Resized) -> bytes:
     """Return a PNG of the same depth, with the palette that it has."""
     array, before = resized.array, _chunks_before_pixels(data)
     if b"acTL" in before:
-        refuse_frames(max(2, len(array)))
+        refuse_animation(len(array))
     with open_with_pillow(data, "PNG") as image:
         kept = kept_of(image)
         if image.mode == "P":

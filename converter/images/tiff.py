@@ -16,7 +16,6 @@ from converter.images.picture import (
     Image,
     Pixels,
     Resized,
-    Size,
     refuse_too_large,
 )
 from converter.samples import Note
@@ -72,16 +71,17 @@ def encode(data: Bytes, resized: Resized) -> bytes:
     file = io.BytesIO()
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page: Any = tiff.pages.first
-        options = _options_of(page)
-    shape = page.shape
-    per_page = resized.array.reshape(-1, *_resized_shape(page.axes, shape, resized.size))
-    with tifffile.TiffWriter(file, byteorder=page.parent.byteorder) as writer:
-        for array in per_page:
+        options = _options_of(page, resized.pixels.most)
+        byteorder = tiff.byteorder
+    sides = {"X": resized.size[0], "Y": resized.size[1]}
+    shape = [sides.get(*item) for item in zip(page.axes, page.shape, strict=True)]
+    with tifffile.TiffWriter(file, byteorder=byteorder) as writer:
+        for array in resized.array.reshape(-1, *shape):
             writer.write(np.ascontiguousarray(array), metadata=None, contiguous=False, **options)
     return file.getvalue()
 
 
-def _options_of(page: Any) -> dict[str, Any]:
+def _options_of(page: Any, most: int | None) -> dict[str, Any]:
     photometric = int(page.photometric)
     if photometric == YCBCR:
         if page.compression not in (OLD_JPEG, JPEG):
@@ -89,7 +89,7 @@ def _options_of(page: Any) -> dict[str, Any]:
         photometric = RGB  # as they were decoded
     options: dict[str, Any] = {
         "photometric": photometric,
-        "bitspersample": page.bitspersample,
+        "bitspersample": None if most is None else most.bit_length(),
         "planarconfig": int(page.planarconfig) if page.samplesperpixel > 1 else None,
         "extrasamples": tuple(int(kind) for kind in page.extrasamples) or None,
         "compression": None if page.compression == UNCOMPRESSED else "zlib",
@@ -100,11 +100,6 @@ def _options_of(page: Any) -> dict[str, Any]:
     if orientation:
         options["extratags"] = [(ORIENTATION, 3, 1, int(orientation), True)]
     return options
-
-
-def _resized_shape(axes: str, shape: tuple[int, ...], size: Size) -> list[int]:
-    sides = {"X": size[0], "Y": size[1]}
-    return [sides.get(name, length) for name, length in zip(axes, shape, strict=True)]
 
 
 def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:

@@ -73,7 +73,8 @@ def limit_pixels(max_pixels: int | None) -> None:
     Pillow warns above its MAX_IMAGE_PIXELS and refuses above twice that.
     """
     if max_pixels is not None:
-        jpeg.decoders_agree()  # tries them on an image that may be larger, once
+        if jpeg.decoders_agree():  # tries them on an image that may be larger, once
+            jpeg.reducing_agrees()
         PIL.Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
 
 
