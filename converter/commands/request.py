@@ -214,7 +214,8 @@ def recorded_options(request: Request) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """Return the value of a flag as it is typed."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    # not a NamedTuple, such as a compression
+    return "x".join(map(str, value)) if type(value) is tuple else str(value)
 
 
 def resizing_options(resizing: Resizing) -> dict[str, str | int | None]:
