@@ -97,6 +97,9 @@ def is_lossy_webp(data: Bytes) -> bool:
         kind = data[offset : offset + 4]
         if kind in (b"VP8 ", b"VP8L"):
             return kind == b"VP8 "
+        if kind == b"ANMF":  # a frame: its size and time, then chunks
+            offset += 8 + 16
+            continue
         nbytes = int.from_bytes(data[offset + 4 : offset + 8], "little")
         offset += 8 + nbytes + nbytes % 2
     return True

@@ -29,7 +29,7 @@ WHITE_IS_0, BLACK_IS_0, RGB, MASK, SEPARATED, YCBCR, ICC_LAB, ITU_LAB = 0, 1, 2,
 MIXABLE = (WHITE_IS_0, BLACK_IS_0, RGB, MASK, SEPARATED, YCBCR, ICC_LAB, ITU_LAB)
 OLD_JPEG, JPEG = 6, 7
 STRAIGHT_ALPHA, UNCOMPRESSED = 2, 1
-ICC_PROFILE = 34675
+ICC_PROFILE, SHORT, UNDEFINED = 34675, 3, 7
 OF_RAW_FILES = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
 GDAL_METADATA = 42112
 PAGES_LOOKED_AT = 16  # for tags that only cameras write
@@ -93,12 +93,13 @@ def _options_of(page: Any, most: int | None) -> dict[str, Any]:
         "planarconfig": int(page.planarconfig) if page.samplesperpixel > 1 else None,
         "extrasamples": tuple(int(kind) for kind in page.extrasamples) or None,
         "compression": None if page.compression == UNCOMPRESSED else "zlib",
-        "iccprofile": page.tags.valueof(ICC_PROFILE),
         "colormap": page.colormap,
+        "extratags": [],
     }
-    orientation = page.tags.valueof(ORIENTATION)
-    if orientation:
-        options["extratags"] = [(ORIENTATION, 3, 1, int(orientation), True)]
+    if profile := page.tags.valueof(ICC_PROFILE):
+        options["extratags"].append((ICC_PROFILE, UNDEFINED, len(profile), profile, True))
+    if orientation := page.tags.valueof(ORIENTATION):
+        options["extratags"].append((ORIENTATION, SHORT, 1, int(orientation), True))
     return options
 
 

@@ -11,6 +11,7 @@ The operation is Pillow's. For 8 bits a channel these lines give the same pixels
     resized = image.resize(size, PIL.Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
 
 Other depths are resized so channel by channel in mode "F", then rounded half to even and clipped.
+An image that is transparent everywhere is resized as if its alpha were a channel like others.
 The filter "area" is Pillow's BOX. Nearest is NEAREST, of the whole image: no ``draft``.
 """
 
@@ -55,7 +56,7 @@ def resize(image: Image, resizing: Resizing) -> tuple[Image, Target | None]:
     if row_axis is None:
         raise UnreadableError(
             f"which axes of its array {array.shape} are height, width and channels is not known: "
-            "resize it in my_read"
+            "resize it in my_read, and add --custom_read_func"
         )
     decoded = array.shape[row_axis + 1], array.shape[row_axis]
     size = pixels.size or decoded
@@ -139,6 +140,8 @@ class _How(NamedTuple):
 
 
 def _picture(array: np.ndarray, how: _How) -> np.ndarray:
+    if how.has_alpha and not array[..., -1].any():  # it would be nothing: some files hold data so
+        how = how._replace(has_alpha=False)
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or (how.has_alpha and (how.most or channels not in (2, 4))):
         resized = _in_floats(array.reshape(*array.shape[:2], channels), how)
@@ -161,6 +164,7 @@ def _in_bytes(array: np.ndarray, channels: int, how: _How) -> np.ndarray:
     return how.resize(PIL.Image.frombuffer(mode, size, plain, "raw", mode, 0, 1))
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what it leads to is refused
 def _in_floats(array: np.ndarray, how: _How) -> np.ndarray:
     """Resize other numbers, each channel in mode "F"."""
     is_integer = array.dtype.kind in "iu"
@@ -213,9 +217,13 @@ def _suspicion(array: np.ndarray, row_axis: int) -> Note:
         is_beside = is_shown[:, 1:] | is_shown[:, :-1]
         if len(values) > 1 and (len(values) <= FEW or is_equal[is_beside].mean() >= FLAT):
             return Note.FEW_VALUES
-    holes = (rows == 0).mean()
-    if rows.dtype.itemsize > 1 and holes >= LEAST_HOLES:
-        size = np.abs(rows.astype(np.float32))
-        almost = (size > 0) & (size < size.max() / 100)
-        return Note.HOLES if holes < 1 and almost.mean() < holes / 10 else Note.NONE
-    return Note.NONE
+    return Note.HOLES if rows.dtype.itemsize > 1 and _has_holes(rows) else Note.NONE
+
+
+def _has_holes(rows: np.ndarray) -> bool:
+    """Tell whether there are many zeros, and next to nothing between them and the other values."""
+    sizes = np.abs(rows.astype(np.float32))
+    holes, near = (sizes == 0).mean(), sizes.max() / 100
+    if not LEAST_HOLES <= holes < 1 or (rows.dtype.kind != "f" and near < 2):
+        return False
+    return bool(((sizes > 0) & (sizes < near)).mean() < holes / 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,16 @@ PROFILE = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobyt
 SMALLER = Resizing(40)
 
 
+@functools.cache
+def made(number: int) -> PIL.Image.Image:
+    """One of the photos that are made, smaller."""
+    image = PIL.Image.fromarray(list(photos(number + 1))[number].pixels)
+    return image.resize((160, 120), PIL.Image.Resampling.BICUBIC)
+
+
 def photo(number: int = 0) -> PIL.Image.Image:
     """A photo of 120 x 160 pixels."""
-    pixels = next(one for n, one in enumerate(photos(number + 1)) if n == number).pixels
-    return PIL.Image.fromarray(pixels).resize((160, 120), PIL.Image.Resampling.BICUBIC)
+    return made(number).copy()
 
 
 def with_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -102,7 +109,7 @@ LOSSLESS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "pfm": ("PPM", lambda path: write(path, GRAY.astype("f4"), b"Pf\n160 120\n1.0\n")),
     "tiff rgb": ("TIFF", lambda path: photo().save(path)),
     "tiff cmyk": ("TIFF", lambda path: photo().convert("CMYK").save(path)),
-    "tiff bilevel": ("TIFF", lambda path: photo().convert("1").save(path, compression="group4")),
+    "tiff bilevel": ("TIFF", lambda path: photo().convert("1").save(path)),
     "tiff palette": ("TIFF", lambda path: photo().quantize(50).save(path)),
     "tiff rgba": (
         "TIFF",
@@ -129,7 +136,10 @@ EXTENSIONS = {"tiff": "tif", "pgm": "pgm"}
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_a_lossless_format_holds_the_resized_array_again(kind, tmp_path):
     name = f"a.{EXTENSIONS.get(kind.split()[0], kind.split()[0])}"
-    LOSSLESS[kind][1](tmp_path / name)
+    try:
+        LOSSLESS[kind][1](tmp_path / name)
+    except NotImplementedError as error:  # bits are packed since imagecodecs 2023.7
+        pytest.skip(str(error))
     for resizing in (SMALLER, Resizing(40, "crop"), Resizing(64, filter="nearest")):
         array = stored(tmp_path, name, resizing, "array")
         assert not isinstance(array, Failure), array
@@ -137,6 +147,9 @@ def test_a_lossless_format_holds_the_resized_array_again(kind, tmp_path):
         decoded = decode_image(data, name.rpartition(".")[2])
         assert decoded.dtype == array.dtype
         np.testing.assert_array_equal(decoded, array)
+    if kind == "pfm":  # Pillow reads it since 10.3
+        assert data.startswith(b"Pf\n")
+        return
     with PIL.Image.open(io.BytesIO(data)) as image, PIL.Image.open(tmp_path / name) as before:
         assert image.format == LOSSLESS[kind][0]
         assert image.mode == before.mode
@@ -166,8 +179,8 @@ def test_a_pam_keeps_its_kind_and_its_maxval(tmp_path):
 def test_a_tiff_keeps_what_its_numbers_are(tmp_path):
     pixels = np.asarray(photo().convert("CMYK"))
     options: dict[str, Any] = {"photometric": "separated", "compression": "zlib"}
-    turned = [(ORIENTATION, 3, 1, 6, True)]
-    tifffile.imwrite(tmp_path / "a.tif", pixels, iccprofile=PROFILE, extratags=turned, **options)
+    turned = [(ORIENTATION, 3, 1, 6, True), (34675, 7, len(PROFILE), PROFILE, True)]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=turned, **options)
     with tifffile.TiffFile(io.BytesIO(again(tmp_path, "a.tif"))) as tiff:
         page: Any = tiff.pages.first
         assert page.photometric == tifffile.PHOTOMETRIC.SEPARATED
@@ -213,6 +226,24 @@ def test_a_lossy_webp_is_lossy_again_at_that_quality(tmp_path):
         seen = array[..., 3] > 200
         assert np.abs(decoded[seen].astype(float) - array[seen]).mean() < 12
     assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_a_webp_is_lossless_again_also_within_an_animation_of_one_frame(tmp_path):
+    still = io.BytesIO()
+    photo().save(still, "WEBP", lossless=True)
+    chunk = still.getvalue()[12:]
+    frame = bytes(6) + (159).to_bytes(3, "little") + (119).to_bytes(3, "little") + bytes(4)
+    size = frame[6:12]
+    body = b"".join(
+        kind + len(content).to_bytes(4, "little") + content
+        for kind, content in (
+            (b"VP8X", b"\x02\0\0\0" + size), (b"ANIM", bytes(6)), (b"ANMF", frame + chunk),
+        )
+    )  # fmt: skip
+    data = b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
+    (tmp_path / "a.webp").write_bytes(data)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.webp"), np.asarray(photo()))
+    assert b"VP8L" in again(tmp_path, "a.webp")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "b.webp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
 from collections.abc import Callable
@@ -37,10 +38,15 @@ RESIZINGS = (
 )
 
 
+@functools.cache
+def made(number: int) -> PIL.Image.Image:
+    """One of the photos that are made, of 375 x 500 pixels."""
+    return PIL.Image.fromarray(list(photos(number + 1))[number].pixels)
+
+
 def photo(height: int = 150, width: int = 203, number: int = 0) -> PIL.Image.Image:
     """A photo of this size, with details at each scale."""
-    pixels = next(one for n, one in enumerate(photos(number + 1)) if n == number).pixels
-    return PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    return made(number).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def with_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -352,9 +358,17 @@ def test_values_stay_below_the_largest_that_the_file_allows(tmp_path):
     steps[:, 20:] = 1023
     header = b"P5\n40 40\n1023\n"
     (tmp_path / "a.pgm").write_bytes(header + steps.astype(">u2").tobytes())
-    tifffile.imwrite(tmp_path / "a.tif", steps * 4, bitspersample=12)
-    (tmp_path / "b.pgm").write_bytes(b"P5\n40 40\n15\n" + (steps // 64).astype(np.uint8).tobytes())
-    for name, most in (("a.pgm", 1023), ("a.tif", 4095), ("b.pgm", 15)):
+    nibbles = (steps // 64).astype(np.uint8)
+    (tmp_path / "b.pgm").write_bytes(b"P5\n40 40\n15\n" + nibbles.tobytes())
+    packed = nibbles[:, ::2] << 4 | nibbles[:, 1::2]
+    tifffile.imwrite(tmp_path / "a.tif", packed, photometric="minisblack")
+    whole = (tmp_path / "a.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:  # the same bytes, of 4 bits
+        tiff.pages.first.tags["BitsPerSample"].overwrite(4)
+        tiff.pages.first.tags["ImageWidth"].overwrite(40)
+    assert len((tmp_path / "a.tif").read_bytes()) == len(whole)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), nibbles)
+    for name, most in (("a.pgm", 1023), ("a.tif", 15), ("b.pgm", 15)):
         array = array_of(tmp_path, name, Resizing((33, 33), "exact"))
         assert array.max() <= most
         assert array[0, -1] >= most * 4092 // 4095 and array[0, 0] == 0
@@ -413,6 +427,19 @@ def test_a_fourth_channel_that_is_no_alpha_is_a_channel_like_others(tmp_path):
         np.testing.assert_array_equal(array_of(tmp_path, name, Resizing(27)), expected)
 
 
+def test_an_image_that_is_transparent_everywhere_keeps_its_colours(tmp_path):
+    """Some cameras and tools write data with an alpha of 0."""
+    pixels = np.asarray(with_alpha(photo())).copy()
+    pixels[..., 3] = 0
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(written_images.png(pixels.astype(np.uint16) * 257, 6, 16))
+    expected = np.asarray(photo().resize((81, 60), reducing_gap=2))
+    array, deep = (array_of(tmp_path, name, Resizing(60)) for name in ("a.png", "b.png"))
+    np.testing.assert_array_equal(array[..., :3], expected)
+    assert np.abs(deep[..., :3] / 257 - expected).max() <= 2  # rounded twice
+    assert not array[..., 3].any() and not deep[..., 3].any()
+
+
 def test_alpha_of_another_maxval_is_alpha(tmp_path):
     pixels = np.zeros((40, 60, 2), np.uint8)
     pixels[:, :31], pixels[:, 31:] = (1, 1), (0, 0)
@@ -443,6 +470,7 @@ def test_what_would_lose_digits_or_spread_nan_is_refused_and_goes_by_nearest(arr
     np.testing.assert_array_equal(nearest, array[:20, :25])
 
 
+@pytest.mark.slow
 def test_values_that_look_like_labels_or_holes_are_noted_and_photos_are_not(tmp_path):
     random = np.random.default_rng(0)
     seeds = random.integers(0, 200, (120, 2))
@@ -466,6 +494,9 @@ def test_values_that_look_like_labels_or_holes_are_noted_and_photos_are_not(tmp_
     ramp = np.add.outer(np.arange(200), np.arange(200)).astype(np.uint16) // 2 * 13
     tifffile.imwrite(tmp_path / "ramp.tif", ramp)
     assert note_of(tmp_path, "ramp.tif", Resizing(64)) == Note.NONE
+    dim = np.asarray(photo(200, 267).convert("L"), np.uint16) // 8 - 6  # black in part
+    tifffile.imwrite(tmp_path / "dim.tif", dim.astype(np.int16).clip(0, None))
+    assert note_of(tmp_path, "dim.tif", Resizing(64)) == Note.NONE
     for number in range(4):
         image = photo(200, 267, number).convert("L")
         image.save(tmp_path / "photo.png")
