@@ -12,6 +12,7 @@ from converter.commands.request import FIELDS, default_of
 from converter.errors import ConverterError
 from converter.files import local_path
 from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.resizing import DEFAULT_QUALITY
 
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
@@ -217,6 +218,31 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "skip_decode_check",
         help="with --store=encoded: do not decode each file once to see that it is whole",
+    )
+    add = flags.group("convert: smaller images", CONVERT, UPDATE)
+    add(
+        "resize",
+        metavar="N",
+        help="resize images so that the shorter side has N pixels where it has more; with "
+        "--store=encoded these are encoded again, and the others stay as they are (default: no "
+        "image is changed)",
+    )
+    add(
+        "resize_mode",
+        help="shorter or longer: which side gets N pixels where it has more; crop: the shorter "
+        "side gets N in any image, and the middle of the longer side is kept, so that all have one "
+        "shape; exact: --resize=WIDTHxHEIGHT is the size of any image (default: shorter)",
+    )
+    add(
+        "resize_filter",
+        help="bicubic: for photos; nearest: for masks, no value is made that the image has not; "
+        "area: the mean (default: bicubic)",
+    )
+    add(
+        "quality",
+        metavar="1..100",
+        help="with --store=encoded: quality of JPEG and WebP that are encoded again "
+        f"(default: {DEFAULT_QUALITY})",
     )
     add = flags.group("convert: how to run", CONVERT, UPDATE)
     add(

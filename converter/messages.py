@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from converter.codecs.compression import AUTO, OF_AUTO
+from converter.commands.request import resizing_flags
 from converter.samples import Note, Plan
 from converter.sources.encoder import Choice
 
 if TYPE_CHECKING:
-    from converter.commands.dry_run import Advice
+    from converter.commands.dry_run import Advice, Outcome
     from converter.commands.report import Report
     from converter.commands.request import Request
     from converter.commands.verify import Verification
 
+WORTHWHILE_SHARE = 0.9  # of the size without, above which smaller images are not proposed
+STORED = {"array": "arrays", "encoded": "encoded files"}
 NOTES = {
     Note.PALETTE: "palette images expanded to colours (to keep indices: docs/my-functions.md)",
     Note.INDICES: "palette TIFFs stored as indices, without their palettes",
@@ -25,6 +28,10 @@ NOTES = {
     Note.FIRST_FRAME: "files with several frames or pages, of which OpenCV reads the first",
     Note.DEPTH: "files of more than 8 bits, cut to 8 by OpenCV",
     Note.ALPHA: "files with alpha, left out by OpenCV",
+    Note.FEW_VALUES: "images of few values, such as {key}, resized to values between them: for "
+    "labels take --resize_filter=nearest",
+    Note.HOLES: "depth images with holes, such as {key}, resized to values between depth and hole: "
+    "take --resize_filter=nearest",
 }
 
 
@@ -50,7 +57,7 @@ def report_lines(report: Report) -> Iterator[str]:
     yield from left_out_lines(report)
     for note, text in NOTES.items():
         if report.notes[note]:
-            yield f"{report.notes[note]} {text}"
+            yield f"{report.notes[note]} {text.format(key=report.first_noted[note])}"
 
 
 def _path_lines(report: Report) -> Iterator[str]:
@@ -109,31 +116,33 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
     if not advice.outcomes:
         yield f"none of the {advice.sampled} files that were tried could be read"
         return
+    own = Choice(request.store, request.compression, request.resizing)
+    resized = "" if own.resizing is None else f" with {resizing_flags(own.resizing)}"
     yield (
-        f"{request.path_output} would be about this large, judged from {advice.sampled} files "
-        f"({advice.failed} of which could not be read):"
+        f"{request.path_output}{resized} would be about this large, judged from {advice.sampled} "
+        f"files ({advice.failed} of which could not be read):"
     )
     yield ""
     yield f"  {'store':8} {'compression':12} {'size':>16} {'ratio':>7}  to read it"
-    own = Choice(request.store, request.compression)
     for outcome in advice.outcomes:
-        remarks = [_needed(outcome.choice)]
-        if outcome.choice == own:
-            remarks.append("this command")
+        remarks = ["this command"] if outcome.choice == own else []
         if outcome is advice.smallest:
             remarks.append("smallest")
         if outcome is advice.smallest_for_h5py:
             remarks.append("smallest for h5py alone")
-        ratio = outcome.output_nbytes / advice.source_nbytes if advice.source_nbytes else 0.0
-        yield (
-            f"  {outcome.choice.store:8} {outcome.choice.compression!s:12} "
-            f"{size(outcome.output_nbytes):>16} {ratio:7.2f}  {'; '.join(remarks)}"
-        )
+        yield _outcome_line(advice, outcome, *remarks)
     for name, package in advice.missing.items():
         yield f"  array    {name:12} {'not tried':>16}          pip install {package}"
+    if advice.others:
+        yield ""
+        other = advice.others[0].choice.resizing
+        how = "without --resize" if other is None else f"with {resizing_flags(other)}"
+        yield f"  the same {how}:"
+        for outcome in advice.others:
+            yield _outcome_line(advice, outcome)
     yield ""
     for outcome in advice.outcomes:
-        if outcome.choice == Choice("array", AUTO):
+        if outcome.choice[:2] == ("array", AUTO):
             read = advice.sampled - advice.failed
             yield (
                 f"auto compresses {outcome.compressed} of the {read} arrays by {OF_AUTO.name}, and "
@@ -143,6 +152,37 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
     if advice.smallest_for_h5py is not None:
         flags = _flags(advice.smallest_for_h5py.choice)
         yield f"smallest that h5py alone reads as arrays: {flags}"
+    if own.resizing is None and advice.others:
+        proposal = _proposal(advice)
+        if proposal is not None:
+            yield proposal
+
+
+def _proposal(advice: Advice) -> str | None:
+    """Propose smaller images where that makes arrays smaller; say what files then come to."""
+    before = {outcome.choice: outcome.output_nbytes for outcome in advice.outcomes}
+    said, flags = [], ""
+    for choice, nbytes, _ in advice.others:
+        assert choice.resizing is not None
+        flags, whole = resizing_flags(choice.resizing), before[choice._replace(resizing=None)]
+        is_smaller = nbytes < WORTHWHILE_SHARE * whole
+        if choice.store == "array" and not is_smaller:
+            return None
+        sizes = f"{size(nbytes)} instead of {size(whole)}" if is_smaller else "no smaller"
+        said.append(f"{STORED[choice.store]} {sizes}")
+    return (
+        f"smaller images, for training: {flags}, of masks with --resize_filter=nearest too "
+        f"({', '.join(said)})"
+    )
+
+
+def _outcome_line(advice: Advice, outcome: Outcome, *remarks: str) -> str:
+    ratio = outcome.output_nbytes / advice.source_nbytes if advice.source_nbytes else 0.0
+    return (
+        f"  {outcome.choice.store:8} {outcome.choice.compression!s:12} "
+        f"{size(outcome.output_nbytes):>16} {ratio:7.2f}  "
+        f"{'; '.join([_needed(outcome.choice), *remarks])}"
+    )
 
 
 def _needed(choice: Choice) -> str:
@@ -156,7 +196,8 @@ def _needed(choice: Choice) -> str:
 
 def _flags(choice: Choice) -> str:
     store = "" if choice.store == "array" else f"--store={choice.store} "
-    return f"{store}--compression={choice.compression}"
+    resized = "" if choice.resizing is None else f"{resizing_flags(choice.resizing)} "
+    return f"{resized}{store}--compression={choice.compression}"
 
 
 def size(nbytes: int) -> str:

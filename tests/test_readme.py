@@ -142,6 +142,7 @@ def converted_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for marker, page in (
         ("convert command", "README.md"),
         ("encoded command", "docs/storage.md"),
+        ("resize command", "docs/storage.md"),
         ("training command", "docs/training.md"),
     ):
         command = shlex.split(block_after(marker, page))
@@ -411,14 +412,6 @@ def test_the_palette_example_keeps_class_ids_and_leaves_the_rest_alone(tmp_path:
     assert np.unique(mask).tolist() == [0, 1, 2]
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, iio.imread(IMAGES / name))
-
-
-@pytest.mark.slow
-def test_the_resizing_example_makes_the_shorter_side_256(tmp_path: Path) -> None:
-    arrays = read_through(block_with("256"), tmp_path, ext="jpg")
-    for name, array in arrays.items():
-        wanted = (341, 256) if name.endswith("rotated.jpg") else (256, 341)
-        assert array.shape[:2] == wanted
 
 
 def test_the_prune_example_leaves_thumbnails_out() -> None:

@@ -268,7 +268,7 @@ class _Conversion:
             return  # an empty shard is merged with the others
         first = self.report.first_failures[0]
         hint = ""
-        if request.store == "encoded":
+        if request.store == "encoded" and request.resize is None:
             hint = " To store them unread, add --skip_decode_check"
         elif not request.custom_read_func:
             hint = " Not images? Write my_read and add --custom_read_func"

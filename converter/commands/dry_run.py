@@ -13,15 +13,22 @@ import numpy as np
 from converter.callbacks import Callbacks
 from converter.codecs.compression import ALL, AUTO
 from converter.commands.convert import encoding, launching_for
-from converter.commands.estimate import SAMPLED_FILES, entries_nbytes, free_nbytes, spread
+from converter.commands.estimate import (
+    PROPOSED_SIZE,
+    SAMPLED_FILES,
+    entries_nbytes,
+    free_nbytes,
+    spread,
+)
 from converter.commands.request import (
     Request,
     check_request,
     load_functions,
     plan_of,
 )
-from converter.samples import Plan, Surveyed
+from converter.samples import KeyList, Plan, Run, Surveyed
 from converter.sources.encoder import Choice
+from converter.sources.resizing import Resizing
 
 SURVEYED_FILES = 16384
 SECONDS_SURVEYING = 15.0
@@ -39,7 +46,9 @@ class Outcome(NamedTuple):
 class Advice:
     """What each choice would come to, judged from ``sampled`` files, ``failed`` of them unread.
 
-    ``missing`` names choices that could not be tried, with the package to install.
+    ``missing`` names choices that could not be tried, with the package to install. ``others``
+    store the originals, of a request that resizes images, or smaller images, of one that does not;
+    there are none where that would change no file.
     """
 
     plan: Plan
@@ -49,6 +58,7 @@ class Advice:
     free_nbytes: int | None
     source_nbytes: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
+    others: list[Outcome] = field(default_factory=list)
 
     @property
     def smallest(self) -> Outcome:
@@ -66,51 +76,100 @@ class Advice:
 def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
     """Return what to compare, with the request's own choice, and what cannot be tried."""
     missing = {c.name: package for c in ALL if (package := c.missing_package)}
-    own = Choice(request.store, request.compression)
-    choices = [Choice("array", c) for c in ALL if c.name not in missing]
+    resizing = request.resizing
+    own = Choice(request.store, request.compression, resizing)
+    choices = [Choice("array", c, _without_quality(resizing)) for c in ALL if c.name not in missing]
     if request.skip_decode_check:  # of files that may decode to nothing
         choices, missing = [], {}
     if not request.custom_read_func and request.reader is None:
-        choices.append(Choice("encoded", AUTO))
+        choices.append(Choice("encoded", AUTO, resizing))
     if own not in choices:
         choices.append(own)
     return tuple(choices), missing
+
+
+def others_of(request: Request) -> tuple[Choice, ...]:
+    """Return what to compare beside `choices_of`: images resized, or not, as is not asked for."""
+    if request.custom_read_func or request.skip_decode_check:
+        return ()
+    resizing = Resizing(PROPOSED_SIZE) if request.resizing is None else None
+    stores = ("array", "encoded") if request.reader is None else ("array",)
+    return tuple(Choice(store, AUTO, resizing) for store in stores)
+
+
+def _without_quality(resizing: Resizing | None) -> Resizing | None:
+    return None if resizing is None else replace(resizing, quality=None)
 
 
 def advise(request: Request, caller: Callbacks) -> Advice:
     """Try each store and compression on a sample of the files, in memory. Writes nothing."""
     check_request(replace(request, overwrite=True))  # an OUT.h5 that is there stays
     choices, missing = choices_of(request)
-    surveyed: list[Surveyed] = []
-    tried, start = 0, time.monotonic()
+    others = others_of(request)
+    own = choices.index(Choice(request.store, request.compression, request.resizing))
     with ExitStack() as stack:
         launcher = stack.enter_context(launching_for(request, caller))
         found = load_functions(request, caller)
-        run = stack.enter_context(encoding(request, found, launcher, choices=choices))
+        run = stack.enter_context(encoding(request, found, launcher, choices=(*choices, *others)))
         plan = plan_of(request, found)
         sample = spread(plan.keys, SURVEYED_FILES)
-        for batch in run(sample):
-            tried += len(batch.results)
-            surveyed += [result for result in batch.results if isinstance(result, Surveyed)]
-            if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
-                break
+        tried, surveyed = _survey(run, sample, own)
     advice = Advice(plan, tried, tried - len(surveyed), missing, free_nbytes(request.path_output))
     for key in plan.keys:
         with suppress(OSError):  # it will be a failure
             advice.source_nbytes += os.stat(plan.path(key)).st_size
     if surveyed:
-        share = len(surveyed) / tried
-        entries = share * entries_nbytes(plan, sample)
-        sources = np.array([one.source_nbytes for one in surveyed], float)
-        for number, choice in enumerate(choices):
-            sizes = np.array([one.stored_nbytes[number] for one in surveyed], float)
-            nbytes = sizes.sum()
-            if tried < len(plan.keys):
-                files, source_nbytes = share * len(plan.keys), share * advice.source_nbytes
-                nbytes = _project(sizes, sources, files, source_nbytes)
-            compressed = sum(one.compressed[number] for one in surveyed)
-            advice.outcomes.append(Outcome(choice, int(nbytes + entries), compressed))
+        entries = len(surveyed) / tried * entries_nbytes(plan, sample)
+        outcomes = [
+            _outcome(advice, surveyed, choice, number, entries)
+            for number, choice in enumerate((*choices, *others))
+        ]
+        advice.outcomes = outcomes[: len(choices)]
+        if request.resizing is not None or _are_changed(surveyed, choices, others):
+            advice.others = outcomes[len(choices) :]
     return advice
+
+
+def _survey(run: Run, sample: KeyList, own: int) -> tuple[int, list[Surveyed]]:
+    """Read files until it takes too long; return how many were tried, and what came of them.
+
+    ``own`` is the number of the request's choice, to which a file that has no bytes is a failure.
+    """
+    surveyed: list[Surveyed] = []
+    tried, start = 0, time.monotonic()
+    for batch in run(sample):
+        tried += len(batch.results)
+        for result in batch.results:
+            if isinstance(result, Surveyed) and result.stored_nbytes[own]:
+                surveyed.append(result)
+        if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
+            break
+    return tried, surveyed
+
+
+def _outcome(
+    advice: Advice, surveyed: list[Surveyed], choice: Choice, number: int, entries: float
+) -> Outcome:
+    """Return what the choice of this number would come to."""
+    sizes = np.array([one.stored_nbytes[number] for one in surveyed], float)
+    nbytes, files = float(sizes.sum()), len(advice.plan.keys)
+    if advice.sampled < files:
+        share = len(surveyed) / advice.sampled
+        sources = np.array([one.source_nbytes for one in surveyed], float)
+        nbytes = _project(sizes, sources, share * files, share * advice.source_nbytes)
+    compressed = sum(one.compressed[number] for one in surveyed)
+    return Outcome(choice, int(nbytes + entries), compressed)
+
+
+def _are_changed(
+    surveyed: list[Surveyed], choices: tuple[Choice, ...], others: tuple[Choice, ...]
+) -> bool:
+    """Tell whether any file has another size where its images are resized."""
+    for number, other in enumerate(others, len(choices)):
+        plain = choices.index(other._replace(resizing=None))
+        if any(one.stored_nbytes[number] != one.stored_nbytes[plain] for one in surveyed):
+            return True
+    return False
 
 
 def _project(sizes: np.ndarray, sources: np.ndarray, files: float, source_nbytes: float) -> float:

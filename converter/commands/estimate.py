@@ -22,16 +22,20 @@ MOST_SAMPLED_NBYTES = MOST_NBYTES // 4  # more are not begun: what is read is ke
 #: link, of a sample's header (where its payload's size is known alone), of a folder, of a file.
 ENTRY_NBYTES, STRUCTURE_NBYTES, FOLDER_NBYTES, FILE_NBYTES = 90, 100, 110, 4800
 SIZE_WARNING_RATIO = 2.0
+PROPOSED_SIZE = 256  # pixels of the shorter side, for training at 224
+LARGE_FILE_NBYTES = 64 << 10  # of an image file: a JPEG of that size has half
 
 
 class Estimate(NamedTuple):
     """What a conversion would come to; None where no file of the sample could be read.
 
-    ``ratio`` is output to source, of the sample.
+    ``ratio`` is output to source, of the sample, in which there may be images that ``--resize``
+    would make smaller.
     """
 
     output_nbytes: int | None
     ratio: float = 0.0
+    has_large_images: bool = False
 
 
 def estimate(plan: Plan, run: Run, stored: int, stored_nbytes: int, absent: KeyList) -> Estimate:
@@ -47,7 +51,7 @@ def estimate(plan: Plan, run: Run, stored: int, stored_nbytes: int, absent: KeyL
         return Estimate(nbytes * len(plan.keys) // max(stored, 1) + entries)
     most = max(math.ceil(len(absent) / SHARE_SAMPLED), FEWEST_SAMPLED)
     sample = spread(absent, min(SAMPLED_FILES, most))
-    payloads, sources, read, is_any_read = 0, 0, 0, False
+    payloads, sources, read, is_any_read, has_large = 0, 0, 0, False, False
     while read < len(sample) and payloads < MOST_SAMPLED_NBYTES:
         some = sample[read : max(2 * read, FEWEST_SAMPLED)]
         read += len(some)
@@ -56,10 +60,18 @@ def estimate(plan: Plan, run: Run, stored: int, stored_nbytes: int, absent: KeyL
                 is_any_read = True
                 sources += result.source_nbytes
                 payloads += result.record_nbytes
+                has_large |= _is_large(result.layout.shape)
     if not is_any_read:
         return Estimate(None)
     nbytes += payloads * len(absent) // read + entries
-    return Estimate(nbytes, payloads / sources if sources else 0.0)
+    return Estimate(nbytes, payloads / sources if sources else 0.0, has_large)
+
+
+def _is_large(shape: tuple[int, ...]) -> bool:
+    """Tell whether an array of this shape, or a file, may be an image larger than proposed."""
+    if len(shape) == 1:
+        return shape[0] > LARGE_FILE_NBYTES
+    return len(shape) > 1 and sorted(shape)[-2] > PROPOSED_SIZE
 
 
 def spread(keys: KeyList, most: int) -> KeyList:
@@ -96,24 +108,31 @@ def check_size(request: Request, expected: Estimate, notice: Callable[[str], Non
     """Raise ConverterError where the disk is too small; say so where OUT.h5 will be large."""
     if expected.output_nbytes is None:
         return
-    check_space(request.path_output, expected.output_nbytes, cure=_cure(request))
+    check_space(request.path_output, expected.output_nbytes, cure=_cure(request, expected))
     if expected.ratio > SIZE_WARNING_RATIO and request.store == "array" and not request.update:
         notice(
             f"{request.path_output} will take about {expected.output_nbytes / 1e6:,.1f} MB, "
             f"{expected.ratio:.1f} times the source, because it holds decoded arrays: to make it "
-            f"smaller, {_cure(request)}"
+            f"smaller, {_cure(request, expected)}"
         )
 
 
-def _cure(request: Request) -> str:
+def _cure(request: Request, expected: Estimate) -> str:
     """Say how OUT.h5 could become smaller."""
     if request.update:
         return "free space"
     cures = []
     if request.store == "array" and not (request.custom_read_func or request.reader):
-        cures.append("--store=encoded, which stores the files as they are")
+        what = "the files as they are" if request.resize is None else "files in place of arrays"
+        cures.append(f"--store=encoded, which stores {what}")
     if request.compression in (AUTO, NONE):
         cures.append(f"--compression={OF_AUTO.name}")
-    if request.store == "array":
-        cures.append("smaller arrays from --custom_read_func")
+    if expected.has_large_images and _can_resize(request):
+        cures.append(f"--resize={PROPOSED_SIZE}, which makes images smaller")
+    if request.custom_read_func:
+        cures.append("smaller arrays from my_read")
     return f"try {', or '.join(cures)} (--dry_run compares)" if cures else "convert fewer files"
+
+
+def _can_resize(request: Request) -> bool:
+    return not (request.resize or request.custom_read_func or request.skip_decode_check)

@@ -15,9 +15,10 @@ import numpy as np
 from converter.callbacks import Callbacks
 from converter.commands.report import Counts
 from converter.errors import ConverterError, LoadError, UnreadableError, WriteError, describe
-from converter.files import DISK_FULL, open_handle, write_at
+from converter.files import DISK_FULL, open_handle, open_hdf5, write_at
 from converter.loader.h5folder import H5Folder
 from converter.samples import Failure
+from converter.writer import provenance
 
 DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -27,6 +28,7 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
 
     Encoded files get their own names and bytes; an array becomes a file under its name with
     ``.npy``. What cannot be written is counted as a failure, and the rest goes on.
+    ``caller.notice`` is told where files are not the originals.
 
     Raises
     ------
@@ -42,6 +44,8 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
         done = Counts(total=len(samples))
         _make_folder(folder, overwrite=overwrite)
         below, source = folder.resolve(), os.stat(path)
+        if samples.is_encoded:
+            _say_if_resized(path, caller)
         for position in range(done.total):
             key = f"number {position}"
             try:
@@ -64,6 +68,18 @@ def extract(path: Path, folder: Path, caller: Callbacks, *, overwrite: bool) -> 
                 done.nbytes += len(data)
             caller.progress(done.progress)
     return done
+
+
+def _say_if_resized(path: Path, caller: Callbacks) -> None:
+    # H5Folder reads files, too, whose attributes are damaged
+    with suppress(OSError, RuntimeError, KeyError, TypeError, ValueError):
+        with open_hdf5(path) as file:
+            size = provenance.size_resized_to(file.attrs.get("options"))
+        if size is not None:
+            caller.notice(
+                f"{path} was made with --resize={size}: images that were larger are written as "
+                "they were resized and encoded again, and are not the originals"
+            )
 
 
 def _file_of(samples: H5Folder, key: str, position: int) -> tuple[str, bytes | memoryview]:

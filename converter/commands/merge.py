@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
@@ -134,10 +134,22 @@ def _check_alike(parts: Sequence[_Part]) -> None:
             default = "0" if name == provenance.REVISION_NAME else None
             one, other = first.attributes.get(name, default), part.attributes.get(name, default)
             if one != other:
+                what = f"{name} is {other} and {one}"
+                if name == "options" and one is not None and other is not None:
+                    what = _differences(json.loads(other), json.loads(one))
                 raise ConverterError(
-                    f"{part.path} and {first.path} were made with different options: {name} is "
-                    f"{other} and {one}: convert one of them again"
+                    f"{part.path} and {first.path} were made with different options: {what}: "
+                    "convert one of them again"
                 )
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Say in what options differ; those of resizing are there only where images were resized."""
+    return ", ".join(
+        f"{name} is {json.dumps(one.get(name))} and {json.dumps(other.get(name))}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    )
 
 
 def _common_attributes(parts: Sequence[_Part]) -> dict[str, str]:

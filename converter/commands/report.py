@@ -52,6 +52,7 @@ class Report(Counts):
     is_unchanged: bool = False
     changes: Changes | None = None
     notes: Counter[Note] = field(default_factory=Counter)  # files for each thing noted
+    first_noted: dict[Note, str] = field(default_factory=dict)  # the key of the first of them
     left_out: Counter[str] = field(default_factory=Counter)
     linked_folders: int = 0
     hidden_folders: Counter[str] = field(default_factory=Counter)  # not entered, by name
@@ -67,7 +68,9 @@ class Report(Counts):
         self.source_nbytes += sample.source_nbytes
         self.nbytes += sum(part.nbytes for part in sample.parts)
         if sample.note:
-            self.notes.update(note for note in Note if note in sample.note)
+            for note in (note for note in Note if note in sample.note):
+                self.notes[note] += 1
+                self.first_noted.setdefault(note, sample.key)
 
 
 class FailureList:

@@ -16,9 +16,18 @@ from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, Compression, check_installed, parse_compression
 from converter.errors import ConverterError
 from converter.files import local_path
+from converter.images import formats
 from converter.samples import Plan
 from converter.sources import user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.resizing import (
+    DEFAULT_QUALITY,
+    FILTERS,
+    MODES,
+    Resizing,
+    check_resizing,
+    parse_size,
+)
 from converter.sources.walk import keep_extensions, make_plan
 from converter.threads import usable_cores
 from converter.writer.paths import Paths, paths_of_failures
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
 
 STORES = ("array", "encoded")
 ON_ERROR = ("skip", "stop")
+LOSSY = {*formats.JPEG.extensions, *formats.WEBP.extensions}  # encoded again with a quality
 MY_READ = "my_read"  # recorded as the reader where the user's function reads
 
 
@@ -39,8 +49,20 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ConverterError(f"--shard must be K/N with 1 <= K <= N, such as 2/4, not {text}")
 
 
+def parse_quality(value: str | int) -> int:
+    """Return a quality from 1 to 100. Raises ConverterError."""
+    if re.fullmatch(r"0*([1-9][0-9]?|100)", str(value)) and not isinstance(value, bool):
+        return int(value)
+    raise ConverterError(f"--quality must be a whole number from 1 to 100, not {value}")
+
+
 def _joined(value: str | Iterable[str]) -> str:
     return value if isinstance(value, str) else ",".join(value)
+
+
+#: Options of resizing: a file that is made without it is that of a version that could not resize.
+RESIZING = ("resize", "resize_mode", "resize_filter", "quality")
+_OF_RESIZING = {"recorded": True, "unrecorded": None}
 
 
 @dataclass(frozen=True)
@@ -48,8 +70,8 @@ class Request:
     """What to convert, and how: the command line's flags under their names.
 
     Metadata of a field: whether the root attribute ``options`` records it ("recorded"), the
-    value that a file has which was made before it was recorded ("unrecorded"), what it may be
-    ("choices"), and what makes its value from that given to `convert` ("parse").
+    value that a file has which does not record it ("unrecorded"), what it may be ("choices"), and
+    what makes its value from that given to `convert` ("parse").
     """
 
     path_images: Path = field(metadata={"parse": local_path})
@@ -64,6 +86,12 @@ class Request:
     compression: Compression = field(
         default=AUTO, metadata={"recorded": True, "parse": parse_compression}
     )
+    resize: int | tuple[int, int] | None = field(
+        default=None, metadata={**_OF_RESIZING, "parse": parse_size}
+    )
+    resize_mode: str | None = field(default=None, metadata={**_OF_RESIZING, "choices": MODES})
+    resize_filter: str | None = field(default=None, metadata={**_OF_RESIZING, "choices": FILTERS})
+    quality: int | None = field(default=None, metadata={**_OF_RESIZING, "parse": parse_quality})
     workers: int = field(default_factory=usable_cores)
     on_error: str = field(default="skip", metadata={"choices": ON_ERROR})
     max_pixels: int | None = field(default=None, metadata={"recorded": True})
@@ -86,6 +114,18 @@ class Request:
         """Return the reader, where my_read is not asked for."""
         return self.reader or DEFAULT_READER
 
+    @property
+    def resizing(self) -> Resizing | None:
+        """Return what images are resized to, with the defaults of what was not given."""
+        if self.resize is None:
+            return None
+        return Resizing(
+            self.resize,
+            self.resize_mode or Resizing.mode,
+            self.resize_filter or Resizing.filter,
+            self.quality,
+        )
+
 
 class Options(TypedDict, total=False):
     """What `convert` takes beside the two paths: see `Request`, and the flags of these names."""
@@ -98,6 +138,10 @@ class Options(TypedDict, total=False):
     store: str
     skip_decode_check: bool
     compression: str
+    resize: int | str | None
+    resize_mode: str | None
+    resize_filter: str | None
+    quality: int | None
     workers: int | None
     on_error: str
     max_pixels: int | None
@@ -153,11 +197,47 @@ def default_of(name: str) -> Any:
 
 def recorded_options(request: Request) -> dict[str, Any]:
     """Return the options that the file records, as JSON holds them."""
-    options: dict[str, Any] = {name: getattr(request, name) for name in RECORDED}
+    options: dict[str, Any] = {
+        name: getattr(request, name) for name in RECORDED if name not in RESIZING
+    }
     options["compression"] = str(request.compression)
     if not request.custom_prune_func:  # which gets it as it is typed
         options["ext"] = request.extensions
+    if request.resizing is not None:
+        options |= resizing_options(request.resizing)
+        if request.store == "encoded":
+            options["quality"] = request.quality or DEFAULT_QUALITY
+        else:
+            del options["quality"]
     return options
+
+
+def shown(value: Any) -> str:
+    """Return the value of a flag as it is typed."""
+    # not a NamedTuple, such as a compression
+    return "x".join(map(str, value)) if type(value) is tuple else str(value)
+
+
+def resizing_options(resizing: Resizing) -> dict[str, str | int | None]:
+    """Return the options that ask for a resizing, with those that were not given."""
+    size = resizing.size
+    values = (
+        size if isinstance(size, int) else shown(size),
+        resizing.mode,
+        resizing.filter,
+        resizing.quality,
+    )
+    return dict(zip(RESIZING, values, strict=True))
+
+
+def resizing_flags(resizing: Resizing) -> str:
+    """Return the flags that ask for a resizing, without those that have their defaults."""
+    usual = resizing_options(Resizing(resizing.size))
+    return " ".join(
+        f"--{name}={value}"
+        for name, value in resizing_options(resizing).items()
+        if name == "resize" or value != usual[name]
+    )
 
 
 def extensions_of(text: str) -> tuple[str, ...]:
@@ -252,6 +332,7 @@ def _check_options(request: Request) -> None:
             f"with --custom_read_func my_read reads the files, so --reader={request.reader} would "
             "change nothing: drop one of them"
         )
+    _check_resizing(request)
     if request.path_functions is not None and not (
         request.custom_read_func or request.custom_prune_func
     ):
@@ -262,6 +343,36 @@ def _check_options(request: Request) -> None:
         if not (request.custom_prune_func or request.skip_decode_check):  # else of any extension
             reader.refuse_unread(request.extensions, store=request.store)
     check_installed(request.compression)
+
+
+def _check_resizing(request: Request) -> None:
+    resizing = request.resizing
+    if resizing is None:
+        for name in RESIZING:
+            value = getattr(request, name)
+            if value is not None:
+                raise ConverterError(
+                    f"--{name}={value} changes nothing without --resize: add --resize=N, or drop it"
+                )
+        return
+    size = shown(resizing.size)
+    if request.custom_read_func:
+        raise ConverterError(
+            f"with --custom_read_func my_read makes the arrays, and --resize={size} would change "
+            "none: resize in my_read, or drop one of them"
+        )
+    if request.skip_decode_check:
+        raise ConverterError(
+            f"--resize={size} decodes the files, and --skip_decode_check is to store them without: "
+            "drop one of them"
+        )
+    check_resizing(resizing, store=request.store)
+    is_lossy = LOSSY.intersection(request.extensions) or request.custom_prune_func
+    if request.quality is not None and not is_lossy:
+        raise ConverterError(
+            f"--quality={request.quality} is of JPEG and WebP, and --ext={request.ext} names "
+            "neither: drop it"
+        )
 
 
 def nearest_folder(folder: Path) -> Path:
@@ -299,6 +410,7 @@ def encoding_settings(
         path_functions=found.path if request.custom_read_func else None,
         choices=choices,
         file_timeout=request.file_timeout,
+        resizing=request.resizing,
     )
 
 

@@ -16,6 +16,7 @@ CHUNKS_VERSION, IMAGES_VERSION = 1, 2
 ATTRIBUTES = ("format", "store", "reader", REVISION_NAME, "options", "plugins", "versions")
 #: Options that decide which files go in, and not what becomes of them.
 SELECTION_OPTIONS = ("ext", "follow_links", "hidden_folders", "my_prune_sha256")
+RESIZE = "resize"  # an option of files whose images were made smaller, alone
 PACKAGES = ("h5py", "numpy")
 
 
@@ -66,6 +67,15 @@ def complete_options(text: str) -> str:
     return _json({"hidden_folders": True, **json.loads(text)})
 
 
+def size_resized_to(options: object) -> int | str | None:
+    """Return ``--resize`` by the attribute "options"; None where there is none of it."""
+    try:
+        size = json.loads(options).get(RESIZE) if isinstance(options, str) else None
+    except (AttributeError, ValueError):  # of another program
+        return None
+    return size if isinstance(size, (int, str)) else None
+
+
 def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
     """Return those root attributes and options that decide how a file becomes a payload."""
     options = {
@@ -80,6 +90,8 @@ def encoding_options(attributes: Mapping[str, str]) -> dict[str, str]:
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
     """Return a sentence on how two `encoding_options` differ; None where they do not."""
+    if (RESIZE in before) != (RESIZE in now):  # only then is it recorded
+        return f"it was made {_resized(before)}, and this is {_resized(now)}"
     for name in sorted({*before, *now}):
         one, other = before.get(name), now.get(name)
         if one == other:
@@ -93,6 +105,12 @@ def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
             return _difference_of_versions(json.loads(one), json.loads(other))
         return f"{name} was {one} and is {other}"
     return None
+
+
+def _resized(options: dict[str, str]) -> str:
+    if RESIZE not in options:
+        return f"without --{RESIZE}"
+    return f"with --{RESIZE}={json.loads(options[RESIZE])}"
 
 
 def _difference_of_versions(before: dict[str, str], now: dict[str, str]) -> str:
