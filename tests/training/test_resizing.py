@@ -77,6 +77,20 @@ def test_a_resized_crop_has_the_pixels_of_torchvision(vision, channels, dtype):
         assert np.array_equal(row, as_array(theirs, image))
 
 
+@pytest.mark.parametrize("has_opencv", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float64])
+def test_a_mirrored_row_is_the_row_mirrored_whoever_does_it(dtype, has_opencv, monkeypatch):
+    if has_opencv:
+        pytest.importorskip("cv2")
+    else:
+        monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    for n in range(12):
+        image, crop = image_of((41, 53, 1 + n % 4), dtype, seed=n), Resize((17 + n, 23))
+        for hflip, vflip in FLIPS:
+            expected = row_of(crop, image)[:: -1 if vflip else 1, :: -1 if hflip else 1]
+            assert np.array_equal(row_of(crop, image, hflip=hflip, vflip=vflip), expected)
+
+
 @pytest.mark.parametrize("shape", [(37, 50, 3), (50, 37), (20, 90, 1), (3, 4, 3), (1, 1, 3)])
 @pytest.mark.parametrize("resize", [None, 32, (40, 31)])
 def test_a_central_crop_has_the_pixels_of_torchvision(vision, shape, resize):
