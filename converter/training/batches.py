@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,15 +19,16 @@ from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
-from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
-from converter.training.resizing import Resizer
+from converter.training.crops import CropError, CropMethod, Cut, Draws, ImpossibleCropError, flips
+from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_rows, windows
 
 IMAGE = "image"
-MOST_CHANNELS = 4
 #: Files of these kinds that have four channels hold CMYK, or may hold it.
 CMYK_EXTENSIONS = {"jpg", "jpeg", "jpe", "jfif", "mpo", "tif", "tiff"}
 PARTS_A_THREAD = 4
 ROWS_PROBED = 4
+#: Of an image of which only a window is shown: to read the rest, too, takes less time than Python.
+MOST_GATHERED_NBYTES = 64 << 10
 LEAST_ROWS = 4  # in a part: to hand one to a thread takes a tenth of the time of a crop
 
 
@@ -59,11 +61,18 @@ class Recipe:
         return bool(self.hflip or self.vflip)
 
     @property
-    def is_plain(self) -> bool:
-        """Tell whether samples are copied as they are, at most mirrored."""
-        if self.has_flips and self.partners:
+    def is_gathered(self) -> bool:
+        """Tell whether many samples are copied at once: as they are, or a window of small ones."""
+        if self.partners and (self.has_flips or self.channels or self.crop):
             return False  # which might be of other sizes
-        return not (self.crop or self.transform or self.channels)
+        return not (self.transform or (self.crop and getattr(self.crop, "resizes", True)))
+
+    def gathers(self, layout: Layout) -> bool:
+        """Tell whether `is_gathered` is meant for arrays of a layout."""
+        shape = layout.shape
+        if self.channels and shape[2:] != (self.channels,):
+            return False
+        return not self.crop or (_is_image(shape) and layout.nbytes <= MOST_GATHERED_NBYTES)
 
 
 class Request(NamedTuple):
@@ -505,6 +514,14 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
 
 
+def _windows(images: np.ndarray, crop: CropMethod | None, draws: Draws) -> np.ndarray | None:
+    """Return the rows of equal images, by a crop that does not resize, or by none."""
+    if crop is None:
+        return images
+    heights, widths = (np.full(len(images), side) for side in images.shape[1:3])
+    return windows(images, crop.geometry(heights, widths, draws), crop.size, crop.fill)
+
+
 def _mirrored(image: np.ndarray, hflip: bool, vflip: bool) -> np.ndarray:
     """Return a flipped view of a whole array."""
     if vflip:
@@ -595,7 +612,7 @@ class Filling:
 
     def parts(self) -> list[Callable[[], None]]:
         """Return what is to be done, each by any thread; none of it raises anything."""
-        parts = (self._gathered() if self._recipe.is_plain else None) or self._in_rows()
+        parts = (self._gathered() if self._recipe.is_gathered else None) or self._in_rows()
         if self._take_labels is not None:
             parts.append(self._fill_labels)
         if self._threads < 2:  # each part of its own costs some microseconds
@@ -622,7 +639,7 @@ class Filling:
             source = self._recipe.folders[int(folders[0])]._open().source
             numbers = source.placed(positions[:: len(positions) // ROWS_PROBED or 1]).numbers
             layout = source.layout(int(numbers[0]))
-            if layout is None or (numbers != numbers[0]).any():
+            if layout is None or not self._recipe.gathers(layout) or len(np.unique(numbers)) > 1:
                 return None
             read = functools.partial(source.read_batch, positions)
             parts.append(functools.partial(self._gather, name, read))
@@ -639,20 +656,26 @@ class Filling:
 
     def _gather(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
         """Take all rows of a name at once."""
-        try:
-            rows = read()
-        except OSError:  # read one by one: that says which
-            self._fill(0, len(self.request.positions))
-            return
-        if self._recipe.has_flips:
-            self._mirror(rows)
-        self._arrays.put(name, rows)
-
-    def _mirror(self, rows: np.ndarray | list[np.ndarray]) -> None:
-        """Mirror the rows that were drawn, where they are."""
         recipe, request = self._recipe, self.request
-        draws = Draws(recipe.seed, request.epoch, request.positions)
-        hflips, vflips = flips(draws, recipe.hflip, recipe.vflip)
+        with contextlib.suppress(OSError, CropError):
+            rows: np.ndarray | list[np.ndarray] | None = read()
+            draws = Draws(recipe.seed, request.epoch, request.positions)
+            if recipe.crop is not None or recipe.channels is not None:
+                rows = _windows(rows, recipe.crop, draws) if isinstance(rows, np.ndarray) else None
+            if rows is not None:
+                if recipe.has_flips:
+                    self._mirror(rows, *flips(draws, recipe.hflip, recipe.vflip))
+                self._arrays.put(name, rows)
+                return
+        self._fill(0, len(request.positions))  # one by one, which says what is wrong with which
+
+    def _mirror(
+        self, rows: np.ndarray | list[np.ndarray], hflips: np.ndarray, vflips: np.ndarray
+    ) -> None:
+        """Mirror the rows that were drawn, where they are."""
+        if isinstance(rows, np.ndarray) and rows.ndim > 2 and rows[0].nbytes < MOST_GATHERED_NBYTES:
+            mirror_rows(rows, hflips, vflips)
+            return
         for n in np.flatnonzero(hflips | vflips).tolist():
             if rows[n].ndim < 2:
                 self._fill(n, n + 1)  # which raises that it cannot be

@@ -39,7 +39,7 @@ class Selection:
         """Return the positions of indices."""
         if isinstance(self.positions, range):
             return np.asarray(indices * self.positions.step + self.positions.start)
-        return np.asarray(self.positions[indices])
+        return self.positions.take(indices)
 
 
 def select(folder: H5Folder, keys: Any = None) -> Selection:
@@ -144,7 +144,7 @@ class Labels:
             return self._call(indices)
         column = self._all()
         if isinstance(column, np.ndarray):
-            return _usual(column[indices])
+            return _usual(column.take(indices, axis=0))
         return [column[index] for index in indices.tolist()]
 
     def all(self) -> np.ndarray | list[Any]:
@@ -218,7 +218,7 @@ class Labels:
                 "return one for each, in their order"
             )
         column = _as_column(labels)
-        return _usual(column) if isinstance(column, np.ndarray) else column
+        return _usual(column.copy()) if isinstance(column, np.ndarray) else column
 
     def _keys(self, indices: np.ndarray) -> list[str]:
         key = self._folder._open().source.keys.key
@@ -390,16 +390,16 @@ def _as_column(labels: Any) -> np.ndarray | list[Any]:
 
 
 def _usual(labels: np.ndarray) -> np.ndarray:
-    """Return whole numbers as int64, other numbers and truth values as float32."""
+    """Return new whole numbers as int64, other numbers and truth values as float32."""
     if labels.dtype.kind in "iu":
         if labels.dtype == np.uint64 and len(labels) and labels.max() > np.iinfo(np.int64).max:
             raise ValueError(
                 f"a label is {labels.max()}, which int64 cannot hold: number them anew"
             )
-        return labels.astype(np.int64)
+        return labels.astype(np.int64, copy=False)
     if labels.dtype.kind in "fb":
-        return labels.astype(np.float32)
-    return labels.copy()
+        return labels.astype(np.float32, copy=False)
+    return labels
 
 
 #: What `labels=` may be.

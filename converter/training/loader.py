@@ -15,12 +15,13 @@ import numpy as np
 from converter.loader.h5folder import H5Folder
 from converter.loader.indexed_file import EqualArrays, IndexedFile
 from converter.threads import usable_cores
-from converter.training.batches import IMAGE, MOST_CHANNELS, Filler, Filling, Recipe, Request
+from converter.training.batches import IMAGE, Filler, Filling, Recipe, Request
 from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.crops import CropMethod
 from converter.training.labels import Labels, Selection, as_array, identity_of, select
 from converter.training.orders import Epochs, Order, Place
 from converter.training.readers import InCaller, InProcesses, InThreads, RemoteFilling
+from converter.training.resizing import MOST_CHANNELS
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8
@@ -253,11 +254,12 @@ class H5Loader:
     def _equal_arrays(self) -> EqualArrays | None:
         """Return what gathers samples that are copied as they are; None where they are unlike."""
         source = self.folder._open().source
-        if not self._recipe.is_plain or not isinstance(source, IndexedFile):
+        if not self._recipe.is_gathered or not isinstance(source, IndexedFile):
             return None
         if self._equal is None or self._equal[0] is not source:
             self._equal = source, source.equal_arrays(as_array(self._selection.positions))
-        return self._equal[1]
+        equal = self._equal[1]
+        return equal if equal is not None and self._recipe.gathers(equal.layout) else None
 
     def _readers(self, recipe: Recipe) -> InThreads | InCaller | InProcesses:
         """Return what fills batches: the processes there are, or new threads."""
@@ -431,10 +433,10 @@ def _gather(
     equal: EqualArrays, buffers: Callable[[str], Buffers], indices: np.ndarray
 ) -> np.ndarray:
     """Return samples that are copied as they are, in memory of `buffers` where that is faster."""
-    row, count, memory = equal.row, len(indices), buffers(IMAGE)
-    if count * row.nbytes < LEAST_REUSED_NBYTES and not memory.is_pinned:
+    layout, count, memory = equal.layout, len(indices), buffers(IMAGE)
+    if count * layout.nbytes < LEAST_REUSED_NBYTES and not memory.is_pinned:
         return equal.take(indices)
-    return equal.take(indices, memory.array((count, *row.shape), row.dtype))
+    return equal.take(indices, memory.array((count, *layout.shape), layout.dtype))
 
 
 def _do_nothing() -> None:

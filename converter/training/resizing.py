@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from converter.training.crops import CropError, Cut
+from converter.training.crops import CropError, Cut, Geometry
+
+MOST_CHANNELS = 4
+MOST_PADDING = 4  # times the pixels of an image or its row: more are padded one by one
 
 #: Interpolated by torch as they are.
 NATIVE_DTYPES = frozenset({np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64)})
@@ -125,6 +129,52 @@ class Resizer:
         result = self._result.array((*size, source.shape[2]), working)
         library.resize(source, result)
         _put(_window(result, first, target.shape), target)
+
+
+def windows(
+    images: np.ndarray, geometry: Geometry, size: tuple[int, int], fill: float
+) -> np.ndarray | None:
+    """Return the rows of equal images that are not resized: what `Resizer` gives, all at once.
+
+    None where padding would take much more memory than images and rows.
+    """
+    firsts = geometry.top + geometry.window_top, geometry.left + geometry.window_left
+    count, *sides = images.shape[:3]
+    before = [max(0, -int(first.min())) for first in firsts]
+    after = [
+        max(0, int(first.max()) + length - side)
+        for first, length, side in zip(firsts, size, sides, strict=True)
+    ]
+    top, left = before
+    height, width = (sum(axis) for axis in zip(before, sides, after, strict=True))
+    if height * width > MOST_PADDING * max(math.prod(sides), math.prod(size)):
+        return None
+    channels, shape = math.prod(images.shape[3:]), images.shape[3:]
+    if (height, width) != tuple(sides):
+        padded = np.empty((count, height, width, *shape), images.dtype)
+        _pad(padded, fill)
+        padded[:, top : top + sides[0], left : left + sides[1]] = images
+        images = padded
+    lines = images.reshape(count, height, width * channels)
+    shown = sliding_window_view(lines, (size[0], size[1] * channels), (1, 2))
+    rows: np.ndarray = shown[np.arange(count), firsts[0] + top, (firsts[1] + left) * channels]
+    return rows.reshape(count, *size, *shape)
+
+
+def mirror_rows(rows: np.ndarray, hflips: np.ndarray, vflips: np.ndarray) -> None:
+    """Mirror some of ``(N, H, W, ...)`` where they are."""
+    if vflips.any():
+        rows[vflips] = rows[vflips][:, ::-1]
+    if not hflips.any():
+        return
+    some = rows[hflips]
+    mirrored = np.empty_like(some)
+    if some.ndim == 4 and some.shape[3] <= MOST_CHANNELS:
+        for channel in range(some.shape[3]):  # see `_mirror`
+            mirrored[..., channel] = some[:, :, ::-1, channel]
+    else:
+        mirrored[...] = some[:, :, ::-1]
+    rows[hflips] = mirrored
 
 
 class _Scratch:
