@@ -37,7 +37,7 @@ class Recipe:
     """What is done with each sample.
 
     ``folders[0]`` holds the samples, the others partners of them. ``partners`` tells which names
-    are masks.
+    are masks. ``exact_decode``: no JPEG is decoded to a part of its size.
     """
 
     folders: tuple[H5Folder, ...]
@@ -47,6 +47,7 @@ class Recipe:
     channels: int | None = None
     antialias: bool = True
     is_nearest: bool = False
+    exact_decode: bool = False
     transform: Callable[..., Any] | None = None
     seed: int = 0
     partners: Mapping[str, bool] = field(default_factory=dict)
@@ -273,7 +274,7 @@ class Plan:
         samples = self.samples
         shapes: list[tuple[int, ...] | None] = [None] * len(samples.positions)
         source = samples.source
-        if recipe.crop is None or recipe.is_nearest:
+        if recipe.crop is None or recipe.is_nearest or recipe.exact_decode:
             return shapes
         if isinstance(source, EncodedFile | SeveralFiles):
             for n, position in enumerate(samples.positions):
