@@ -141,10 +141,6 @@ class IndexedFile:
         """Return the layout of a number in `placed`; None for -1."""
         return None if number < 0 else self.keys.layout(number)
 
-    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
-        """Return the layout of each sample, None for image files; reads none of them."""
-        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
-
     def payload(self, position: int) -> Bytes | np.ndarray:
         """Return the bytes of an original file, perhaps as a part of the mapping; or an array."""
         keys = self.keys

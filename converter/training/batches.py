@@ -151,14 +151,8 @@ class Arrays:
         """Return an array for each name; a list where shapes or dtypes differ."""
         finished: dict[str, Any] = {name: array for name, (array, _) in self._made.items()}
         for name, rows in self._kept.items():
-            finished[name] = self._stacked(name, rows)
+            finished[name] = stacked(rows, self._buffers(name).array)
         return finished
-
-    def _stacked(self, name: str, rows: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        shape, dtype = rows[0].shape, rows[0].dtype
-        if any(row.shape != shape or row.dtype != dtype for row in rows):
-            return rows
-        return stacked(rows, self._buffers(name).array)
 
 
 class MismatchError(Exception):
@@ -490,9 +484,12 @@ def _mismatch(recipe: Recipe, request: Request, row: int, error: MismatchError) 
 
 def stacked(
     rows: list[np.ndarray], make: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
-) -> np.ndarray:
-    """Stack equal arrays into what ``make`` returns; numpy would make big-endian ones native."""
-    batch = make((len(rows), *rows[0].shape), rows[0].dtype)
+) -> np.ndarray | list[np.ndarray]:
+    """Stack equal arrays into what ``make`` returns; return unequal ones as they are."""
+    shape, dtype = rows[0].shape, rows[0].dtype
+    if any(row.shape != shape or row.dtype != dtype for row in rows):
+        return rows
+    batch = make((len(rows), *shape), dtype)  # numpy's own stack would make big-endian ones native
     for n, row in enumerate(rows):
         batch[n] = row
     return batch
@@ -504,14 +501,11 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     Raises LoadError where they must be equal.
     """
     rows = [row for piece in pieces for row in piece]
-    differ = [
-        n for n, row in enumerate(rows) if (row.shape, row.dtype) != (rows[0].shape, rows[0].dtype)
-    ]
-    if not differ:
-        return stacked(rows, np.empty)
-    if recipe.crop is None and recipe.transform is None:
-        return rows
-    n = differ[0]
+    batch = stacked(rows, np.empty)
+    if isinstance(batch, np.ndarray) or (recipe.crop is None and recipe.transform is None):
+        return batch
+    kinds = [(row.shape, row.dtype) for row in rows]
+    n = next(n for n, kind in enumerate(kinds) if kind != kinds[0])
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
 
 
@@ -659,10 +653,12 @@ class Filling:
         """Take all rows of a name at once."""
         recipe, request = self._recipe, self.request
         with contextlib.suppress(OSError, CropError):
-            rows: np.ndarray | list[np.ndarray] | None = read()
+            rows: np.ndarray | list[np.ndarray] | None
+            rows = images = read()
             draws = Draws(recipe.seed, request.epoch, request.positions)
             if recipe.crop is not None or recipe.channels is not None:
-                rows = _windows(rows, recipe.crop, draws) if isinstance(rows, np.ndarray) else None
+                images = stacked(images, np.empty) if isinstance(images, list) else images
+                rows = None if isinstance(images, list) else _windows(images, recipe.crop, draws)
             if rows is not None:
                 if recipe.has_flips:
                     self._mirror(rows, *flips(draws, recipe.hflip, recipe.vflip))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -197,9 +198,27 @@ def test_small_equal_images_cropped_at_once_are_those_cropped_one_by_one(
     gathered: list[int] = []
     monkeypatch.setattr(batches, "_windows", lambda *a: gathered.append(1) or _windows(*a))
     at_once = epochs()
-    assert gathered
+    assert sum(gathered) == (6 if crop is None else 36)  # batches
     monkeypatch.setattr(Recipe, "gathers", lambda *_: False)
     assert epochs() == at_once
+
+
+def test_small_equal_images_of_several_files_or_without_index_are_the_same(
+    icons: Path, tmp_path: Path
+) -> None:
+    with H5Folder(icons) as folder:
+        samples = {key: folder[key] for key in folder if key.startswith("0/")}
+    keys = sorted(samples)
+    some = make_h5(tmp_path / "some", {key: samples[key] for key in keys[:5]})
+    rest = make_h5(tmp_path / "rest", {key: samples[key] for key in keys[5:]})
+    bare = tmp_path / "bare.h5"
+    with h5py.File(bare, "w") as file:
+        for key in keys:
+            file[key] = samples[key]
+    options = {"batch_size": 4, "keys": "0/", "crop": RandomCrop(8, padding=2), "hflip": 0.5}
+    expected = digests(H5Loader(icons, **options))
+    assert digests(H5Loader([some, rest], **options)) == expected
+    assert digests(H5Loader(bare, **options)) == expected
 
 
 def test_a_fill_that_small_images_cannot_hold_names_one_of_them(icons: Path) -> None:
