@@ -76,7 +76,7 @@ class H5Loader:
         True: batches are dicts with "position", for `H5Folder.key_at`.
     order
         "random", "blocks", "stored", or a function of the epoch that returns indices of the
-        selected samples.
+        selected samples: 0 is the first that ``keys`` selects, not the first of the file.
     block_nbytes
         For "blocks": the bytes of each run of the file.
     evaluate

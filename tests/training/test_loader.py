@@ -95,6 +95,18 @@ def test_random_order_gives_each_sample_once_and_another_order_each_epoch(
     assert np.concatenate([b["position"] for b in loader]).tolist() == epochs[2]
 
 
+def test_an_order_of_ones_own_counts_the_selected_samples(path: Path, keys: list[str]) -> None:
+    loader = H5Loader(
+        path, batch_size=2, keys="b/", order=lambda epoch: [0, 3, 3, epoch], positions=True,
+        threads=0,
+    )  # fmt: skip
+    selected = [position for position, key in enumerate(keys) if key.startswith("b/")]
+    assert selected[0] > 0
+    for epoch in range(2):
+        positions = np.concatenate([batch["position"] for batch in loader])
+        assert positions.tolist() == [selected[n] for n in (0, 3, 3, epoch)]
+
+
 def test_labels_make_pairs_and_names_make_dicts(path: Path, keys: list[str]) -> None:
     images, labels = next(iter(H5Loader(path, batch_size=4, labels="folder", order="stored")))
     assert images.shape == (4, 12, 14, 3)
