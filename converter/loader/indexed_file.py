@@ -119,9 +119,9 @@ class IndexedFile:
             view.flags.writeable = False
             return view
         if rows is not None or first_row:
-            first, stop, _ = rows_of(first_row, rows).indices(shape[0])
-            shape = (max(0, stop - first), *shape[1:])
-            offset += first * layout.strides[0]
+            length = max(0, shape[0] - first_row)
+            shape = (length if rows is None else min(rows, length), *shape[1:])
+            offset += min(first_row, layout.shape[0]) * layout.strides[0]
         return self._pages.view(layout.dtype, shape, offset)
 
     def placed(self, positions: np.ndarray) -> Placed:

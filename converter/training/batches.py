@@ -289,14 +289,14 @@ class Plan:
             shape if layout is None else layout.shape
             for layout, shape in zip(layouts, self.reducible, strict=True)
         ]
-        rows = [n for n, shape in enumerate(shapes) if shape is not None and _is_image(shape)]
-        known = [shape[:2] for shape in shapes if shape is not None and _is_image(shape)]
-        if not rows:
+        sides = {n: s[:2] for n, s in enumerate(shapes) if s is not None and _is_image(s)}
+        if not sides:
             return cuts
+        rows = list(sides)
         draws = self.draws
         if len(rows) < len(cuts):
             draws = Draws(recipe.seed, self.request.epoch, positions[rows])
-        heights, widths = np.array(known).T
+        heights, widths = np.array(list(sides.values())).T
         try:
             drawn = recipe.crop.geometry(heights, widths, draws).cuts()
         except ImpossibleCropError:

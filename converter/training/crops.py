@@ -85,8 +85,7 @@ class Geometry(NamedTuple):
 
     def cuts(self) -> list[Cut]:
         """Return the cut of each image."""
-        columns = [column.tolist() for column in self]
-        return [Cut(*numbers) for numbers in zip(*columns, strict=True)]
+        return list(map(Cut._make, zip(*(column.tolist() for column in self), strict=True)))
 
 
 class Draws:
