@@ -187,7 +187,7 @@ class _Picture:
         if reducible_shape is not None and isinstance(source, EncodedFile | SeveralFiles):
             self._encoded, self.shape, self.dtype = source, reducible_shape, np.dtype(np.uint8)
             return
-        self._array = source.view(position)  # only decoding tells
+        self._array = source.read(position)  # only decoding tells
         self.shape, self.dtype = self._array.shape, self._array.dtype
 
     @property
@@ -196,12 +196,13 @@ class _Picture:
 
     def read(self, cut: Cut | None) -> np.ndarray:
         """Return the box of a cut; None: all. A large JPEG may give its box reduced."""
+        if cut is not None and (reduced := self._reduced(cut)) is not None:
+            return reduced
         array = self._array
+        if self._encoded is not None:
+            array = self._source.read(self._position)
         if cut is None:
             return self._source.view(self._position) if array is None else array
-        reduced = self._reduced(cut)
-        if reduced is not None:
-            return reduced
         if array is None:
             rows = self._source.view(self._position, cut.top, cut.height)
         else:
