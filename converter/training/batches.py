@@ -19,7 +19,7 @@ from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
-from converter.training.crops import CropError, CropMethod, Cut, Draws, ImpossibleCropError, flips
+from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
 from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_rows, windows
 
 IMAGE = "image"
@@ -510,14 +510,6 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
 
 
-def _windows(images: np.ndarray, crop: CropMethod | None, draws: Draws) -> np.ndarray | None:
-    """Return the rows of equal images, by a crop that does not resize, or by none."""
-    if crop is None:
-        return images
-    heights, widths = (np.full(len(images), side) for side in images.shape[1:3])
-    return windows(images, crop.geometry(heights, widths, draws), crop.size, crop.fill)
-
-
 def _mirrored(image: np.ndarray, hflip: bool, vflip: bool) -> np.ndarray:
     """Return a flipped view of a whole array."""
     if vflip:
@@ -652,20 +644,33 @@ class Filling:
 
     def _gather(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
         """Take all rows of a name at once."""
-        recipe, request = self._recipe, self.request
         with contextlib.suppress(OSError, CropError):
-            rows: np.ndarray | list[np.ndarray] | None
-            rows = images = read()
-            draws = Draws(recipe.seed, request.epoch, request.positions)
-            if recipe.crop is not None or recipe.channels is not None:
-                images = stacked(images, np.empty) if isinstance(images, list) else images
-                rows = None if isinstance(images, list) else _windows(images, recipe.crop, draws)
+            rows = self._as_rows(read())
             if rows is not None:
-                if recipe.has_flips:
-                    self._mirror(rows, *flips(draws, recipe.hflip, recipe.vflip))
                 self._arrays.put(name, rows)
                 return
-        self._fill(0, len(request.positions))  # one by one, which says what is wrong with which
+        self._fill(0, len(self.request.positions))  # one by one: that says what is wrong with which
+
+    def _as_rows(self, rows: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray] | None:
+        """Return samples as rows of the batch; None where these must be made one by one."""
+        recipe, request = self._recipe, self.request
+        if recipe.crop is not None or recipe.channels is not None:
+            rows = stacked(rows, np.empty) if isinstance(rows, list) else rows
+            if isinstance(rows, list):
+                return None
+        if recipe.crop is None and not recipe.has_flips:
+            return rows
+        draws = Draws(recipe.seed, request.epoch, request.positions)
+        if recipe.crop is not None:
+            assert isinstance(rows, np.ndarray)
+            heights, widths = (np.full(len(rows), side) for side in rows.shape[1:3])
+            geometry = recipe.crop.geometry(heights, widths, draws)
+            shown = windows(rows, geometry, recipe.crop.size, recipe.crop.fill)
+            if shown is None:
+                return None
+            rows = shown
+        self._mirror(rows, *flips(draws, recipe.hflip, recipe.vflip))
+        return rows
 
     def _mirror(
         self, rows: np.ndarray | list[np.ndarray], hflips: np.ndarray, vflips: np.ndarray

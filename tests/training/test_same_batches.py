@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from converter import H5Folder
 from converter.errors import LoadError
-from converter.training import batches
-from converter.training.batches import Recipe, _windows
+from converter.training.batches import Filling, Recipe
 from converter.training.crops import CenterCrop, RandomCrop, RandomResizedCrop
 from converter.training.loader import H5Loader
 from helpers.arrays import make_h5
@@ -196,9 +195,10 @@ def test_small_equal_images_cropped_at_once_are_those_cropped_one_by_one(
         return [digests(loader) for loader in loaders for _ in range(2)]
 
     gathered: list[int] = []
-    monkeypatch.setattr(batches, "_windows", lambda *a: gathered.append(1) or _windows(*a))
+    as_rows = Filling._as_rows
+    monkeypatch.setattr(Filling, "_as_rows", lambda *a: gathered.append(1) or as_rows(*a))
     at_once = epochs()
-    assert sum(gathered) == (6 if crop is None else 36)  # batches
+    assert sum(gathered) == 2 * 6 * 3
     monkeypatch.setattr(Recipe, "gathers", lambda *_: False)
     assert epochs() == at_once
 
