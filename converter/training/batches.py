@@ -20,7 +20,7 @@ from converter.loader.h5folder import H5Folder, Source
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
 from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
-from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_rows, windows
+from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_one, mirror_rows, windows
 
 IMAGE = "image"
 #: Files of these kinds that have four channels hold CMYK, or may hold it.
@@ -421,7 +421,9 @@ class Filler:
             target = np.empty(shape, picture.dtype)
             if (way.hflip or way.vflip) and read.ndim < 2:
                 raise ConverterError(f"has the shape {read.shape}, which cannot be flipped")
-            target[...] = _mirrored(read, way.hflip, way.vflip)
+            target[...] = read
+            if way.hflip or way.vflip:
+                mirror_one(target, way.hflip, way.vflip)
             if arrays is not None:
                 arrays.keep(name, way.row, target)
             return target
@@ -508,20 +510,6 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     kinds = [(row.shape, row.dtype) for row in rows]
     n = next(n for n, kind in enumerate(kinds) if kind != kinds[0])
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
-
-
-def _mirrored(image: np.ndarray, hflip: bool, vflip: bool) -> np.ndarray:
-    """Return a flipped view of a whole array."""
-    if vflip:
-        image = image[::-1]
-    return image[:, ::-1] if hflip else image
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """Return a contiguous array with its colours as one item each: those are quicker to move."""
-    if image.ndim == 3 and 1 < image.shape[2] <= MOST_CHANNELS and image.flags.c_contiguous:
-        return image.view(f"V{image.shape[2] * image.itemsize}")[:, :, 0]
-    return image
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
@@ -682,8 +670,7 @@ class Filling:
         for n in np.flatnonzero(hflips | vflips).tolist():
             if rows[n].ndim < 2:
                 self._fill(n, n + 1)  # which raises that it cannot be
-            pixels = _pixels(rows[n])
-            pixels[...] = _mirrored(pixels, hflips[n], vflips[n]).copy()
+            mirror_one(rows[n], hflips[n], vflips[n])
 
     def _fill(self, first: int, stop: int) -> None:
         self._filler().fill(self._known_plan(), first, stop, self._arrays, self._is_over)
