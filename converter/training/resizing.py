@@ -327,8 +327,9 @@ class _OpenCV:
 
     def takes(self, source: np.ndarray) -> bool:
         """Tell whether an array can be resized as it lies: its pixels must lie side by side."""
-        pixel = source.itemsize * source.shape[2]
-        return source.dtype.isnative and source.strides[1:] == (pixel, source.itemsize)
+        channels, itemsize = source.shape[2], source.itemsize
+        is_dense = channels == 1 or source.strides[2] == itemsize
+        return is_dense and source.strides[1] == channels * itemsize and source.flags.aligned
 
     def resize(self, source: np.ndarray, target: np.ndarray) -> None:
         """Resize an ``(H, W, C)`` array into a contiguous one of its dtype."""

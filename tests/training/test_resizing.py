@@ -33,6 +33,15 @@ def image_of(shape, dtype=np.uint8, seed=0) -> np.ndarray:
     return wide[:, 2:-1]
 
 
+def unaligned(image: np.ndarray) -> np.ndarray:
+    """Return a read-only array that begins at an odd byte, as it may in a file."""
+    data = bytearray(1 + image.nbytes)
+    moved = np.ndarray(image.shape, image.dtype, data, 1)
+    moved[...] = image
+    moved.flags.writeable = False
+    return moved
+
+
 def cuts(crop, shape, count=1, seed=0) -> list[Cut]:
     sides = [np.full(count, side) for side in shape[:2]]
     return crop.geometry(*sides, Draws(seed, 0, np.arange(count))).cuts()
@@ -141,10 +150,11 @@ def test_other_dtypes_are_refused_unless_they_are_masks(dtype):
     row_of(CenterCrop(4), image)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_without_antialiasing_the_pixels_are_those_of_opencv(channels):
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
+def test_without_antialiasing_the_pixels_are_those_of_opencv(channels, dtype):
     cv2 = pytest.importorskip("cv2")
-    image, crop = image_of((61, 83, channels)), RandomResizedCrop((24, 33))
+    image, crop = unaligned(image_of((61, 83, *channels), dtype)), RandomResizedCrop((24, 33))
     for n, cut in enumerate(cuts(crop, image.shape, 8)):
         hflip, vflip = FLIPS[n % 4]
         row = row_of(crop, image, cut, antialias=False, hflip=hflip, vflip=vflip)
