@@ -93,10 +93,6 @@ class EncodedFile:
         """Return the layout of a number in `placed`; None for -1."""
         return self._source.layout(number)
 
-    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
-        """Return the layout of each sample, None for image files; reads none of them."""
-        return self._source.layouts(positions)
-
     def read_part(self, position: int, selection: Any) -> np.ndarray:
         """Return a part of the array; all of it is decoded."""
         array = self.read(position)

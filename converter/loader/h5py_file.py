@@ -212,10 +212,6 @@ class H5pyFile:
         """Return the shape and dtype of a number in `placed`, as a layout; None for -1."""
         return None if number < 0 else self._layouts[number]
 
-    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
-        """Return the layout of each sample, None for image files; reads none of them."""
-        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
-
     def payload(self, position: int) -> memoryview | np.ndarray:
         """Return the bytes of an encoded file, which are stored as 1-D uint8; or an array."""
         array = self.read(position)

@@ -16,7 +16,7 @@ from converter.format.index_reader import Index
 from converter.format.layout import Layout
 from converter.loader.chunks import check, read_chunks, read_plain_box
 from converter.loader.h5py_file import Datasets
-from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache, Row
+from converter.loader.page_cache import LARGEST_UNPROBED_NBYTES, PageCache
 from converter.loader.selection import Box, Location, Placed, box_of, check_row, rows_of
 from converter.threads import Threads
 
@@ -27,16 +27,17 @@ Bytes = bytes | bytearray | memoryview
 class EqualArrays:
     """Arrays of one shape and dtype that lie in the file as they are; all that is checked."""
 
-    def __init__(self, pages: PageCache, offsets: np.ndarray, row: Row, threads: Threads) -> None:
-        self.row = row
+    def __init__(
+        self, pages: PageCache, offsets: np.ndarray, layout: Layout, threads: Threads
+    ) -> None:
+        self.layout = layout
         self._pages = pages
         self._offsets = offsets
         self._threads = threads
 
     def take(self, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Return some of them, by their places among the positions that were asked for."""
-        target = self.row if out is None else out
-        return self._pages.gather(self._offsets[indices], target, self._threads)
+        return self._pages.gather(self._offsets.take(indices), self.layout, self._threads, out)
 
 
 class Plain(NamedTuple):
@@ -118,9 +119,9 @@ class IndexedFile:
             view.flags.writeable = False
             return view
         if rows is not None or first_row:
-            first, stop, _ = rows_of(first_row, rows).indices(shape[0])
-            shape = (max(0, stop - first), *shape[1:])
-            offset += first * layout.strides[0]
+            length = max(0, shape[0] - first_row)
+            shape = (length if rows is None else min(rows, length), *shape[1:])
+            offset += min(first_row, layout.shape[0]) * layout.strides[0]
         return self._pages.view(layout.dtype, shape, offset)
 
     def placed(self, positions: np.ndarray) -> Placed:
@@ -139,10 +140,6 @@ class IndexedFile:
     def layout(self, number: int) -> Layout | None:
         """Return the layout of a number in `placed`; None for -1."""
         return None if number < 0 else self.keys.layout(number)
-
-    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
-        """Return the layout of each sample, None for image files; reads none of them."""
-        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
 
     def payload(self, position: int) -> Bytes | np.ndarray:
         """Return the bytes of an original file, perhaps as a part of the mapping; or an array."""
@@ -226,7 +223,7 @@ class IndexedFile:
         if not layout.is_plain or not layout.has_shape or not layout.nbytes:
             return None
         offsets = self._checked_offsets(positions, rows, layout)
-        return EqualArrays(self._pages, offsets, Row(layout.dtype, layout.shape), self._threads)
+        return EqualArrays(self._pages, offsets, layout, self._threads)
 
     def _checked_offsets(
         self, positions: np.ndarray, rows: np.ndarray, layout: Layout
@@ -258,8 +255,7 @@ class IndexedFile:
         self, positions: np.ndarray, layout: Layout, out: np.ndarray | None
     ) -> np.ndarray:
         offsets = self._checked_offsets(positions, self.keys.rows.take(positions), layout)
-        target = Row(layout.dtype, layout.shape) if out is None else out
-        batch = self._pages.gather(offsets, target, self._threads)
+        batch = self._pages.gather(offsets, layout, self._threads, out)
         if self._verify:
             for n, position in enumerate(positions.tolist()):
                 (extent,) = self.keys.extents(position)

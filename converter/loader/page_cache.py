@@ -8,13 +8,14 @@ import mmap
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from converter.codecs.filters import as_bytes
 from converter.errors import LoadError
 from converter.files import Handle, is_refusal
+from converter.format.layout import Layout
 from converter.threads import Threads
 
 #: A mapping is faster than preadv from the page cache (cached photos by key 1.46 times as fast, in
@@ -30,22 +31,6 @@ ADVISED_NBYTES = 128 << 10  # at a time: Linux fetches what its read-ahead allow
 MOST_ABSENT = 16
 GATHERED_NBYTES = 96 << 10  # at a time, on the way to memory that is used again: in the CPU's cache
 NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
-
-
-class Row(NamedTuple):
-    """What each array of a batch is."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of each."""
-        return self.dtype.itemsize * math.prod(self.shape)
-
-    def of(self, pieces: np.ndarray) -> np.ndarray:
-        """Return a batch of opaque pieces as what they are."""
-        return pieces.view(np.uint8).view(self.dtype).reshape(len(pieces), *self.shape)
 
 
 class PageCache:
@@ -99,34 +84,27 @@ class PageCache:
         else:
             target[...] = self.view(target.dtype, target.shape, offset)
 
-    def gather(self, offsets: np.ndarray, target: np.ndarray | Row, threads: Threads) -> np.ndarray:
-        """Return the equal arrays at ``offsets``, one behind the other.
+    def gather(
+        self, offsets: np.ndarray, layout: Layout, threads: Threads, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the plain arrays of a layout at ``offsets``, one behind the other.
 
-        They fill ``target``, or new memory where that is but the dtype and shape of each.
+        They fill ``out``, where it is given, and it is returned.
         """
-        row = Row(target.dtype, target.shape[1:]) if isinstance(target, np.ndarray) else target
+        nbytes = layout.nbytes
         # a batch of icons takes little longer to copy than to ask for eight of them
         probes = PIECES_PROBED if self._cached_batches < CACHED_BATCHES else 1
         step = max(1, len(offsets) // probes)
-        seem_cached = self._seem_cached([(n, row.nbytes) for n in offsets[::step].tolist()])
+        seem_cached = self._seem_cached([(n, nbytes) for n in offsets[::step].tolist()])
         self._cached_batches = self._cached_batches + 1 if seem_cached else 0
-        if row.nbytes <= LARGEST_UNPROBED_NBYTES and seem_cached and (mapped := self.map()):
-            items = np.ndarray(
-                (self.nbytes - row.nbytes + 1,), f"V{row.nbytes}", mapped, strides=(1,)
-            )
-            if isinstance(target, Row):
-                return row.of(items[offsets])
-            # numpy's take would copy the overlapping items first, all of them
-            some = max(1, GATHERED_NBYTES // row.nbytes)
-            for n in range(0, len(offsets), some):
-                target[n : n + some] = row.of(items[offsets[n : n + some]])
-            return target
+        if nbytes <= LARGEST_UNPROBED_NBYTES and seem_cached and (mapped := self.map()):
+            count = self.nbytes - nbytes + 1
+            items = np.ndarray((count,), f"V{nbytes}", mapped, strides=(1,))
+            return _gathered(items, offsets, layout, out)
         numbered = offsets.tolist()
         if not seem_cached:
-            self._advise([(offset, row.nbytes) for offset in numbered])
-        if isinstance(target, Row):
-            target = np.empty((len(offsets), *row.shape), row.dtype)
-        batch = target
+            self._advise([(offset, nbytes) for offset in numbered])
+        batch = np.empty((len(offsets), *layout.shape), layout.dtype) if out is None else out
         threads.map(lambda n: self.read_array(batch[n, ...], numbered[n]), range(len(numbered)))
         return batch
 
@@ -214,3 +192,20 @@ class PageCache:
                     mapped.madvise(mmap.MADV_RANDOM)
             self._mapped = mapped
         return self._mapped
+
+
+def _gathered(
+    items: np.ndarray, offsets: np.ndarray, layout: Layout, out: np.ndarray | None
+) -> np.ndarray:
+    """Return the items at ``offsets`` as what they are; ``items`` overlap."""
+    count, shape, dtype = len(offsets), layout.shape, layout.dtype
+    if out is None:
+        return np.ndarray((count, *shape), dtype, items[offsets])
+    is_whole = out.flags.c_contiguous
+    target = np.ndarray(count, items.dtype, out) if is_whole else out
+    # numpy's take would copy the overlapping items first, all of them
+    some = max(1, GATHERED_NBYTES // layout.nbytes)
+    for n in range(0, count, some):
+        piece = items[offsets[n : n + some]]
+        target[n : n + some] = piece if is_whole else piece.view(dtype).reshape(-1, *shape)
+    return out

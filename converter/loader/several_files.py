@@ -159,10 +159,6 @@ class SeveralFiles:
             return None
         return self._files[number >> FILE_BITS].layout(number & ((1 << FILE_BITS) - 1))
 
-    def layouts(self, positions: np.ndarray) -> list[Layout | None]:
-        """Return the layout of each sample, None for image files; reads none of them."""
-        return [self.layout(number) for number in self.placed(positions).numbers.tolist()]
-
     def read_part(self, position: int, selection: Any) -> np.ndarray:
         """Return a part of the array at a position in range."""
         file, position = self._split(position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -19,14 +20,16 @@ from converter.loader.h5folder import H5Folder, Source
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
 from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
-from converter.training.resizing import Resizer
+from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_one, mirror_rows, windows
 
 IMAGE = "image"
-MOST_CHANNELS = 4
 #: Files of these kinds that have four channels hold CMYK, or may hold it.
 CMYK_EXTENSIONS = {"jpg", "jpeg", "jpe", "jfif", "mpo", "tif", "tiff"}
 PARTS_A_THREAD = 4
 ROWS_PROBED = 4
+#: Of images that are cropped at once. Those of 3 KB took 3 us each where rows take 17, of 12 KB 17
+#: and 24, of 48 KB 49 and 38: new memory, written three times, then costs more than Python.
+MOST_GATHERED_NBYTES = 16 << 10
 LEAST_ROWS = 4  # in a part: to hand one to a thread takes a tenth of the time of a crop
 
 
@@ -35,7 +38,7 @@ class Recipe:
     """What is done with each sample.
 
     ``folders[0]`` holds the samples, the others partners of them. ``partners`` tells which names
-    are masks.
+    are masks. ``exact_decode``: no JPEG is decoded to a part of its size.
     """
 
     folders: tuple[H5Folder, ...]
@@ -45,6 +48,7 @@ class Recipe:
     channels: int | None = None
     antialias: bool = True
     is_nearest: bool = False
+    exact_decode: bool = False
     transform: Callable[..., Any] | None = None
     seed: int = 0
     partners: Mapping[str, bool] = field(default_factory=dict)
@@ -59,11 +63,18 @@ class Recipe:
         return bool(self.hflip or self.vflip)
 
     @property
-    def is_plain(self) -> bool:
-        """Tell whether samples are copied as they are, at most mirrored."""
-        if self.has_flips and self.partners:
+    def is_gathered(self) -> bool:
+        """Tell whether many samples are copied at once: as they are, or a window of small ones."""
+        if self.partners and (self.has_flips or self.channels or self.crop):
             return False  # which might be of other sizes
-        return not (self.crop or self.transform or self.channels)
+        return not (self.transform or (self.crop and getattr(self.crop, "resizes", True)))
+
+    def gathers(self, layout: Layout) -> bool:
+        """Tell whether `is_gathered` is meant for arrays of a layout."""
+        shape = layout.shape
+        if self.channels and shape[2:] != (self.channels,):
+            return False
+        return not self.crop or (_is_image(shape) and layout.nbytes <= MOST_GATHERED_NBYTES)
 
 
 class Request(NamedTuple):
@@ -141,14 +152,8 @@ class Arrays:
         """Return an array for each name; a list where shapes or dtypes differ."""
         finished: dict[str, Any] = {name: array for name, (array, _) in self._made.items()}
         for name, rows in self._kept.items():
-            finished[name] = self._stacked(name, rows)
+            finished[name] = stacked(rows, self._buffers(name).array)
         return finished
-
-    def _stacked(self, name: str, rows: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        shape, dtype = rows[0].shape, rows[0].dtype
-        if any(row.shape != shape or row.dtype != dtype for row in rows):
-            return rows
-        return stacked(rows, self._buffers(name).array)
 
 
 class MismatchError(Exception):
@@ -183,7 +188,7 @@ class _Picture:
         if reducible_shape is not None and isinstance(source, EncodedFile | SeveralFiles):
             self._encoded, self.shape, self.dtype = source, reducible_shape, np.dtype(np.uint8)
             return
-        self._array = source.view(position)  # only decoding tells
+        self._array = source.read(position)  # only decoding tells
         self.shape, self.dtype = self._array.shape, self._array.dtype
 
     @property
@@ -192,12 +197,13 @@ class _Picture:
 
     def read(self, cut: Cut | None) -> np.ndarray:
         """Return the box of a cut; None: all. A large JPEG may give its box reduced."""
+        if cut is not None and (reduced := self._reduced(cut)) is not None:
+            return reduced
         array = self._array
+        if self._encoded is not None:
+            array = self._source.read(self._position)
         if cut is None:
             return self._source.view(self._position) if array is None else array
-        reduced = self._reduced(cut)
-        if reduced is not None:
-            return reduced
         if array is None:
             rows = self._source.view(self._position, cut.top, cut.height)
         else:
@@ -264,7 +270,7 @@ class Plan:
         samples = self.samples
         shapes: list[tuple[int, ...] | None] = [None] * len(samples.positions)
         source = samples.source
-        if recipe.crop is None or recipe.is_nearest:
+        if recipe.crop is None or recipe.is_nearest or recipe.exact_decode:
             return shapes
         if isinstance(source, EncodedFile | SeveralFiles):
             for n, position in enumerate(samples.positions):
@@ -285,14 +291,14 @@ class Plan:
             shape if layout is None else layout.shape
             for layout, shape in zip(layouts, self.reducible, strict=True)
         ]
-        rows = [n for n, shape in enumerate(shapes) if shape is not None and _is_image(shape)]
-        known = [shape[:2] for shape in shapes if shape is not None and _is_image(shape)]
-        if not rows:
+        sides = {n: s[:2] for n, s in enumerate(shapes) if s is not None and _is_image(s)}
+        if not sides:
             return cuts
+        rows = list(sides)
         draws = self.draws
         if len(rows) < len(cuts):
             draws = Draws(recipe.seed, self.request.epoch, positions[rows])
-        heights, widths = np.array(known).T
+        heights, widths = np.array(list(sides.values())).T
         try:
             drawn = recipe.crop.geometry(heights, widths, draws).cuts()
         except ImpossibleCropError:
@@ -416,7 +422,9 @@ class Filler:
             target = np.empty(shape, picture.dtype)
             if (way.hflip or way.vflip) and read.ndim < 2:
                 raise ConverterError(f"has the shape {read.shape}, which cannot be flipped")
-            target[...] = _mirrored(read, way.hflip, way.vflip)
+            target[...] = read
+            if way.hflip or way.vflip:
+                mirror_one(target, way.hflip, way.vflip)
             if arrays is not None:
                 arrays.keep(name, way.row, target)
             return target
@@ -480,9 +488,12 @@ def _mismatch(recipe: Recipe, request: Request, row: int, error: MismatchError) 
 
 def stacked(
     rows: list[np.ndarray], make: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
-) -> np.ndarray:
-    """Stack equal arrays into what ``make`` returns; numpy would make big-endian ones native."""
-    batch = make((len(rows), *rows[0].shape), rows[0].dtype)
+) -> np.ndarray | list[np.ndarray]:
+    """Stack equal arrays into what ``make`` returns; return unequal ones as they are."""
+    shape, dtype = rows[0].shape, rows[0].dtype
+    if any(row.shape != shape or row.dtype != dtype for row in rows):
+        return rows
+    batch = make((len(rows), *shape), dtype)  # numpy's own stack would make big-endian ones native
     for n, row in enumerate(rows):
         batch[n] = row
     return batch
@@ -494,29 +505,12 @@ def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     Raises LoadError where they must be equal.
     """
     rows = [row for piece in pieces for row in piece]
-    differ = [
-        n for n, row in enumerate(rows) if (row.shape, row.dtype) != (rows[0].shape, rows[0].dtype)
-    ]
-    if not differ:
-        return stacked(rows, np.empty)
-    if recipe.crop is None and recipe.transform is None:
-        return rows
-    n = differ[0]
+    batch = stacked(rows, np.empty)
+    if isinstance(batch, np.ndarray) or (recipe.crop is None and recipe.transform is None):
+        return batch
+    kinds = [(row.shape, row.dtype) for row in rows]
+    n = next(n for n, kind in enumerate(kinds) if kind != kinds[0])
     raise _mismatch(recipe, request, n, MismatchError(0, rows[0], rows[n]))
-
-
-def _mirrored(image: np.ndarray, hflip: bool, vflip: bool) -> np.ndarray:
-    """Return a flipped view of a whole array."""
-    if vflip:
-        image = image[::-1]
-    return image[:, ::-1] if hflip else image
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """Return a contiguous array with its colours as one item each: those are quicker to move."""
-    if image.ndim == 3 and 1 < image.shape[2] <= MOST_CHANNELS and image.flags.c_contiguous:
-        return image.view(f"V{image.shape[2] * image.itemsize}")[:, :, 0]
-    return image
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
@@ -595,7 +589,7 @@ class Filling:
 
     def parts(self) -> list[Callable[[], None]]:
         """Return what is to be done, each by any thread; none of it raises anything."""
-        parts = (self._gathered() if self._recipe.is_plain else None) or self._in_rows()
+        parts = (self._gathered() if self._recipe.is_gathered else None) or self._in_rows()
         if self._take_labels is not None:
             parts.append(self._fill_labels)
         if self._threads < 2:  # each part of its own costs some microseconds
@@ -622,7 +616,7 @@ class Filling:
             source = self._recipe.folders[int(folders[0])]._open().source
             numbers = source.placed(positions[:: len(positions) // ROWS_PROBED or 1]).numbers
             layout = source.layout(int(numbers[0]))
-            if layout is None or (numbers != numbers[0]).any():
+            if layout is None or not self._recipe.gathers(layout) or len(np.unique(numbers)) > 1:
                 return None
             read = functools.partial(source.read_batch, positions)
             parts.append(functools.partial(self._gather, name, read))
@@ -639,25 +633,45 @@ class Filling:
 
     def _gather(self, name: str, read: Callable[[], np.ndarray | list[np.ndarray]]) -> None:
         """Take all rows of a name at once."""
-        try:
-            rows = read()
-        except OSError:  # read one by one: that says which
-            self._fill(0, len(self.request.positions))
-            return
-        if self._recipe.has_flips:
-            self._mirror(rows)
-        self._arrays.put(name, rows)
+        with contextlib.suppress(OSError, CropError):
+            rows = self._as_rows(read())
+            if rows is not None:
+                self._arrays.put(name, rows)
+                return
+        self._fill(0, len(self.request.positions))  # one by one: that says what is wrong with which
 
-    def _mirror(self, rows: np.ndarray | list[np.ndarray]) -> None:
-        """Mirror the rows that were drawn, where they are."""
+    def _as_rows(self, rows: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray] | None:
+        """Return samples as rows of the batch; None where these must be made one by one."""
         recipe, request = self._recipe, self.request
+        if recipe.crop is not None or recipe.channels is not None:
+            rows = stacked(rows, np.empty) if isinstance(rows, list) else rows
+            if isinstance(rows, list):
+                return None
+        if recipe.crop is None and not recipe.has_flips:
+            return rows
         draws = Draws(recipe.seed, request.epoch, request.positions)
-        hflips, vflips = flips(draws, recipe.hflip, recipe.vflip)
+        if recipe.crop is not None:
+            assert isinstance(rows, np.ndarray)
+            heights, widths = (np.full(len(rows), side) for side in rows.shape[1:3])
+            geometry = recipe.crop.geometry(heights, widths, draws)
+            shown = windows(rows, geometry, recipe.crop.size, recipe.crop.fill)
+            if shown is None:
+                return None
+            rows = shown
+        self._mirror(rows, *flips(draws, recipe.hflip, recipe.vflip))
+        return rows
+
+    def _mirror(
+        self, rows: np.ndarray | list[np.ndarray], hflips: np.ndarray, vflips: np.ndarray
+    ) -> None:
+        """Mirror the rows that were drawn, where they are."""
+        if isinstance(rows, np.ndarray) and rows.ndim > 2 and rows[0].nbytes < MOST_GATHERED_NBYTES:
+            mirror_rows(rows, hflips, vflips)
+            return
         for n in np.flatnonzero(hflips | vflips).tolist():
             if rows[n].ndim < 2:
                 self._fill(n, n + 1)  # which raises that it cannot be
-            pixels = _pixels(rows[n])
-            pixels[...] = _mirrored(pixels, hflips[n], vflips[n]).copy()
+            mirror_one(rows[n], hflips[n], vflips[n])
 
     def _fill(self, first: int, stop: int) -> None:
         self._filler().fill(self._known_plan(), first, stop, self._arrays, self._is_over)

@@ -85,8 +85,7 @@ class Geometry(NamedTuple):
 
     def cuts(self) -> list[Cut]:
         """Return the cut of each image."""
-        columns = [column.tolist() for column in self]
-        return [Cut(*numbers) for numbers in zip(*columns, strict=True)]
+        return list(map(Cut._make, zip(*(column.tolist() for column in self), strict=True)))
 
 
 class Draws:
@@ -126,9 +125,13 @@ def flips(draws: Draws, hflip: float = 0.0, vflip: float = 0.0) -> tuple[np.ndar
 
 
 class CropMethod(Protocol):
-    """What a crop has: its size, its padding, and its geometry for a batch."""
+    """What a crop has: its size, its padding, and its geometry for a batch.
+
+    One that never ``resizes`` shows the pixels of the image as they are.
+    """
 
     size: tuple[int, int]
+    resizes: bool
     fill: float
     mask_fill: float
 
@@ -150,6 +153,7 @@ class RandomResizedCrop:
     """
 
     fill = mask_fill = 0.0
+    resizes = True
 
     def __init__(
         self,
@@ -212,6 +216,7 @@ class CenterCrop:
     def __init__(self, size: Size, resize: Size | None = None) -> None:
         self.size = _pair("size", size)
         self.resize = None if resize is None else _pair("resize", resize)
+        self.resizes = resize is not None
         self._shorter = self.resize[0] if isinstance(resize, numbers.Integral) else None
 
     def geometry(self, heights: np.ndarray, widths: np.ndarray, draws: Draws) -> Geometry:
@@ -277,6 +282,7 @@ class RandomCrop:
         self.size = _pair("size", size)
         self.padding = _pair("padding", padding, least=0)
         self.scale = None if scale is None else _range("scale", scale)
+        self.resizes = scale is not None
         self.fill, self.mask_fill = fill, mask_fill
 
     def geometry(self, heights: np.ndarray, widths: np.ndarray, draws: Draws) -> Geometry:
@@ -318,6 +324,7 @@ class Resize:
     """
 
     fill = mask_fill = 0.0
+    resizes = True
 
     def __init__(self, size: Size) -> None:
         self.size = _pair("size", size)

@@ -39,7 +39,7 @@ class Selection:
         """Return the positions of indices."""
         if isinstance(self.positions, range):
             return np.asarray(indices * self.positions.step + self.positions.start)
-        return np.asarray(self.positions[indices])
+        return self.positions.take(indices)
 
 
 def select(folder: H5Folder, keys: Any = None) -> Selection:
@@ -144,7 +144,7 @@ class Labels:
             return self._call(indices)
         column = self._all()
         if isinstance(column, np.ndarray):
-            return _usual(column[indices])
+            return _usual(column.take(indices, axis=0))
         return [column[index] for index in indices.tolist()]
 
     def all(self) -> np.ndarray | list[Any]:
@@ -218,7 +218,7 @@ class Labels:
                 "return one for each, in their order"
             )
         column = _as_column(labels)
-        return _usual(column) if isinstance(column, np.ndarray) else column
+        return _usual(column.copy()) if isinstance(column, np.ndarray) else column
 
     def _keys(self, indices: np.ndarray) -> list[str]:
         key = self._folder._open().source.keys.key
@@ -286,6 +286,46 @@ def _next_slash(paths: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.n
     return np.where(nearest < ends, nearest, begins - 1)
 
 
+def folder_changes(keys: Index | SeveralIndexes, positions: np.ndarray) -> np.ndarray | None:
+    """Return where the next of ascending positions lies in another folder.
+
+    None where files of one folder do not come in the order of their names.
+    """
+    changes = [np.empty(0, np.int64)]
+    for index, chosen, some in _by_index(keys, positions):
+        begins, ends = _spans(index, some)
+        for n in range(0, len(some) - 1, KEYS_AT_ONCE):
+            pairs = slice(n, n + KEYS_AT_ONCE + 1)
+            found = _folder_changes(index.path_bytes, begins[pairs], ends[pairs])
+            if found is None:
+                return None
+            changes.append(found + chosen.start + n)
+        changes.append(np.array([chosen.stop - 1]))  # the next one is in another file
+    return np.concatenate(changes)[:-1]
+
+
+def _folder_changes(paths: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
+    low = int(begins.min())
+    slashes = np.append(-1, np.flatnonzero(paths[low : int(ends.max())] == SLASH) + low)
+    names = np.maximum(slashes[np.searchsorted(slashes, ends) - 1] + 1, begins)
+    folder_nbytes, nbytes = names - begins, ends - names
+    is_same = folder_nbytes[1:] == folder_nbytes[:-1]
+    for length in np.unique(folder_nbytes[1:][is_same]).tolist():
+        some = np.flatnonzero(is_same & (folder_nbytes[1:] == length))
+        if length:
+            items = _items(paths, length)
+            is_same[some] = items[begins[some]] == items[begins[some + 1]]
+    shorter = np.minimum(nbytes[1:], nbytes[:-1])
+    for length in np.unique(shorter[is_same]).tolist():
+        some = np.flatnonzero(is_same & (shorter == length))
+        items = _items(paths, length, "S")
+        one, other = items[names[some]], items[names[some + 1]]
+        is_before = (one < other) | ((one == other) & (nbytes[some] < nbytes[some + 1]))
+        if not is_before.all():
+            return None
+    return np.flatnonzero(~is_same)
+
+
 def _positions_below(keys: Index | SeveralIndexes, prefix: str) -> range | np.ndarray:
     """Return the positions of all keys that begin with a prefix, in stored order."""
     name = prefix.encode(errors="surrogatepass")
@@ -340,9 +380,9 @@ def _spans(index: Index, positions: np.ndarray | slice) -> tuple[np.ndarray, np.
     return places[:-1][positions], places[1:][positions]
 
 
-def _items(paths: np.ndarray, length: int) -> np.ndarray:
-    """Return bytes as overlapping items of one length."""
-    return np.ndarray(len(paths) - length + 1, f"V{length}", paths, 0, 1)
+def _items(paths: np.ndarray, length: int, kind: str = "V") -> np.ndarray:
+    """Return bytes as overlapping items of one length; those of the kind "S" can be ordered."""
+    return np.ndarray(len(paths) - length + 1, f"{kind}{length}", paths, 0, 1)
 
 
 def _text(keys: Index | SeveralIndexes, name: bytes) -> str:
@@ -390,16 +430,16 @@ def _as_column(labels: Any) -> np.ndarray | list[Any]:
 
 
 def _usual(labels: np.ndarray) -> np.ndarray:
-    """Return whole numbers as int64, other numbers and truth values as float32."""
+    """Return new whole numbers as int64, other numbers and truth values as float32."""
     if labels.dtype.kind in "iu":
         if labels.dtype == np.uint64 and len(labels) and labels.max() > np.iinfo(np.int64).max:
             raise ValueError(
                 f"a label is {labels.max()}, which int64 cannot hold: number them anew"
             )
-        return labels.astype(np.int64)
+        return labels.astype(np.int64, copy=False)
     if labels.dtype.kind in "fb":
-        return labels.astype(np.float32)
-    return labels.copy()
+        return labels.astype(np.float32, copy=False)
+    return labels
 
 
 #: What `labels=` may be.

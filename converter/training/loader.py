@@ -15,12 +15,13 @@ import numpy as np
 from converter.loader.h5folder import H5Folder
 from converter.loader.indexed_file import EqualArrays, IndexedFile
 from converter.threads import usable_cores
-from converter.training.batches import IMAGE, MOST_CHANNELS, Filler, Filling, Recipe, Request
+from converter.training.batches import IMAGE, Filler, Filling, Recipe, Request
 from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.crops import CropMethod
 from converter.training.labels import Labels, Selection, as_array, identity_of, select
 from converter.training.orders import Epochs, Order, Place
 from converter.training.readers import InCaller, InProcesses, InThreads, RemoteFilling
+from converter.training.resizing import MOST_CHANNELS
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8
@@ -56,6 +57,10 @@ class H5Loader:
         Probabilities of mirroring a sample left to right, and upside down.
     interpolation, antialias
         "bilinear" or "nearest". With ``antialias`` torch resizes, without it OpenCV.
+    exact_decode
+        Of JPEG files stored as they are. False: where a crop is at least twice as large as needed,
+        the file is decoded to a part of its size, which is faster and changes pixels by 2 to 3 of
+        255 in the mean. True: all of it is decoded, for exactly the pixels of the array.
     channels
         3: gray images get three channels, alpha is left out. None: as they are.
     labels, classes
@@ -71,7 +76,7 @@ class H5Loader:
         True: batches are dicts with "position", for `H5Folder.key_at`.
     order
         "random", "blocks", "stored", or a function of the epoch that returns indices of the
-        selected samples.
+        selected samples: 0 is the first that ``keys`` selects, not the first of the file.
     block_nbytes
         For "blocks": the bytes of each run of the file.
     evaluate
@@ -115,6 +120,7 @@ class H5Loader:
         vflip: float = 0.0,
         interpolation: str = "bilinear",
         antialias: bool = True,
+        exact_decode: bool = False,
         channels: int | None = None,
         labels: Any = None,
         classes: Sequence[str] | None = None,
@@ -160,6 +166,7 @@ class H5Loader:
             channels=channels,
             antialias=antialias,
             is_nearest=interpolation == "nearest",
+            exact_decode=exact_decode,
             transform=transform,
             seed=seed,
         )
@@ -253,11 +260,12 @@ class H5Loader:
     def _equal_arrays(self) -> EqualArrays | None:
         """Return what gathers samples that are copied as they are; None where they are unlike."""
         source = self.folder._open().source
-        if not self._recipe.is_plain or not isinstance(source, IndexedFile):
+        if not self._recipe.is_gathered or not isinstance(source, IndexedFile):
             return None
         if self._equal is None or self._equal[0] is not source:
             self._equal = source, source.equal_arrays(as_array(self._selection.positions))
-        return self._equal[1]
+        equal = self._equal[1]
+        return equal if equal is not None and self._recipe.gathers(equal.layout) else None
 
     def _readers(self, recipe: Recipe) -> InThreads | InCaller | InProcesses:
         """Return what fills batches: the processes there are, or new threads."""
@@ -431,10 +439,10 @@ def _gather(
     equal: EqualArrays, buffers: Callable[[str], Buffers], indices: np.ndarray
 ) -> np.ndarray:
     """Return samples that are copied as they are, in memory of `buffers` where that is faster."""
-    row, count, memory = equal.row, len(indices), buffers(IMAGE)
-    if count * row.nbytes < LEAST_REUSED_NBYTES and not memory.is_pinned:
+    layout, count, memory = equal.layout, len(indices), buffers(IMAGE)
+    if count * layout.nbytes < LEAST_REUSED_NBYTES and not memory.is_pinned:
         return equal.take(indices)
-    return equal.take(indices, memory.array((count, *row.shape), row.dtype))
+    return equal.take(indices, memory.array((count, *layout.shape), layout.dtype))
 
 
 def _do_nothing() -> None:

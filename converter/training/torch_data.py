@@ -9,7 +9,6 @@ import functools
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from converter.training.labels import (
     NO_FOLDER,
     Selection,
     as_array,
+    folder_changes,
     folders_below,
     identity_of,
     select,
@@ -166,11 +166,15 @@ class H5ImageFolder:
 
         ``skipped`` characters of each key are the root.
         """
-        key = self.folder._open().source.keys.key
-        keys = [key(position)[skipped:] for position in self._positions.tolist()]
-        if all(_is_before(one, other) for one, other in pairwise(keys)):
+        keys = self.folder._open().source.keys
+
+        def place(n: int) -> tuple[str, str, str]:
+            return _place(keys.key(int(self._positions[n]))[skipped:])
+
+        changes = folder_changes(keys, self._positions)
+        if changes is not None and all(place(n) < place(n + 1) for n in changes.tolist()):
             return
-        order = sorted(range(len(keys)), key=lambda n: _place(keys[n]))
+        order = sorted(range(len(self)), key=place)
         self._positions, self._numbers = self._positions[order], self._numbers[order]
 
 
@@ -242,13 +246,6 @@ def _place(key: str) -> tuple[str, str, str]:
     """Return what sorts keys below the root as ImageFolder lists them."""
     folder, _, name = key.rpartition("/")
     return folder.partition("/")[0], folder, name
-
-
-def _is_before(one: str, other: str) -> bool:
-    folder, _, name = one.rpartition("/")
-    if other.startswith(folder) and other.rfind("/") == len(folder):  # mostly in one folder
-        return name < other[len(folder) + 1 :]
-    return _place(one) < _place(other)
 
 
 class H5Sampler:

@@ -122,8 +122,7 @@ def test_a_view_of_a_damaged_array_is_an_error_with_verify(tmp_path, compression
 def test_layouts_tell_shape_and_dtype_before_anything_is_read(folder):
     source = folder._open().source
     positions = np.arange(len(folder))
-    layouts = source.layouts(positions)
-    assert layouts == [source.layout(n) for n in source.placed(positions).numbers.tolist()]
+    layouts = [source.layout(number) for number in source.placed(positions).numbers.tolist()]
     for position, layout in enumerate(layouts):
         array = folder[position]
         if folder.is_encoded:

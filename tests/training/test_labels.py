@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from itertools import pairwise
 
 import h5py
 import numpy as np
@@ -14,10 +15,18 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import converter.training.labels
 from converter import H5Folder
 from converter.format.index import IndexBuilder
 from converter.format.index_reader import Index
-from converter.training.labels import KEYS_AT_ONCE, Labels, Selection, folders_below, select
+from converter.training.labels import (
+    KEYS_AT_ONCE,
+    Labels,
+    Selection,
+    folder_changes,
+    folders_below,
+    select,
+)
 from helpers.arrays import make_h5
 
 KEYS = [
@@ -145,6 +154,20 @@ def test_folders_are_found_whatever_the_keys_and_their_order(keys, prefix):
     rest = [keys[n][len(prefix) :].partition("/") for n in chosen]
     assert found == sorted({first for first, slash, _ in rest if slash})
     assert numbers.tolist() == [found.index(first) if slash else -1 for first, slash, _ in rest]
+
+
+@REPEATABLE
+@given(st.lists(names, min_size=1, max_size=12, unique=True), st.booleans(), st.integers(1, 9))
+def test_changes_of_folder_are_found_unless_names_are_out_of_order(keys, is_sorted, block):
+    parts = [("".join(key.rpartition("/")[:2]), key.rpartition("/")[2]) for key in keys]
+    parts = sorted(parts) if is_sorted else parts
+    expected = [n for n in range(len(keys) - 1) if parts[n][0] != parts[n + 1][0]]
+    if any(a[0] == b[0] and a[1] > b[1] for a, b in pairwise(parts)):
+        expected = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(converter.training.labels, "KEYS_AT_ONCE", block)
+        found = folder_changes(index_of(list(map("".join, parts))), np.arange(len(keys)))
+    assert (found if found is None else found.tolist()) == expected
 
 
 def test_many_keys_are_numbered_block_by_block():

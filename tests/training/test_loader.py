@@ -95,6 +95,18 @@ def test_random_order_gives_each_sample_once_and_another_order_each_epoch(
     assert np.concatenate([b["position"] for b in loader]).tolist() == epochs[2]
 
 
+def test_an_order_of_ones_own_counts_the_selected_samples(path: Path, keys: list[str]) -> None:
+    loader = H5Loader(
+        path, batch_size=2, keys="b/", order=lambda epoch: [0, 3, 3, epoch], positions=True,
+        threads=0,
+    )  # fmt: skip
+    selected = [position for position, key in enumerate(keys) if key.startswith("b/")]
+    assert selected[0] > 0
+    for epoch in range(2):
+        positions = np.concatenate([batch["position"] for batch in loader])
+        assert positions.tolist() == [selected[n] for n in (0, 3, 3, epoch)]
+
+
 def test_labels_make_pairs_and_names_make_dicts(path: Path, keys: list[str]) -> None:
     images, labels = next(iter(H5Loader(path, batch_size=4, labels="folder", order="stored")))
     assert images.shape == (4, 12, 14, 3)
@@ -272,7 +284,7 @@ def test_a_list_of_all_batches_holds_what_was_read(path: Path) -> None:
         loader.set_epoch(epoch)
         return [batch.tobytes() for batch in loader]
 
-    loader = H5Loader(path, batch_size=4, crop=RandomCrop(6), threads=2)
+    loader = H5Loader(path, batch_size=4, crop=CenterCrop(6, resize=(12, 14)), threads=2)
     kept = [list(loader) for _ in range(3)]
     assert [[batch.tobytes() for batch in epoch] for epoch in kept] == [
         digests(loader, epoch) for epoch in range(3)
@@ -281,7 +293,9 @@ def test_a_list_of_all_batches_holds_what_was_read(path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_memory_grows_only_as_batches_are_kept(path: Path, threads: int) -> None:
-    loader = H5Loader(path, batch_size=4, crop=RandomCrop(6), threads=threads, prefetch=2)
+    loader = H5Loader(
+        path, batch_size=4, crop=CenterCrop(6, resize=(12, 14)), threads=threads, prefetch=2
+    )
     for _ in range(10):
         for _batch in loader:
             pass
@@ -735,10 +749,9 @@ def test_a_disk_that_fails_is_an_error_that_names_the_key(
     def fail(*_: Any) -> Any:
         raise OSError(5, "Input/output error")
 
-    for crop, method in ((None, "gather"), (CenterCrop(4), "view")):
+    for crop in (None, CenterCrop(4), CenterCrop(4, resize=(12, 14))):
         with monkeypatch.context() as patch:
-            patch.setattr(PageCache, "read_into", fail)
-            patch.setattr(PageCache, "view", fail)
-            patch.setattr(PageCache, method, fail)
+            for method in ("read_into", "view", "gather"):
+                patch.setattr(PageCache, method, fail)
             message = failure(path, crop=crop)
         assert repr(keys[0]) in message and "Input/output error" in message

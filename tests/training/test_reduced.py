@@ -119,3 +119,20 @@ def test_a_loader_reduces_what_it_interpolates_and_no_mask(folder):
     Resizer().fill(mask, whole, Cut(0, 0, *whole.shape, 60, 60, 0, 0), nearest=True)
     assert np.array_equal(batch["image"][0], image)
     assert np.array_equal(batch["mask"][0], mask)
+
+
+@pytest.mark.parametrize("keys", [["colours.jpg"], ["gray.jpg", "colours.jpg"]])
+def test_with_exact_decode_the_pixels_are_those_of_the_array(folder, keys):
+    pytest.importorskip("torch")
+    crop = RandomResizedCrop(50, (0.5, 1))
+    options = {"batch_size": 1, "keys": keys, "crop": crop, "order": "stored", "threads": 0}
+    exact = list(H5Loader(folder, exact_decode=True, **options))
+    for key, (row,) in zip(keys, exact, strict=True):
+        draws = Draws(0, 0, np.array([position(folder, key)]))
+        (cut,) = crop.geometry(*np.array([[side] for side in SIDES]), draws).cuts()
+        assert cut.reduction() > 1
+        expected = np.empty_like(row)
+        box = folder[key][cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+        Resizer().fill(expected, box, cut)
+        assert np.array_equal(row, expected)
+    assert not np.array_equal(exact[0], next(iter(H5Loader(folder, **options))))

@@ -33,6 +33,15 @@ def image_of(shape, dtype=np.uint8, seed=0) -> np.ndarray:
     return wide[:, 2:-1]
 
 
+def unaligned(image: np.ndarray) -> np.ndarray:
+    """Return a read-only array that begins at an odd byte, as it may in a file."""
+    data = bytearray(1 + image.nbytes)
+    moved = np.ndarray(image.shape, image.dtype, data, 1)
+    moved[...] = image
+    moved.flags.writeable = False
+    return moved
+
+
 def cuts(crop, shape, count=1, seed=0) -> list[Cut]:
     sides = [np.full(count, side) for side in shape[:2]]
     return crop.geometry(*sides, Draws(seed, 0, np.arange(count))).cuts()
@@ -75,6 +84,20 @@ def test_a_resized_crop_has_the_pixels_of_torchvision(vision, channels, dtype):
         theirs = vision.hflip(theirs) if hflip else theirs
         theirs = vision.vflip(theirs) if vflip else theirs
         assert np.array_equal(row, as_array(theirs, image))
+
+
+@pytest.mark.parametrize("has_opencv", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float64])
+def test_a_mirrored_row_is_the_row_mirrored_whoever_does_it(dtype, has_opencv, monkeypatch):
+    if has_opencv:
+        pytest.importorskip("cv2")
+    else:
+        monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    for n in range(12):
+        image, crop = image_of((41, 53, 1 + n % 4), dtype, seed=n), Resize((17 + n, 23))
+        for hflip, vflip in FLIPS:
+            expected = row_of(crop, image)[:: -1 if vflip else 1, :: -1 if hflip else 1]
+            assert np.array_equal(row_of(crop, image, hflip=hflip, vflip=vflip), expected)
 
 
 @pytest.mark.parametrize("shape", [(37, 50, 3), (50, 37), (20, 90, 1), (3, 4, 3), (1, 1, 3)])
@@ -127,10 +150,11 @@ def test_other_dtypes_are_refused_unless_they_are_masks(dtype):
     row_of(CenterCrop(4), image)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_without_antialiasing_the_pixels_are_those_of_opencv(channels):
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
+def test_without_antialiasing_the_pixels_are_those_of_opencv(channels, dtype):
     cv2 = pytest.importorskip("cv2")
-    image, crop = image_of((61, 83, channels)), RandomResizedCrop((24, 33))
+    image, crop = unaligned(image_of((61, 83, *channels), dtype)), RandomResizedCrop((24, 33))
     for n, cut in enumerate(cuts(crop, image.shape, 8)):
         hflip, vflip = FLIPS[n % 4]
         row = row_of(crop, image, cut, antialias=False, hflip=hflip, vflip=vflip)

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter import H5Folder
+from converter.errors import LoadError
+from converter.training.batches import Filling, Recipe
 from converter.training.crops import CenterCrop, RandomCrop, RandomResizedCrop
 from converter.training.loader import H5Loader
 from helpers.arrays import make_h5
@@ -153,3 +156,72 @@ def test_any_number_of_processes_gives_the_same_batches(
     several = H5Loader(folder, processes=processes, **arguments)
     for _ in range(2):
         assert digests(several) == digests(alone)
+
+
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of small images: 12 equal ones of each of several dtypes and channels."""
+    random = np.random.default_rng(5)
+    shapes = {"u1": (9, 11, 3), ">u2": (9, 11), "?": (9, 11, 1), "f4": (9, 11, 4), "c8": (9, 11, 2)}
+    samples = {
+        f"{number}/{n:02}.npy": (random.random(shape) * 250).astype(dtype)
+        for number, (dtype, shape) in enumerate(shapes.items())
+        for n in range(12)
+    }
+    return make_h5(tmp_path_factory.mktemp("icons"), samples)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        RandomCrop((9, 11), padding=4),
+        RandomCrop((5, 7)),
+        RandomCrop(3, padding=(0, 5), fill=1),
+        CenterCrop(4),
+        CenterCrop((12, 5)),
+        CenterCrop(60),
+        RandomCrop(3, padding=20),
+        None,
+    ],
+)
+@pytest.mark.parametrize("flip", [{}, {"hflip": 0.5}, {"hflip": 0.3, "vflip": 0.6}])
+def test_small_equal_images_cropped_at_once_are_those_cropped_one_by_one(
+    icons: Path, crop: Any, flip: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epochs() -> list[Any]:
+        kinds = ({"keys": f"{n}/", "threads": n % 2} for n in range(5))
+        options = [*kinds, {"channels": 3, "keys": "0/"}]
+        loaders = [H5Loader(icons, batch_size=4, crop=crop, seed=2, **flip, **o) for o in options]
+        return [digests(loader) for loader in loaders for _ in range(2)]
+
+    gathered: list[int] = []
+    as_rows = Filling._as_rows
+    monkeypatch.setattr(Filling, "_as_rows", lambda *a: gathered.append(1) or as_rows(*a))
+    at_once = epochs()
+    assert sum(gathered) == 2 * 6 * 3
+    monkeypatch.setattr(Recipe, "gathers", lambda *_: False)
+    assert epochs() == at_once
+
+
+def test_small_equal_images_of_several_files_or_without_index_are_the_same(
+    icons: Path, tmp_path: Path
+) -> None:
+    with H5Folder(icons) as folder:
+        samples = {key: folder[key] for key in folder if key.startswith("0/")}
+    keys = sorted(samples)
+    some = make_h5(tmp_path / "some", {key: samples[key] for key in keys[:5]})
+    rest = make_h5(tmp_path / "rest", {key: samples[key] for key in keys[5:]})
+    bare = tmp_path / "bare.h5"
+    with h5py.File(bare, "w") as file:
+        for key in keys:
+            file[key] = samples[key]
+    options = {"batch_size": 4, "keys": "0/", "crop": RandomCrop(8, padding=2), "hflip": 0.5}
+    expected = digests(H5Loader(icons, **options))
+    assert digests(H5Loader([some, rest], **options)) == expected
+    assert digests(H5Loader(bare, **options)) == expected
+
+
+def test_a_fill_that_small_images_cannot_hold_names_one_of_them(icons: Path) -> None:
+    loader = H5Loader(icons, batch_size=4, keys="0/", crop=RandomCrop(12, padding=4, fill=256))
+    with pytest.raises(LoadError, match=r"'0/\d\d.npy' in .*: arrays of uint8 cannot hold 256"):
+        next(iter(loader))
