@@ -33,6 +33,7 @@ from helpers.run import (
     wait_until,
     write_functions,
 )
+from helpers.seams import make_tasks_small
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
@@ -308,7 +309,7 @@ def test_without_workers_a_run_ends_after_a_while(
 ) -> None:
     monkeypatch.setattr(converter.workers.dask, "SECONDS_WITHOUT_WORKERS", 3)
     monkeypatch.setattr(converter.workers.executor, "SECONDS_BETWEEN_LOOKS", 0.1)
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
+    make_tasks_small(monkeypatch, 1)
     cluster = make_cluster()
     cluster.work("--no-nanny", count=1)
     functions = write_functions(

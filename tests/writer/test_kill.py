@@ -26,6 +26,7 @@ from helpers.check import assert_same, failures, stored
 from helpers.images import colours, save
 from helpers.resuming import Conversion, files_in, taken_over
 from helpers.run import command, finish, processes_left, start, wait_until, workers_of
+from helpers.seams import forget_estimate, make_tasks_small
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -39,9 +40,8 @@ MORE_STEPS = 6  # than were counted, where processes read
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
-    # a file that the estimate has read would not be read again, and end no run
-    monkeypatch.setattr("converter.workers.once.ReadOnce._keep", lambda self, batch: None)
+    make_tasks_small(monkeypatch, FILES_IN_TASK)
+    forget_estimate(monkeypatch)
 
 
 # At every step of the writing
@@ -265,7 +265,7 @@ def test_killed_at_50_moments_the_next_run_ends_with_the_same_bytes(kind, reques
     """And reads again no more than what was in flight."""
     seeded = request.getfixturevalue(kind)
     conversion = seeded.conversion
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", seeded.files_in_task)
+    make_tasks_small(monkeypatch, seeded.files_in_task)
     whole = conversion.tmp_path / "whole.h5"
     assert conversion.run(output=whole).status == 0
     expected, older = whole.read_bytes(), b"an older one"
@@ -357,7 +357,7 @@ def test_no_more_is_in_flight_than_there_are_buffers_whatever_is_slow(
 
     A buffer is filled again only when it was released: nobody else may touch what lies there.
     """
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
+    make_tasks_small(monkeypatch, 1)
     keys = [f"{n:04}" for n in range(60)]
     work = LoggingWork(tmp_path, frozenset((keys[12], keys[12 + distance])))
     held: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
