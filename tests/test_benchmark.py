@@ -422,8 +422,8 @@ def training(pictures, tmp_path):
              "--batch_size=4", *arguments]
         )  # fmt: skip
         if not output.exists():
-            convert(pictures, output, ext="png")
-            convert(pictures, tmp_path / "out.encoded.h5", ext="png", store="encoded")
+            convert(pictures, output, ext="png", workers=1)
+            convert(pictures, tmp_path / "out.encoded.h5", ext="png", workers=1, store="encoded")
         with H5Folder(output) as folder:
             return benchmark._train_jobs(options, list(folder))
 
