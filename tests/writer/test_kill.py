@@ -254,8 +254,8 @@ def my_read(path_sample):
 
 @pytest.fixture
 def arrays(tmp_path, convert) -> Seeded:
-    """800 arrays of 100 bytes."""
-    conversion = Conversion(tmp_path, convert).add(800, ("small",))
+    """500 arrays of 100 bytes: twice as many as are in flight."""
+    conversion = Conversion(tmp_path, convert).add(500, ("small",))
     return Seeded(conversion, workers=2, files_in_task=16, most_estimated=64)
 
 
