@@ -654,8 +654,12 @@ class Result(NamedTuple):
         return [epoch.rate for epoch in self.epochs]
 
 
-def serve(connection: Connection, job: Job | TrainJob) -> None:
-    """Read one epoch for each seed that comes; send back what was measured."""
+def serve(connection: Connection, job: Job | TrainJob, method: str) -> None:
+    """Read one epoch for each seed that comes; send back what was measured.
+
+    A DataLoader starts its workers by ``method``, as in a script, and not as this process was.
+    """
+    multiprocessing.set_start_method(method, force=True)
     reading = None
     while True:
         try:
@@ -705,7 +709,8 @@ class Contestant:
     def __init__(self, job: Job | TrainJob) -> None:
         context = _start_method()
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, job))
+        method = multiprocessing.get_start_method()
+        self._process = context.Process(target=serve, args=(theirs, job, method))
         self._process.start()
         theirs.close()
         self._before: int | None = None

@@ -17,7 +17,7 @@ from converter.sources.resizing import DEFAULT_QUALITY
 WRONG_USAGE = 2
 MOST_SECONDS = 1e8  # three years; more than a timer can hold is no use either
 CONVERT, UPDATE, VERIFY, MERGE, EXTRACT = "convert", "update", "verify", "merge", "extract"
-SHEET = "contact_sheet"
+SHEET, MASKS = "contact_sheet", "contact_masks"
 #: Of two flags the first would do nothing, and why.
 CONTRADICTIONS = (
     ("workers", "dask", "whose workers are those of the scheduler"),
@@ -110,6 +110,8 @@ class _Flags:
         mode = next((mode for mode in (UPDATE, VERIFY, MERGE, EXTRACT) if mode in typed), CONVERT)
         if mode == CONVERT and SHEET in typed and "path_images" not in typed:
             mode = SHEET
+        if MASKS in typed and SHEET not in typed:
+            self._parser.error(f"--{MASKS} needs --{SHEET}")
         for name in typed:
             modes = self._flags[name].modes
             if mode not in modes and mode == CONVERT:

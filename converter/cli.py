@@ -103,8 +103,6 @@ def _convert(parsed: Arguments, caller: Callbacks) -> _Done:
 def _sheet_of(parsed: Arguments) -> Callable[[], Iterable[str]]:
     """Check what a contact sheet needs; return what draws it, and says so."""
     path, masks = parsed.values.get("contact_sheet"), parsed.values.get("contact_masks")
-    if path is None and masks is not None:
-        raise ConverterError("--contact_masks needs --contact_sheet")
     if path is None:
         return tuple
     from converter.contact_sheet import check_sheet, draw_contact_sheet, parse_masks

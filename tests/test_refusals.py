@@ -113,6 +113,7 @@ def test_all_modes_do_without_a_call_that_is_refused(
     photos: Path,
     output: Path,
     convert: Callable[..., Finished],
+    verify: Callable[..., Finished],
     monkeypatch: pytest.MonkeyPatch,
     call: str,
     number: int,
@@ -135,7 +136,7 @@ def test_all_modes_do_without_a_call_that_is_refused(
     assert convert(photos, joined, "--verify", "--workers=2").status == 0
     with h5py.File(joined, "r+", locking=False) as file:
         file.create_dataset("12.png", data=colours())
-    assert main(["--verify", "--rebuild_index", f"--path_output={joined}", "--workers=1"]) == 0
+    assert verify(joined, "--rebuild_index").status == 0
     back = output.parent / "back"
     assert main([f"--extract={back}", f"--path_output={output}"]) == 0
     assert len(list(back.iterdir())) == len(SAMPLES)

@@ -42,7 +42,7 @@ def describe(
         REVISION_NAME: str(revision),
         "options": _json(options),
         "plugins": _json(plugins),
-        "versions": _json(_versions(packages)),
+        "versions": _json(installed_versions(packages)),
     }
 
 
@@ -121,7 +121,8 @@ def _difference_of_versions(before: dict[str, str], now: dict[str, str]) -> str:
     return "the package versions are recorded in another format"
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of HDF5, h5py, numpy and those of ``packages`` that are installed."""
     versions = {"hdf5": h5py.version.hdf5_version}
     for name in (*PACKAGES, *packages):
         try:

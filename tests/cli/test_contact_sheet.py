@@ -251,6 +251,14 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_made(
     assert mine.read_bytes() == before
 
 
+def test_masks_without_a_sheet_or_a_folder_say_that_the_sheet_is_missing(
+    run_command: Command,
+) -> None:
+    ended = run_command("--contact_masks=images/=masks/")
+    assert_refused(ended, "--contact_masks needs --contact_sheet")
+    assert "--path_images" not in ended.err
+
+
 def test_verifying_draws_nothing(
     coloured: Path, output: Path, sheet: Path, convert: Command, run_command: Command
 ) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from converter import H5Folder
-from converter.writer import provenance
 from helpers.check import assert_same, stored
 from helpers.run import ROOT, Finished, read_with, run_here
+from helpers.seams import pretend_installed
 
 OLDER = ROOT / "tests" / "older" / "OUT.hdf5"
 LONG_AGO_NS = 1_500_000_000_123_456_789
@@ -74,7 +74,7 @@ def older(folder: Path, output: Path, functions: Path, monkeypatch: pytest.Monke
     make_folder(folder, KEYS)
     with h5py.File(OLDER) as file:
         versions = json.loads(file.attrs["versions"])
-    monkeypatch.setattr(provenance, "_versions", lambda _: versions)
+    pretend_installed(monkeypatch, versions)
     shutil.copy(OLDER, output)
     return output
 

@@ -19,6 +19,7 @@ from converter.commands.request import Options, Request, recorded_options
 from converter.writer import provenance
 from helpers.images import save_jpegs
 from helpers.run import ROOT
+from helpers.seams import pretend_installed
 
 LONG_AGO_NS = 1_500_000_000_123_456_789
 
@@ -95,7 +96,7 @@ def test_the_bytes_of_a_file_are_those_of_all_versions(flag, tmp_path, output, m
     folder = shutil.copytree(ROOT / "tests" / "images", tmp_path / "copy")
     for path in folder.rglob("*"):
         os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
-    monkeypatch.setattr(provenance, "_versions", lambda _: {})
+    pretend_installed(monkeypatch, {})
     name, value = re.fullmatch("--(.*)=(.*)", flag).groups()
     convert(folder, output, ext="jpg,png,gif,tif", workers=1, **{name: value})
     assert hashlib.sha256(output.read_bytes()).hexdigest() == SHA256[flag]

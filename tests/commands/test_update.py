@@ -748,9 +748,10 @@ def test_a_file_made_with_other_packages_is_read_anew(
     write_arrays(folder, {f"{name}.npy": numbers(n) for n, name in enumerate("abc")})
     settle(folder)
     flags, log = reading(tmp_path), tmp_path / "read.log"
-    versions = provenance._versions
+    versions = provenance.installed_versions
     with monkeypatch.context() as patch:
-        patch.setattr(provenance, "_versions", lambda names: {**versions(names), "numpy": "1.0"})
+        others = {"numpy": "1.0"}
+        patch.setattr(provenance, "installed_versions", lambda of: versions(of) | others)
         assert convert(folder, output, *flags).status == 0
     log.unlink()
     ended = update(folder, output, flags[1])

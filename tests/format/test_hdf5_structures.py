@@ -129,11 +129,18 @@ def test_a_large_group_has_its_links_and_no_others(count, tmp_path):
     with h5py.File(path) as file:
         folder = file["folder"]
         assert len(folder) == count
-        assert list(folder) == sorted(str(number) for number in range(count))
-        # all of a small one; of a large one those beside each border of a node, and many others
-        for number in range(0, count, 1 if count < 10_000 else 7):
-            assert folder[str(number)][()] == number
-            assert f"{number}x" not in folder
+        names = sorted(str(number) for number in range(count))
+        assert list(folder) == names
+        for place in places_at_borders(count):
+            assert folder[names[place]][()] == int(names[place])
+            assert f"{names[place]}x" not in folder  # it would be next to it
+
+
+def places_at_borders(count: int) -> list[int]:
+    """Return the last place of each B-tree node and the next, and those of some nodes below."""
+    of_tree = groups.NODE_ENTRIES * groups.NODE_CHILDREN
+    ends = {*range(of_tree, count, of_tree), *range(groups.NODE_ENTRIES, count, 56), count}
+    return sorted({place for end in ends for place in (end - 1, end)} - {count})
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 34, 300])

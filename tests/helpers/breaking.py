@@ -1,12 +1,14 @@
 """Run conversions that end at a chosen step of their writing. A program: see `break_all`.
 
-Each runs in a process group of its own, forked from one that has everything imported: hundreds
-of them take seconds.
+Each runs in a process group of its own, forked from one that has everything imported, and that
+serves all tests: hundreds of them take seconds.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
 import io
 import json
 import os
@@ -18,8 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS_BEFORE_HANG = 300  # all of them
 TESTS = Path(__file__).resolve().parents[1]
+#: What a run imports when it needs it: here, and not once in each child.
+IMPORTED = (
+    "converter.commands.convert",
+    "converter.commands.update",
+    "converter.messages",
+    "email.parser",
+    "numpy.ma",
+    "numpy.random",
+)
 #: Kill before a step; amid it, if it writes, else behind it; refuse it as a full disk does.
 WAYS = ("before", "amid", "full")
 
@@ -52,38 +62,43 @@ def break_all(
 
     With ``in_blocks`` the file is written as very large ones are.
     """
-    job = {"arguments": arguments, "points": points, "files_in_task": files_in_task}
-    job["in_blocks"] = in_blocks
-    ended = subprocess.run(
+    process = _prepared()
+    try:
+        print(json.dumps([arguments, points, files_in_task, in_blocks]), file=process.stdin)
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, process.stderr.read()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        _prepared.cache_clear()
+        raise
+    return [Broken(*fields) for fields in json.loads(answer)]
+
+
+@functools.cache
+def _prepared() -> subprocess.Popen[str]:
+    """Return the process that forks all others; it ends when its stdin does."""
+    return subprocess.Popen(
         [sys.executable, __file__],
-        input=json.dumps(job),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=SECONDS_BEFORE_HANG,
     )
-    assert ended.returncode == 0, ended.stderr
-    return [Broken(*fields) for fields in json.loads(ended.stdout)]
 
 
 def _main() -> None:
     sys.path[:0] = [str(TESTS.parent), str(TESTS)]
-    import converter.commands.convert  # here, and not once in each child
-    import converter.commands.update
-    import converter.messages
-    import converter.workers.tasks
-    from converter.cli import main
-    from converter.writer import payloads
-
-    job = json.load(sys.stdin)
-    converter.workers.tasks.MOST_FILES_IN_TASK = job["files_in_task"]
-    payloads.THREADS = 1  # so that steps come one after the other
-    if job["in_blocks"]:
-        payloads.CACHED_NBYTES, payloads.CACHED_SHARE, payloads.BLOCK_NBYTES = 0, 0.0, 1 << 14
-    ended = [_break(main, job["arguments"], Point(*fields)) for fields in job["points"]]
-    json.dump(ended, sys.stdout)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        arguments, points, *manner = json.loads(line)
+        ended = [_break(arguments, Point(*fields), *manner) for fields in points]
+        print(json.dumps(ended), flush=True)
 
 
-def _break(main: Callable[[list[str]], int], arguments: list[str], point: Point) -> Broken:
+def _break(arguments: list[str], point: Point, files_in_task: int, in_blocks: bool) -> Broken:
     from helpers.run import processes_left
 
     place = Path(point.place)
@@ -94,10 +109,11 @@ def _break(main: Callable[[list[str]], int], arguments: list[str], point: Point)
         os.setsid()
         os.environ["READS"] = str(read)  # resuming.READER
         _redirect(said)
+        _set_manner(files_in_task, in_blocks)
         with open(done, "w") as steps:
             if point.nbytes is None:
                 _Steps(point, lambda name: print(name, file=steps, flush=True)).install()
-            status = main([*arguments, f"--path_output={place / 'OUT.h5'}"])
+            status = _run([*arguments, f"--path_output={place / 'OUT.h5'}"])
         sys.stderr.flush()
         os._exit(status)
     if point.nbytes is not None:
@@ -106,6 +122,24 @@ def _break(main: Callable[[list[str]], int], arguments: list[str], point: Point)
     assert not processes_left(process)
     lists = (path.read_text().split() for path in (done, read))
     return Broken(os.waitstatus_to_exitcode(status), *lists, said.read_text())
+
+
+def _set_manner(files_in_task: int, in_blocks: bool) -> None:
+    from converter.workers import tasks
+    from converter.writer import payloads
+
+    tasks.MOST_FILES_IN_TASK = files_in_task
+    payloads.THREADS = 1  # so that steps come one after the other
+    if in_blocks:
+        payloads.CACHED_NBYTES, payloads.CACHED_SHARE, payloads.BLOCK_NBYTES = 0, 0.0, 1 << 15
+
+
+def _run(arguments: list[str]) -> int:
+    from converter.cli import main
+
+    # not main(arguments): its workers would be of a new interpreter, for a program may have a past
+    sys.argv = ["converter", *arguments]
+    return main()
 
 
 def _kill_at_size(process: int, partial: Path, nbytes: int) -> None:

@@ -33,6 +33,7 @@ from helpers.run import (
     wait_until,
     write_functions,
 )
+from helpers.seams import make_tasks_small
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
@@ -60,14 +61,16 @@ class Cluster:
         self.scheduler = self._start("scheduler", *listening, *flags, path=path)
         wait_until(self._answers, seconds=SECONDS_TO_START)
 
-    def work(self, *flags: str, count: int = 2, threads: int = 1, path: Path | None = ROOT) -> None:
+    def work(
+        self, *flags: str, count: int = 2, threads: int = 1, path: Path | None = ROOT
+    ) -> list[subprocess.Popen]:
         """Start workers that import from ``path``; wait until the scheduler knows them."""
         flags = (*flags, f"--nthreads={threads}", "--no-dashboard", "--dashboard-address=:0")
         known = self.workers()
-        for _ in range(count):
-            self._start("worker", self.address, *flags, path=path)
+        started = [self._start("worker", self.address, *flags, path=path) for _ in range(count)]
         wait_until(lambda: self.workers() >= known + count, seconds=SECONDS_TO_START)
         assert self.workers() == known + count, self.log()
+        return started
 
     def workers(self) -> int:
         with distributed.Client(self.address, set_as_default=False, timeout=30) as client:
@@ -77,10 +80,22 @@ class Cluster:
         return "".join(path.read_text() for path in self._logs.glob("*.log"))
 
     def end(self) -> None:
-        for process in reversed(self.processes):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        self.end_workers()
+        self._end_last()
+
+    def end_workers(self) -> None:
+        """End all but the scheduler, and wait until it knows."""
+        while len(self.processes) > 1:
+            self._end_last()
+        if self.scheduler.poll() is None:
+            wait_until(lambda: not self.workers())
+            assert not self.workers(), self.log()
+
+    def _end_last(self) -> None:
+        process = self.processes.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def _answers(self) -> bool:
         host, port = self.address.removeprefix("tcp://").split(":")
@@ -109,6 +124,7 @@ class Cluster:
 
 @pytest.fixture
 def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
+    """Make clusters of one test: of a scheduler that is killed, or lacks the package."""
     made: list[Cluster] = []
 
     def make(path: Path | None = ROOT) -> Cluster:
@@ -118,6 +134,20 @@ def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield make
     for cluster in made:
         cluster.end()
+
+
+@pytest.fixture(scope="module")
+def lasting_scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture
+def scheduler(lasting_scheduler: Cluster) -> Iterator[Cluster]:
+    """A scheduler without workers; those of a test end with it."""
+    yield lasting_scheduler
+    lasting_scheduler.end_workers()
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +298,9 @@ def test_a_worker_without_the_folder_is_said(cluster: Cluster, folder: Path, out
 
 
 def test_files_of_a_worker_that_is_killed_are_read_elsewhere(
-    make_cluster: Callable[..., Cluster], folder: Path, output: Path, tmp_path: Path
+    scheduler: Cluster, folder: Path, output: Path, tmp_path: Path
 ) -> None:
-    cluster = make_cluster()
-    cluster.work("--no-nanny")
+    victim, _ = scheduler.work("--no-nanny")
     functions = write_functions(
         tmp_path / "functions.py",
         f"""
@@ -288,9 +317,9 @@ def test_files_of_a_worker_that_is_killed_are_read_elsewhere(
     for n in range(100):
         (folder / f"{n:03}.num").touch()
     flags = ["--ext=num", *read_with(functions), "--quiet"]
-    process = start(command(folder, output, *flags, f"--dask={cluster.address}"))
+    process = start(command(folder, output, *flags, f"--dask={scheduler.address}"))
     wait_until(lambda: len(list(tmp_path.glob("pid*"))) == 2, seconds=SECONDS_TO_START)
-    os.kill(cluster.processes[1].pid, signal.SIGKILL)
+    os.kill(victim.pid, signal.SIGKILL)
     (tmp_path / "go").touch()
     ended = finish(process, seconds=300)
     assert ended.status == 0, ended.err
@@ -300,7 +329,7 @@ def test_files_of_a_worker_that_is_killed_are_read_elsewhere(
 
 
 def test_without_workers_a_run_ends_after_a_while(
-    make_cluster: Callable[..., Cluster],
+    scheduler: Cluster,
     folder: Path,
     output: Path,
     tmp_path: Path,
@@ -308,9 +337,8 @@ def test_without_workers_a_run_ends_after_a_while(
 ) -> None:
     monkeypatch.setattr(converter.workers.dask, "SECONDS_WITHOUT_WORKERS", 3)
     monkeypatch.setattr(converter.workers.executor, "SECONDS_BETWEEN_LOOKS", 0.1)
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
-    cluster = make_cluster()
-    cluster.work("--no-nanny", count=1)
+    make_tasks_small(monkeypatch, 1)
+    scheduler.work("--no-nanny", count=1)
     functions = write_functions(
         tmp_path / "functions.py",
         f"""
@@ -327,23 +355,22 @@ def test_without_workers_a_run_ends_after_a_while(
     for n in range(100):
         (folder / f"{n:03}.num").touch()
     options = {"ext": "num", "custom_read_func": True, "path_functions": functions}
-    with distributed.Client(cluster.address, set_as_default=False) as client:
+    with distributed.Client(scheduler.address, set_as_default=False) as client:
         executor = client.get_executor(pure=False)
         with pytest.raises(StoppedError, match="has had no workers for 3 s: start some"):
             convert_folder(folder, output, executor=executor, **options)
         assert not output.exists()
-        cluster.work("--no-nanny", count=1)
+        scheduler.work("--no-nanny", count=1)
         convert_folder(folder, output, executor=executor, **options)
     assert_same_as_local(folder, output, **options)
 
 
 def test_workers_of_several_threads_make_the_same_bytes(
-    make_cluster: Callable[..., Cluster], folder: Path, output: Path
+    scheduler: Cluster, folder: Path, output: Path
 ) -> None:
-    cluster = make_cluster()
-    cluster.work("--no-nanny", count=1, threads=4)
+    scheduler.work("--no-nanny", count=1, threads=4)
     save_jpegs(folder, [f"{n % 3}/{n:03}.jpg" for n in range(200)])
-    ended = run(command(folder, output, f"--dask={cluster.address}", "--quiet"))
+    ended = run(command(folder, output, f"--dask={scheduler.address}", "--quiet"))
     assert ended.status == 0, ended.err
     assert_same_as_local(folder, output)
 
@@ -362,11 +389,10 @@ def test_a_scheduler_that_is_killed_ends_the_run(
 
 
 def test_a_scheduler_without_workers_is_said(
-    make_cluster: Callable[..., Cluster], folder: Path, output: Path
+    scheduler: Cluster, folder: Path, output: Path
 ) -> None:
     save_jpegs(folder, ["a.jpg"])
-    cluster = make_cluster()
-    ended = run(command(folder, output, f"--dask={cluster.address}", "--quiet"))
+    ended = run(command(folder, output, f"--dask={scheduler.address}", "--quiet"))
     assert ended.status == 2, ended
     assert "has no workers" in ended.err
     assert list(output.parent.iterdir()) == []
@@ -389,7 +415,7 @@ def test_a_scheduler_without_the_package_is_said(
 @pytest.mark.parametrize("version", ["0.0.1", None])
 def test_a_worker_with_another_version_or_none_is_said(
     version: str | None,
-    make_cluster: Callable[..., Cluster],
+    scheduler: Cluster,
     folder: Path,
     output: Path,
     tmp_path: Path,
@@ -403,9 +429,8 @@ def test_a_worker_with_another_version_or_none_is_said(
         init.write_text(init.read_text().replace(__version__, version))
     elif run([sys.executable, "-c", "import converter"], cwd=tmp_path).status == 0:
         pytest.skip("the converter is installed here, so every worker has it")
-    cluster = make_cluster()
-    cluster.work("--no-nanny", count=1, path=installed)
-    ended = run(command(folder, output, f"--dask={cluster.address}", "--quiet"))
+    scheduler.work("--no-nanny", count=1, path=installed)
+    ended = run(command(folder, output, f"--dask={scheduler.address}", "--quiet"))
     assert ended.status == 2, ended
     said = [line for line in ended.err.splitlines() if line.startswith("converter: ")]
     assert "install the" in said[-1]
@@ -417,8 +442,13 @@ def test_a_worker_with_another_version_or_none_is_said(
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "nonsense", "", "udp://x:1"])
 def test_a_scheduler_that_does_not_answer_is_said(
-    address: str, folder: Path, output: Path, convert: Callable[..., Finished]
+    address: str,
+    folder: Path,
+    output: Path,
+    convert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(converter.workers.dask, "SECONDS_TO_CONNECT", 1)
     save_jpegs(folder, ["a.jpg"])
     ended = convert(folder, output, f"--dask={address.format(port=free_port())}", "--quiet")
     assert ended.status == 2, ended

@@ -26,6 +26,7 @@ from helpers.check import assert_same, failures, stored
 from helpers.images import colours, save
 from helpers.resuming import Conversion, files_in, taken_over
 from helpers.run import command, finish, processes_left, start, wait_until, workers_of
+from helpers.seams import forget_estimate, make_tasks_small
 
 pytestmark = [
     pytest.mark.mostly_slow,
@@ -34,13 +35,13 @@ pytestmark = [
 FILES_IN_TASK = 2
 FIRST_STEPS = 8  # opening, and the first batch
 LAST_STEPS = 14  # groups, index and names
+MORE_STEPS = 6  # than were counted, where processes read
 
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
-    # a file that the estimate has read would not be read again, and end no run
-    monkeypatch.setattr("converter.workers.once.ReadOnce._keep", lambda self, batch: None)
+    make_tasks_small(monkeypatch, FILES_IN_TASK)
+    forget_estimate(monkeypatch)
 
 
 # At every step of the writing
@@ -63,16 +64,17 @@ class Scene:
         """Run once unbroken, to count the steps; then break a run off at each, from this scene.
 
         The first and the last in all ways, those amid the writing, which are alike, in one of
-        them; thinly: the first and the last in one, and a third of the others.
+        them; thinly: the first and the last in one, and a third of the others, and some steps more,
+        for the next run may do more.
         """
         steps = self._break([self._point("unbroken", None)])[0].steps
         last = len(steps) - LAST_STEPS
         points = [
             self._point(way, step)
             for number, way in enumerate(WAYS)
-            for step in range(1, len(steps) + 1)
+            for step in range(1, len(steps) + 1 + thinly * MORE_STEPS)
             if _is_chosen(step, number, not FIRST_STEPS < step <= last, thinly=thinly)
-            if way != "full" or "write" in steps[step - 1]
+            if way != "full" or "write" in "".join(steps[step - 1 : step])
         ]
         return list(zip(points, self._break(points), strict=True))
 
@@ -252,8 +254,8 @@ def my_read(path_sample):
 
 @pytest.fixture
 def arrays(tmp_path, convert) -> Seeded:
-    """800 arrays of 100 bytes."""
-    conversion = Conversion(tmp_path, convert).add(800, ("small",))
+    """500 arrays of 100 bytes: twice as many as are in flight."""
+    conversion = Conversion(tmp_path, convert).add(500, ("small",))
     return Seeded(conversion, workers=2, files_in_task=16, most_estimated=64)
 
 
@@ -263,7 +265,7 @@ def test_killed_at_50_moments_the_next_run_ends_with_the_same_bytes(kind, reques
     """And reads again no more than what was in flight."""
     seeded = request.getfixturevalue(kind)
     conversion = seeded.conversion
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", seeded.files_in_task)
+    make_tasks_small(monkeypatch, seeded.files_in_task)
     whole = conversion.tmp_path / "whole.h5"
     assert conversion.run(output=whole).status == 0
     expected, older = whole.read_bytes(), b"an older one"
@@ -355,7 +357,7 @@ def test_no_more_is_in_flight_than_there_are_buffers_whatever_is_slow(
 
     A buffer is filled again only when it was released: nobody else may touch what lies there.
     """
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
+    make_tasks_small(monkeypatch, 1)
     keys = [f"{n:04}" for n in range(60)]
     work = LoggingWork(tmp_path, frozenset((keys[12], keys[12 + distance])))
     held: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()

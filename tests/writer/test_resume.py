@@ -18,6 +18,7 @@ from helpers.damage import flip
 from helpers.images import colours, save
 from helpers.resuming import KINDS, Conversion, counts, files_in, kept, taken_over
 from helpers.run import command, finish, processes_left, run, start, wait_until, without_root_rights
+from helpers.seams import pretend_installed
 
 FILES_IN_TASK = 4
 NAMES = ("partial", "journal")
@@ -518,7 +519,7 @@ def test_the_same_folder_by_another_name_is_the_same_folder(halfway, convert):
 
 
 def test_other_versions_of_the_packages_make_what_was_kept_useless(halfway, monkeypatch):
-    monkeypatch.setattr("converter.writer.provenance._versions", lambda _: {"numpy": "99"})
+    pretend_installed(monkeypatch, {"numpy": "99"})
     ended = halfway.run()
     assert ended.status == 0
     assert "cannot be resumed, because it was made with " in ended.err

@@ -1,0 +1,24 @@
+"""Have the converter behave as elsewhere: with other packages, or with few files to a task."""
+
+from __future__ import annotations
+
+import pytest
+
+from converter.workers import once, tasks
+from converter.writer import provenance
+
+
+def pretend_installed(patch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    """Have these versions of packages recorded, and no others."""
+    patch.setattr(provenance, "installed_versions", lambda _: versions)
+
+
+def make_tasks_small(patch: pytest.MonkeyPatch, files: int) -> None:
+    """Record after so few files."""
+    patch.setattr(tasks, "MOST_FILES_IN_TASK", files)
+
+
+def forget_estimate(patch: pytest.MonkeyPatch) -> None:
+    """Read the files again that the estimate has read, as those behind them are read."""
+    patch.setattr(once, "MOST_NBYTES", 0)
+    patch.setattr(once, "FEWEST_KEPT", 0)
