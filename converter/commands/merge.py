@@ -11,6 +11,8 @@ from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
 from converter.commands.estimate import check_space
@@ -19,7 +21,7 @@ from converter.commands.request import check_output
 from converter.errors import ConverterError
 from converter.files import open_hdf5
 from converter.format.index import order_of
-from converter.samples import Batch
+from converter.samples import Batch, Portions
 from converter.sources.readers import marks_images
 from converter.writer import provenance
 from converter.writer.journal import Head, read_head
@@ -223,7 +225,7 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
     """Yield all samples in the order of a conversion."""
     if _are_in_order(files):
         for file in files:
-            yield from file.batches(range(len(file)))
+            yield from file.batches(np.arange(len(file)))
         return
     origins = [
         (order_of(key), n, p)
@@ -237,8 +239,14 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
                 f"{files[n].keys.key(p)!r} is in {files[n].path} and in {files[m].path}: join "
                 "files that have no names in common"
             )
+    streams = [
+        Portions(file.batches(np.array([p for _, m, p in origins if m == n], np.int64)))
+        for n, file in enumerate(files)
+    ]
     for number, some in groupby(origins, key=lambda origin: origin[1]):
-        yield from files[number].batches(position for _, _, position in some)
+        yield from streams[number].take(len(list(some)))
+    for stream in streams:
+        stream.finish()
 
 
 def _keys(file: StoredSamples) -> Iterator[tuple[int, str]]:

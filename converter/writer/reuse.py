@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from converter.format.index import SOURCE
 from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Portions, Run
-from converter.threads import Threads
 from converter.writer.stored import BATCH_FILES, StoredSamples
 
 KEYS_AT_ONCE = 4096
@@ -74,12 +72,11 @@ class Reuse:
 
     def check(self) -> int:
         """Compare checksums; damaged samples will be read. Return how many there are."""
-        before = self.count
-        if self._finished is not None:
-            for some in _blocks(np.flatnonzero(self._positions >= 0)):
-                good = map_in_threads(self._finished.is_whole, self._positions[some].tolist())
-                self._positions[some[~np.array(good)]] = TO_READ
-        return before - self.count
+        if self._finished is None:
+            return 0
+        damaged = self._finished.damaged(self._copied())
+        self._positions[np.isin(self._positions, damaged)] = TO_READ
+        return len(damaged)
 
     def is_all(self, run: Run) -> bool:
         """Tell whether the new file would hold just what the older one does.
@@ -100,14 +97,16 @@ class Reuse:
     def batches(self, run: Run) -> Iterator[Batch]:
         """Yield all samples in plan order."""
         fresh = Portions(run(self.keys_to_read()))
+        if self._finished is not None:
+            kept = Portions(self._finished.batches(self._copied()))
         for origin, begin, end in self._stretches():
             if origin == FAILED:
                 failures: list[Any] = [self._failures[self._key(n)] for n in range(begin, end)]
                 yield Batch(failures, memoryview(b""))
             elif origin == TO_READ:
                 yield from fresh.take(end - begin)
-            elif self._finished is not None:
-                yield from self._finished.batches(self._positions[begin:end].tolist())
+            else:
+                yield from kept.take(end - begin)
         fresh.finish()
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
@@ -149,12 +148,6 @@ def failures_of(run: Run, keys: Sequence[str]) -> dict[str, Failure]:
     return failures
 
 
-def map_in_threads(function: Callable[[Any], bool], items: Sequence[Any]) -> list[bool]:
-    """Return ``function(item)`` for each item, from several threads where that is faster."""
-    with closing(Threads()) as threads:
-        return threads.map(function, items)
-
-
 def _blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(indices), KEYS_AT_ONCE):
         yield indices[first : first + KEYS_AT_ONCE]
@@ -176,7 +169,7 @@ class Changes:
 
     def add(self, sample: Encoded) -> None:
         """Count a sample of the new file."""
-        is_current = self.before.has(sample.key, (sample.source_nbytes, sample.source_mtime_ns))
+        is_current = self.before.has(sample.key, sample.source)
         if is_current is None:
             self.added += 1
         elif is_current:

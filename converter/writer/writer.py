@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
-from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
 from converter.files import DISK_FULL, lock, synchronise, write_at
 from converter.samples import Batch
@@ -77,14 +76,14 @@ class Writer:
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
         self._start(self.nbytes)
 
-    def resume(self, prefix: Prefix) -> None:
+    def resume(self, prefix: Prefix, structures: Structures) -> None:
         """Cut file and journal behind a prefix, whose batches come first. Raises WriteError."""
         assert self._file is not None
         with self._explaining():
             self._journal = Journal.resume(self.paths.journal, prefix.rows)
             write_at(self._file, memoryview(self._owner), MARK_NBYTES)
             self._file.truncate(prefix.nbytes)
-        self.recorded = prefix.samples
+        self.recorded, self._structures = prefix.samples, structures
         self._start(prefix.nbytes)
 
     def _start(self, begin: int) -> None:
@@ -119,15 +118,11 @@ class Writer:
         Raises WriteError when the disk is full or fails: nothing can be written after that.
         """
         assert self._file is not None and self._payloads is not None
-        if not self._is_locked and not batch.is_in_place:
-            self._check_owner()
-        offset, before = self._structures.end, crc32(batch.payload) if batch.is_in_place else 0
-        rows = self._structures.add(batch)
         if batch.is_in_place:
-            if crc32(batch.payload) != before:  # the disk has lost some of HDF5's structures
-                with self._explaining():
-                    write_at(self._file, batch.payload, offset)
             return
+        if not self._is_locked:
+            self._check_owner()
+        rows = self._structures.add(batch)
         batch.is_held = True
         self._unrecorded.append((self._structures.end, rows))
         self._payloads.append(batch.payload, batch.release)
