@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from converter.callbacks import Callbacks
-from converter.codecs.filters import as_bytes
+from converter.codecs.filters import as_bytes, crc32
 from converter.commands.report import Counts
 from converter.commands.request import (
     Request,
@@ -23,6 +26,8 @@ from converter.commands.request import (
 )
 from converter.errors import LoadError, describe
 from converter.files import Handle, open_handle
+from converter.format.headers import datatype
+from converter.format.index import Extent
 from converter.format.index_reader import (
     Index,
     crc32_of,
@@ -30,13 +35,20 @@ from converter.format.index_reader import (
     read_sources,
     sources_begin,
 )
-from converter.loader.h5folder import H5Folder
+from converter.format.layout import Layout
 from converter.loader.h5py_file import Datasets
+from converter.loader.indexed_file import IndexedFile
 from converter.samples import Batch, Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
 from converter.sources.encoder import Encoder, Settings
 from converter.sources.storable import with_clean_bools
+from converter.threads import Threads
 from converter.workers.launcher import launching
 from converter.workers.pool import Pool
+from converter.writer.payloads import BLOCK_NBYTES, read_large
+
+STRUCTURES_NBYTES = 4 << 10  # behind a payload, mostly far fewer
+#: Read at once: more where samples are large, for what is read in vain where a worker's task ends.
+LARGE_NBYTES, MOST_NBYTES = 64 << 10, 4 << 20
 
 
 @dataclass
@@ -186,8 +198,12 @@ class Checker:
     """Checks samples in this process."""
 
     def __init__(self, checks: Checks) -> None:
-        self._folder = H5Folder(checks.path, verify=True, threads=1) if checks.has_index else None
-        self._datasets = Datasets(Handle(os.fspath(checks.path)))
+        self._handle = _Window(os.fspath(checks.path))
+        self._datasets = Datasets(self._handle)
+        index = open_index(self._handle) if checks.has_index else None
+        self._file = None
+        if index is not None:
+            self._file = IndexedFile(self._handle, index, threads=Threads(1), verify=True)
         self._encoder = Encoder(checks.reading) if checks.reading is not None else None
 
     def encode(self, key: str, buffer: Buffer) -> Result:
@@ -203,12 +219,8 @@ class Checker:
         return Checked(key, nbytes) if reason is None else Failure(key, reason)
 
     def _check(self, key: str, buffer: Buffer) -> tuple[str | None, int]:
-        stored, by_index = self._datasets.read(key), None
-        if self._folder is not None and self._folder.is_encoded:
-            by_index = np.frombuffer(self._folder.read_bytes(key), np.uint8)
-        elif self._folder is not None:
-            by_index = self._folder[key]
-        if by_index is not None and _differ(stored, by_index):
+        stored = self._datasets.read(key) if self._file is None else self._stored(self._file, key)
+        if stored is None:
             return "h5py and H5Folder read it differently", 0
         if self._encoder is not None:
             source = self._encoder.read(key, buffer)
@@ -223,6 +235,105 @@ class Checker:
                     0,
                 )
         return None, stored.nbytes
+
+    def _stored(self, file: IndexedFile, key: str) -> np.ndarray | None:
+        """Return the array of a sample; None where h5py and the index do not give the same."""
+        position = file.keys.find(key)
+        assert position is not None
+        extents = file.keys.extents(position)
+        nbytes = sum(extent.nbytes for extent in extents)
+        if extents and extents[-1].offset + extents[-1].nbytes == extents[0].offset + nbytes:
+            payload = self._handle.fetch(nbytes, extents[0].offset)
+            layout = file.keys.layout_at(position)
+            if layout.is_plain and _is_there(self._datasets.dataset(key), layout, extents[0]):
+                if crc32(payload) != extents[0].crc32:
+                    raise LoadError(
+                        f"{key!r} in {self._handle.path} is damaged (its checksum differs)"
+                    )
+                return np.frombuffer(payload, layout.dtype).reshape(layout.shape)
+        stored, by_index = self._datasets.read(key), file.payload(position)
+        if not isinstance(by_index, np.ndarray):
+            by_index = np.frombuffer(by_index, np.uint8)
+        return None if _differ(stored, by_index) else stored
+
+
+def _is_there(dataset: Any, layout: Layout, extent: Extent) -> bool:
+    """Tell whether HDF5 finds just these bytes, and takes them for the same array.
+
+    Then reading them through h5py too would tell nothing more.
+    """
+    return bool(
+        dataset.chunks is None
+        and dataset.shape == layout.shape
+        and dataset.id.get_offset() == extent.offset
+        and dataset.id.get_storage_size() == extent.nbytes
+        and bytes(dataset.id.get_type().encode()[2:]) == _datatype(layout.dtype)
+    )
+
+
+@functools.lru_cache
+def _datatype(dtype: np.dtype[Any]) -> bytes:
+    return b"" if dtype.kind in "SV" else datatype(dtype)  # equal ones may differ in HDF5
+
+
+class _Window(Handle):
+    """A file of which the part that was read last stays in memory, for h5py and the index.
+
+    It goes from sample to sample, past the page cache where the file is large.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._begin, self._content = 0, memoryview(b"")
+        self._memory = memoryview(bytearray(BLOCK_NBYTES))
+
+    def fetch(self, nbytes: int, offset: int) -> memoryview:
+        """Return bytes, to be looked at before the next are fetched."""
+        if not self._holds(nbytes, offset):
+            self._begin, self._content = offset, memoryview(b"")
+            each = nbytes + STRUCTURES_NBYTES  # the next will be as large
+            most = MOST_NBYTES if nbytes >= LARGE_NBYTES else BLOCK_NBYTES
+            length = min(max(1, most // each) * each, self.nbytes - offset)
+            if length > len(self._memory):
+                self._memory = memoryview(bytearray(length))
+            read_large(self, self._memory[:length], offset)
+            self._content = self._memory[:length]
+        return self._content[offset - self._begin :][:nbytes]
+
+    def read_into(self, target: Any, offset: int) -> None:
+        """Fill a buffer; see `Handle.read_into`."""
+        view = memoryview(target).cast("B")
+        if self._holds(view.nbytes, offset):
+            view[:] = self.fetch(view.nbytes, offset)
+        else:
+            super().read_into(view, offset)
+
+    def reopened(self) -> io.RawIOBase:  # type: ignore[override]
+        """Return the file as HDF5 reads it; see `Handle.reopened`."""
+        return _WindowFile(self)
+
+    def _holds(self, nbytes: int, offset: int) -> bool:
+        begin = offset - self._begin
+        return begin >= 0 and begin + nbytes <= len(self._content)
+
+
+class _WindowFile(io.RawIOBase):
+    """A window with a file position, as h5py wants a file."""
+
+    def __init__(self, window: _Window) -> None:
+        self._window, self._offset = window, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begins = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._window.nbytes}
+        self._offset = begins[whence] + offset
+        return self._offset
+
+    def readinto(self, target: Any) -> int:
+        view = memoryview(target).cast("B")
+        view = view[: max(0, self._window.nbytes - self._offset)]
+        self._window.read_into(view, self._offset)
+        self._offset += view.nbytes
+        return view.nbytes
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:

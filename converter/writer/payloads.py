@@ -47,8 +47,9 @@ def is_large(nbytes: int | None, free_memory: int | None = None) -> bool:
 
     ``free_memory`` in bytes is the system's, if not given.
     """
-    free = _free_memory() if free_memory is None else free_memory
-    return nbytes is not None and nbytes > max(CACHED_NBYTES, CACHED_SHARE * free)
+    if nbytes is None or nbytes <= CACHED_NBYTES:
+        return False
+    return nbytes > CACHED_SHARE * (_free_memory() if free_memory is None else free_memory)
 
 
 def knows_uncached(system: str = sys.platform, release: str | None = None) -> bool:
