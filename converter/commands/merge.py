@@ -68,6 +68,8 @@ def merge(
         raise ConverterError("none of the files to join holds a file: convert again")
     _check_folders(files)
     nbytes = sum(path.stat().st_size for path in paths)
+    for file in files:
+        file.read_as_part_of(nbytes)
     check_space(path_output, nbytes, cure="free space")
     _check_unfinished(Paths(path_output))
     report = Report(path_output=path_output, total=sum(len(file) for file in files))

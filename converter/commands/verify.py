@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -44,11 +43,7 @@ from converter.sources.storable import with_clean_bools
 from converter.threads import Threads
 from converter.workers.launcher import launching
 from converter.workers.pool import Pool
-from converter.writer.payloads import BLOCK_NBYTES, read_large
-
-STRUCTURES_NBYTES = 4 << 10  # behind a payload, mostly far fewer
-#: Read at once: more where samples are large, for what is read in vain where a worker's task ends.
-LARGE_NBYTES, MOST_NBYTES = 64 << 10, 4 << 20
+from converter.writer.large_reads import Window
 
 
 @dataclass
@@ -198,7 +193,7 @@ class Checker:
     """Checks samples in this process."""
 
     def __init__(self, checks: Checks) -> None:
-        self._handle = _Window(os.fspath(checks.path))
+        self._handle = Window(os.fspath(checks.path))
         self._datasets = Datasets(self._handle)
         index = open_index(self._handle) if checks.has_index else None
         self._file = None
@@ -274,66 +269,6 @@ def _is_there(dataset: Any, layout: Layout, extent: Extent) -> bool:
 @functools.lru_cache
 def _datatype(dtype: np.dtype[Any]) -> bytes:
     return b"" if dtype.kind in "SV" else datatype(dtype)  # equal ones may differ in HDF5
-
-
-class _Window(Handle):
-    """A file of which the part that was read last stays in memory, for h5py and the index.
-
-    It goes from sample to sample, past the page cache where the file is large.
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self._begin, self._content = 0, memoryview(b"")
-        self._memory = memoryview(bytearray(BLOCK_NBYTES))
-
-    def fetch(self, nbytes: int, offset: int) -> memoryview:
-        """Return bytes, to be looked at before the next are fetched."""
-        if not self._holds(nbytes, offset):
-            self._begin, self._content = offset, memoryview(b"")
-            each = nbytes + STRUCTURES_NBYTES  # the next will be as large
-            most = MOST_NBYTES if nbytes >= LARGE_NBYTES else BLOCK_NBYTES
-            length = min(max(1, most // each) * each, self.nbytes - offset)
-            if length > len(self._memory):
-                self._memory = memoryview(bytearray(length))
-            read_large(self, self._memory[:length], offset)
-            self._content = self._memory[:length]
-        return self._content[offset - self._begin :][:nbytes]
-
-    def read_into(self, target: Any, offset: int) -> None:
-        """Fill a buffer; see `Handle.read_into`."""
-        view = memoryview(target).cast("B")
-        if self._holds(view.nbytes, offset):
-            view[:] = self.fetch(view.nbytes, offset)
-        else:
-            super().read_into(view, offset)
-
-    def reopened(self) -> io.RawIOBase:  # type: ignore[override]
-        """Return the file as HDF5 reads it; see `Handle.reopened`."""
-        return _WindowFile(self)
-
-    def _holds(self, nbytes: int, offset: int) -> bool:
-        begin = offset - self._begin
-        return begin >= 0 and begin + nbytes <= len(self._content)
-
-
-class _WindowFile(io.RawIOBase):
-    """A window with a file position, as h5py wants a file."""
-
-    def __init__(self, window: _Window) -> None:
-        self._window, self._offset = window, 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        begins = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._window.nbytes}
-        self._offset = begins[whence] + offset
-        return self._offset
-
-    def readinto(self, target: Any) -> int:
-        view = memoryview(target).cast("B")
-        view = view[: max(0, self._window.nbytes - self._offset)]
-        self._window.read_into(view, self._offset)
-        self._offset += view.nbytes
-        return view.nbytes
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:

@@ -19,11 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.files import Handle, is_refusal, write_at
+from converter.files import is_refusal, write_at
 
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
@@ -58,18 +57,6 @@ def knows_uncached(system: str = sys.platform, release: str | None = None) -> bo
         return False
     version = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
     return version is not None and tuple(map(int, version.groups())) >= FIRST_LINUX_WITH_UNCACHED
-
-
-def read_large(handle: Handle, target: memoryview, offset: int) -> None:
-    """Fill ``target`` from a file; a large one leaves in the page cache what was there before.
-
-    Raises LoadError where the file ends before.
-    """
-    nbytes = 0
-    if len(target) >= BLOCK_NBYTES and is_large(handle.nbytes) and knows_uncached():
-        with suppress(NotImplementedError, OSError):  # what could not be read is read again
-            nbytes = os.preadv(handle.fd, [target], offset, UNCACHED)
-    handle.read_into(target[nbytes:], offset + nbytes)
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ from converter.format.superblock import SIGNATURE, SUPERBLOCK_NBYTES
 from converter.samples import Batch, Encoded, Failure, Plan, Result, Run
 from converter.writer import provenance
 from converter.writer.journal import Head, Row, read_head, read_rows
+from converter.writer.large_reads import reader_of
 from converter.writer.paths import MARK_NBYTES, Paths, read_mark
 from converter.writer.reuse import failures_of, source_of
 from converter.writer.stored import BATCH_FILES, Form, Read, Stored, read_batches
@@ -137,8 +138,8 @@ class _Walk:
         self.recorded = 0  # samples, also those behind the prefix
         self.end: _End | None = None
         samples = self._counted(_samples(read_rows(paths.journal), marks_images=marks_images))
-        handle = Handle(str(self._partial))
-        with closing(read_batches(handle, itertools.islice(samples, most))) as batches:
+        reader = reader_of(Handle(str(self._partial)))
+        with closing(read_batches(reader, itertools.islice(samples, most))) as batches:
             for read in batches:
                 self._take(read)
                 if self.end is not None:

@@ -14,13 +14,13 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
-from converter.files import Handle, open_handle
+from converter.files import open_handle
 from converter.format.headers import as_image, is_image, structure_nbytes
 from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import open_index, read_sources, sources_begin
 from converter.format.layout import Layout, has_bool
 from converter.samples import Batch, Encoded, Failure, Part, Result
-from converter.writer.payloads import read_large
+from converter.writer.large_reads import Reader, reader_of
 
 BATCH_NBYTES = 4 << 20
 BATCH_FILES = 256
@@ -48,6 +48,7 @@ class StoredSamples:
         self.path = path
         self.marks_images = False
         self._handle = open_handle(path)
+        self._read = reader_of(self._handle)
         index = open_index(self._handle)
         if index is None:
             raise LoadError(
@@ -68,6 +69,10 @@ class StoredSamples:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def read_as_part_of(self, nbytes: int) -> None:
+        """Read on as is best where so many bytes are read of this file and others."""
+        self._read = reader_of(self._handle, nbytes)
 
     def find_current(self, keys: Sequence[str], sources: np.ndarray) -> np.ndarray:
         """Return positions of samples whose source file is as it was, -1 for the others.
@@ -102,14 +107,14 @@ class StoredSamples:
         """Return those of the positions whose payloads have not their checksums."""
         numbers: list[int] = []
         first = 0
-        for read in read_batches(self._handle, self._samples(positions)):
+        for read in read_batches(self._read, self._samples(positions)):
             numbers += [first + number for number in read.damaged]
             first += len(read.batch.results)
         return positions[numbers]
 
     def batches(self, positions: np.ndarray) -> Iterator[Batch]:
         """Yield samples, a few at a time. Raises StoppedError where one is damaged."""
-        for read in read_batches(self._handle, self._samples(positions)):
+        for read in read_batches(self._read, self._samples(positions)):
             for number, why in read.damaged.items():
                 raise StoppedError(
                     f"{read.batch.results[number].key!r} in {self.path} is damaged ({why}): "
@@ -175,19 +180,19 @@ class Read(NamedTuple):
     damaged: dict[int, str]
 
 
-def read_batches(handle: Handle, samples: Iterator[Stored | Failure]) -> Generator[Read]:
+def read_batches(read: Reader, samples: Iterator[Stored | Failure]) -> Generator[Read]:
     """Yield samples of a file, and failures in between, in batches as a pool does.
 
     Each is read, by another thread, while the one before is worked on.
     """
     spare: list[memoryview] = []  # new memory would cost as much as reading
     with ThreadPoolExecutor(1, "Reader") as thread:
-        coming = thread.submit(_read, handle, samples, spare)
-        while (read := coming.result()) is not None:
-            coming = thread.submit(_read, handle, samples, spare)
-            yield read
-            if not read.batch.is_held:
-                read.batch.release()
+        coming = thread.submit(_read_some, read, samples, spare)
+        while (some := coming.result()) is not None:
+            coming = thread.submit(_read_some, read, samples, spare)
+            yield some
+            if not some.batch.is_held:
+                some.batch.release()
 
 
 class _Target(NamedTuple):
@@ -198,8 +203,8 @@ class _Target(NamedTuple):
     extent: Extent
 
 
-def _read(
-    handle: Handle, samples: Iterator[Stored | Failure], spare: list[memoryview]
+def _read_some(
+    read: Reader, samples: Iterator[Stored | Failure], spare: list[memoryview]
 ) -> Read | None:
     """Read the next samples into spare memory; return None where there are no more."""
     results: list[Result] = []
@@ -226,16 +231,16 @@ def _read(
             spare.append(memory)
 
     batch = Batch(results, memory[:nbytes], release)
-    return _fill(handle, batch, targets)
+    return _fill(read, batch, targets)
 
 
-def _fill(handle: Handle, batch: Batch, targets: Sequence[_Target]) -> Read:
+def _fill(read: Reader, batch: Batch, targets: Sequence[_Target]) -> Read:
     """Read payloads to where they go, at once where they lie in the file just so."""
     buffer, is_filled = batch.payload, False
     first = targets[0].extent.offset - targets[0].begin if targets else -1
     if all(extent.offset - begin == first for begin, _, extent in targets) and first >= 0:
         with suppress(LoadError, OSError):  # then one of them cannot be read
-            read_large(handle, buffer, first)
+            read(buffer, first)
             is_filled = True
     if not is_filled:
         np.frombuffer(buffer, np.uint8).fill(0)  # nothing is left of what was there before
@@ -244,7 +249,7 @@ def _fill(handle: Handle, batch: Batch, targets: Sequence[_Target]) -> Read:
         payload = buffer[begin : begin + extent.nbytes]
         try:
             if not is_filled:
-                handle.read_into(payload, extent.offset)
+                read(payload, extent.offset)
             if crc32(payload) != extent.crc32:
                 damaged[result] = "its checksum differs"
         except (LoadError, OSError) as error:

@@ -192,7 +192,6 @@ def test_what_h5py_and_the_index_find_is_read_once_many_samples_at_a_time(
         name = folder / f"{number:02}.npy"
         np.save(name, np.random.default_rng(number).integers(0, 99, 200_000, "u1"))
     convert(folder, output, "--ext=npy", *read_with(FUNCTIONS / "load_npy.py"), *flags)
-    checker, buffer = Checks(output).start(), Buffer()
     real, read = os.preadv, []
 
     def preadv(descriptor: int, parts: list[memoryview], offset: int, flags: int = 0) -> int:
@@ -202,8 +201,9 @@ def test_what_h5py_and_the_index_find_is_read_once_many_samples_at_a_time(
         return nbytes
 
     monkeypatch.setattr(os, "preadv", preadv)
-    monkeypatch.setattr("converter.writer.payloads.is_large", lambda nbytes: is_large)
-    monkeypatch.setattr("converter.writer.payloads.knows_uncached", lambda: True)
+    monkeypatch.setattr("converter.writer.large_reads.is_large", lambda nbytes: is_large)
+    monkeypatch.setattr("converter.writer.large_reads.knows_uncached", lambda: True)
+    checker, buffer = Checks(output).start(), Buffer()
     results = [checker.encode(key, buffer) for key in H5Folder(output)]
     assert results == [Checked(f"{number:02}.npy", 200_000) for number in range(40)]
     of_samples = [(nbytes, flags) for nbytes, flags in read if nbytes > 100_000]
