@@ -80,7 +80,7 @@ def merge(
         with caller.without_signals():
             writer.lock()
             writer.expected_nbytes = nbytes
-            writer.begin(Head(path_output.name, "", MERGING, {}))
+            writer.begin(Head(path_output.name, "", MERGING, {}), is_resumable=False)
         try:
             for batch in _batches(files):
                 with caller.without_signals():

@@ -11,9 +11,10 @@ import numpy as np
 
 from converter.format.index import SOURCE
 from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Portions, Run
-from converter.writer.stored import BATCH_FILES, StoredSamples
+from converter.writer.stored import StoredSamples
 
 KEYS_AT_ONCE = 4096
+FAILURES_AT_ONCE = 256
 NO_SOURCE = (2**64 - 1, 0)
 TO_READ, FAILED = -1, -2
 
@@ -137,9 +138,9 @@ def source_of(plan: Plan, key: str) -> tuple[int, int] | None:
 def failures_of(run: Run, keys: Sequence[str]) -> dict[str, Failure]:
     """Read files until one does not fail; return the failures so far by key, in order."""
     failures: dict[str, Failure] = {}
-    for first in range(0, len(keys), BATCH_FILES):
+    for first in range(0, len(keys), FAILURES_AT_ONCE):
         some = KeyList()
-        for key in keys[first : first + BATCH_FILES]:
+        for key in keys[first : first + FAILURES_AT_ONCE]:
             some.append(key.encode())
         for batch in run(some):
             failures |= {one.key: one for one in batch.results if isinstance(one, Failure)}

@@ -23,7 +23,7 @@ from converter.samples import Batch, Encoded, Failure, Part, Result
 from converter.writer.large_reads import Reader, reader_of
 
 BATCH_NBYTES = 4 << 20
-BATCH_FILES = 256
+BATCH_FILES = 1024
 MEMORY_NBYTES = 2 * BATCH_NBYTES  # for a batch, but for one with a large sample
 STALE = np.array((2**64 - 1, 0), SOURCE)  # size and time of no file
 

@@ -52,6 +52,7 @@ class Writer:
         self._file: io.FileIO | None = None
         self._identity: os.stat_result | None = None  # of the file, open or closed to be renamed
         self._journal: Journal | None = None
+        self._is_resumable = True
         self._state = _State.LOCKED
         self._threads = threads
         self._payloads: Payloads | None = None
@@ -66,14 +67,15 @@ class Writer:
             self._file, self._is_locked = _open_locked(self.paths.partial)
             self._identity = os.fstat(self._file.fileno())
 
-    def begin(self, head: Head) -> None:
-        """Start over with an empty file. Raises WriteError."""
+    def begin(self, head: Head, *, is_resumable: bool = True) -> None:
+        """Start over with an empty file, of which the journal tells. Raises WriteError."""
         assert self._file is not None
         mark = os.urandom(MARK_NBYTES)
         self.discard()
         with self._explaining():
             write_at(self._file, memoryview(mark + self._owner), 0)
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
+        self._is_resumable = is_resumable
         self._start(self.nbytes)
 
     def resume(self, prefix: Prefix, structures: Structures) -> None:
@@ -133,7 +135,8 @@ class Writer:
         assert self._journal is not None
         while self._unrecorded and self._unrecorded[0][0] <= end:
             _, rows = self._unrecorded[0]
-            self._journal.append(rows)
+            if self._is_resumable:
+                self._journal.append(rows)
             self._unrecorded.popleft()
             self.recorded += sum(row.layout is not None for row in rows)
 
