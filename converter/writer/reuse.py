@@ -98,8 +98,8 @@ class Reuse:
     def batches(self, run: Run) -> Iterator[Batch]:
         """Yield all samples in plan order."""
         fresh = Portions(run(self.keys_to_read()))
-        if self._finished is not None:
-            kept = Portions(self._finished.batches(self._copied()))
+        copied = iter(()) if self._finished is None else self._finished.batches(self._copied())
+        kept = Portions(copied)
         for origin, begin, end in self._stretches():
             if origin == FAILED:
                 failures: list[Any] = [self._failures[self._key(n)] for n in range(begin, end)]
@@ -109,6 +109,7 @@ class Reuse:
             else:
                 yield from kept.take(end - begin)
         fresh.finish()
+        kept.finish()
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         """Yield origin, begin and end of samples in a row that come from one origin."""

@@ -154,9 +154,7 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, layout: Layout, nbytes: int, *, marks_images: bool) -> Form:
-        is_in_one = (
-            nbytes > 0 and layout.count_extents(nbytes) == 1 and layout.can_come_from(nbytes)
-        )
+        is_in_one = layout.count_extents(nbytes) == 1 and layout.can_come_from(nbytes)
         if not layout.has_shape:
             layout = replace(layout, shape=(nbytes,))
         elif (
@@ -243,7 +241,7 @@ def _fill(read: Reader, batch: Batch, targets: Sequence[_Target]) -> Read:
             read(buffer, first)
             is_filled = True
     if not is_filled:
-        np.frombuffer(buffer, np.uint8).fill(0)  # nothing is left of what was there before
+        buffer[:] = bytes(len(buffer))  # nothing is left of what was there before
     damaged: dict[int, str] = {}
     for begin, result, extent in targets:
         payload = buffer[begin : begin + extent.nbytes]
