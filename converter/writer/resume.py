@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from converter.codecs.filters import crc32
@@ -99,14 +100,8 @@ def find_kept(
     """
     if not _is_of_use(paths, head, notice):
         return Kept()
-    walk = _Walk(plan, paths, marks_images=marks_images)
+    walk = _Walk(paths, plan, run, marks_images=marks_images)
     recorded = walk.recorded
-    failures = failures_of(run, list(walk.failures))
-    for key, rows in walk.failures.items():
-        if key not in failures:
-            walk = _Walk(plan, paths, rows, marks_images=marks_images)
-            walk.end = _End(key, MENDED)
-            break
     samples, end = walk.prefix.samples, walk.end
     # What is damaged cannot be put back: stopping would save nothing.
     if end is not None and end.why != DAMAGED and samples < FEWEST_KEPT * recorded:
@@ -119,27 +114,25 @@ def find_kept(
     again = recorded - samples - (end is not None and end.why == GONE)
     if end is not None and again:
         notice(f"{end.key} {end.why}: {again} of the samples stored are read again")
-    return Kept(walk.prefix, walk.structures, failures, marks_images) if samples else Kept()
+    return Kept(walk.prefix, walk.structures, walk.failures, marks_images) if samples else Kept()
 
 
 class _Walk:
-    """Goes along a plan and a journal, or its first ``most`` rows, as far as they agree.
+    """Goes along a journal and a plan, as far as they agree.
 
-    Reads each payload, once, and what HDF5 needs for it; mends the latter.
+    Reads each payload, once, and what HDF5 needs for it; mends the latter. Reads again what failed.
     """
 
-    def __init__(
-        self, plan: Plan, paths: Paths, most: int | None = None, *, marks_images: bool
-    ) -> None:
-        self._plan, self._partial = plan, paths.partial
-        self.failures: dict[str, int] = {}  # each with the number of rows before it
+    def __init__(self, paths: Paths, plan: Plan, run: Run, *, marks_images: bool) -> None:
+        self._partial, self._plan, self._run = paths.partial, plan, run
+        self.failures: dict[str, Failure] = {}
         self.structures = Structures()
         self.prefix = Prefix()
         self.recorded = 0  # samples, also those behind the prefix
         self.end: _End | None = None
         samples = self._counted(_samples(read_rows(paths.journal), marks_images=marks_images))
         reader = reader_of(Handle(str(self._partial)))
-        with closing(read_batches(reader, itertools.islice(samples, most))) as batches:
+        with closing(read_batches(reader, samples)) as batches:
             for read in batches:
                 self._take(read)
                 if self.end is not None:
@@ -153,26 +146,48 @@ class _Walk:
 
     def _take(self, read: Read) -> None:
         """Go on by a batch, or to the first file that disagrees with the plan or is damaged."""
-        results, payload = read.batch.results, read.batch.payload
-        kept: list[Result] = []
+        results, before = read.batch.results, [self.prefix]
         for number, result in enumerate(results):
             self.end = self._advance(result, is_damaged=number in read.damaged)
             if self.end is not None:
                 break
-            kept.append(result)
+            before.append(self.prefix)
+        kept = results[: self._first_mended(results, before)]
         offset = self.structures.end
-        payload = payload[: self.prefix.nbytes - offset]
-        before = crc32(payload)
+        payload = read.batch.payload[: self.prefix.nbytes - offset]
+        crc = crc32(payload)
         self.structures.add(Batch(kept, payload))
-        if crc32(payload) != before:  # the disk has lost some of HDF5's structures
-            try:
-                with open_to_write(self._partial) as file:
-                    write_at(file, payload, offset)
-            except OSError as error:
-                raise ConverterError(
-                    f"{self._partial} is damaged, and could not be mended ({error.strerror}): free "
-                    "space, or start over with --restart"
-                ) from error
+        if crc32(payload) != crc:  # the disk has lost some of HDF5's structures
+            self._mend(payload, offset)
+
+    def _first_mended(self, results: list[Result], before: list[Prefix]) -> int:
+        """Read again what failed; the first that does not fail again ends the prefix.
+
+        ``before`` are the prefixes before each result that may stay, and behind the last.
+        Return how many stay.
+        """
+        present = [
+            number
+            for number, (one, other) in enumerate(pairwise(before))
+            if isinstance(results[number], Failure) and one.keys < other.keys
+        ]
+        found = failures_of(self._run, [results[number].key for number in present])
+        self.failures |= found
+        for number in present:
+            if (key := results[number].key) not in found:
+                self.prefix, self.end = before[number], _End(key, MENDED)
+                return number
+        return len(before) - 1
+
+    def _mend(self, payload: memoryview, offset: int) -> None:
+        try:
+            with open_to_write(self._partial) as file:
+                write_at(file, payload, offset)
+        except OSError as error:
+            raise ConverterError(
+                f"{self._partial} is damaged, and could not be mended ({error.strerror}): free "
+                "space, or start over with --restart"
+            ) from error
 
     def _advance(self, result: Result, *, is_damaged: bool) -> _End | None:
         """Take one more file in, or return why not."""
@@ -189,9 +204,8 @@ class _Walk:
             return _End(result.key, DAMAGED)
         if isinstance(result, Encoded):
             samples, nbytes = samples + 1, nbytes + result.record_nbytes
-        elif result.key == key:  # else the file of the failure is gone
-            self.failures[key] = rows
-        self.prefix = Prefix(rows + 1, index + (result.key == key), samples, nbytes)
+        is_present = result.key == key  # else the file of the failure is gone
+        self.prefix = Prefix(rows + 1, index + is_present, samples, nbytes)
         return None
 
 

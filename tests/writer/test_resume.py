@@ -118,6 +118,18 @@ def test_what_is_kept_is_read_once_and_many_at_a_time(halfway, read_of_partial):
     halfway.assert_as_uninterrupted()
 
 
+def test_what_is_kept_is_read_once_where_a_file_failed_that_can_be_read_now(
+    conversion, read_of_partial
+):
+    ended = conversion.break_off("0021.num", way="stop")
+    nbytes = conversion.partial.stat().st_size
+    again = conversion.run()
+    assert kept(ended) > taken_over(again) == 21
+    assert "0021.num failed before and can be read now" in again.err
+    assert sum(read_of_partial) <= nbytes
+    conversion.assert_as_uninterrupted()
+
+
 def test_a_run_that_is_broken_off_says_what_is_kept_and_what_it_needs(conversion):
     ended = conversion.break_off("0021.num")
     lines = [line for line in ended.err.splitlines() if "are kept in" in line]
