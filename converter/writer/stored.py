@@ -144,12 +144,12 @@ class StoredSamples:
 class Form(NamedTuple):
     """What samples have in common whose payloads have the same layout and size.
 
-    ``structure_nbytes`` are those of HDF5's structures. A payload that is not ``is_in_one`` extent
-    lies in several, or in none.
+    ``record_nbytes`` are those of the payload with HDF5's structures behind it. A payload that is
+    not ``is_in_one`` extent lies in several, or in none.
     """
 
     layout: Layout
-    structure_nbytes: int
+    record_nbytes: int
     is_in_one: bool
 
     @classmethod
@@ -161,14 +161,14 @@ class Form(NamedTuple):
             marks_images and not layout.is_encoded and is_image(layout.dtype, layout.shape, nbytes)
         ):
             layout = as_image(layout)
-        return cls(layout, structure_nbytes(layout), is_in_one and nbytes > 0)
+        return cls(layout, nbytes + structure_nbytes(layout), is_in_one and nbytes > 0)
 
     def stored(self, key: str, extents: Sequence[Extent], source: Sequence[int]) -> Stored:
         """Return a sample as a worker would describe it, with its extents in a file."""
         parts = tuple([Part(nbytes, crc) for _, nbytes, crc in extents])
-        nbytes = sum([part.nbytes for part in parts]) + self.structure_nbytes
         source_nbytes, mtime_ns = source
-        return Stored(Encoded(key, self.layout, parts, source_nbytes, mtime_ns), extents, nbytes)
+        encoded = Encoded(key, self.layout, parts, source_nbytes, mtime_ns)
+        return Stored(encoded, extents, self.record_nbytes)
 
 
 class Read(NamedTuple):
