@@ -140,6 +140,11 @@ class Encoded(NamedTuple):
     note: Note = Note.NONE
 
     @property
+    def source(self) -> tuple[int, int]:
+        """Return size and time of its file."""
+        return self.source_nbytes, self.source_mtime_ns
+
+    @property
     def record_nbytes(self) -> int:
         """Return the bytes of its payload, with the space for HDF5's structures."""
         from converter.format.headers import structure_nbytes  # imports h5py
@@ -215,8 +220,8 @@ class Batch:
     """Results in plan order; ``payload`` holds what they put in the buffer.
 
     The payload is valid until the next batch is asked for. To use it longer, set ``is_held``, and
-    call ``release``, from any thread, when it is no longer needed. With ``is_in_place`` all of it
-    is in the unfinished file already.
+    call ``release``, from any thread, when it is no longer needed. With ``is_in_place`` there is
+    none: all of it is in the unfinished file already.
     """
 
     results: list[Result]

@@ -226,7 +226,7 @@ class _Conversion:
         with self._caller.without_signals():
             writer.expected_nbytes = expected.output_nbytes
             if is_resumed:
-                writer.resume(kept.prefix)
+                writer.resume(kept.prefix, kept.structures)
             else:
                 writer.begin(head)
         return chain(kept.batches(writer.paths), rest.batches(run))

@@ -11,6 +11,8 @@ from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
 from converter.commands.estimate import check_space
@@ -19,7 +21,7 @@ from converter.commands.request import check_output
 from converter.errors import ConverterError
 from converter.files import open_hdf5
 from converter.format.index import order_of
-from converter.samples import Batch
+from converter.samples import Batch, Portions
 from converter.sources.readers import marks_images
 from converter.writer import provenance
 from converter.writer.journal import Head, read_head
@@ -66,6 +68,8 @@ def merge(
         raise ConverterError("none of the files to join holds a file: convert again")
     _check_folders(files)
     nbytes = sum(path.stat().st_size for path in paths)
+    for file in files:
+        file.read_as_part_of(nbytes)
     check_space(path_output, nbytes, cure="free space")
     _check_unfinished(Paths(path_output))
     report = Report(path_output=path_output, total=sum(len(file) for file in files))
@@ -76,7 +80,7 @@ def merge(
         with caller.without_signals():
             writer.lock()
             writer.expected_nbytes = nbytes
-            writer.begin(Head(path_output.name, "", MERGING, {}))
+            writer.begin(Head(path_output.name, "", MERGING, {}), is_resumable=False)
         try:
             for batch in _batches(files):
                 with caller.without_signals():
@@ -223,7 +227,7 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
     """Yield all samples in the order of a conversion."""
     if _are_in_order(files):
         for file in files:
-            yield from file.batches(range(len(file)))
+            yield from file.batches(np.arange(len(file)))
         return
     origins = [
         (order_of(key), n, p)
@@ -237,8 +241,14 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
                 f"{files[n].keys.key(p)!r} is in {files[n].path} and in {files[m].path}: join "
                 "files that have no names in common"
             )
+    streams = [
+        Portions(file.batches(np.array([p for _, m, p in origins if m == n], np.int64)))
+        for n, file in enumerate(files)
+    ]
     for number, some in groupby(origins, key=lambda origin: origin[1]):
-        yield from files[number].batches(position for _, _, position in some)
+        yield from streams[number].take(len(list(some)))
+    for stream in streams:
+        stream.finish()
 
 
 def _keys(file: StoredSamples) -> Iterator[tuple[int, str]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from converter.callbacks import Callbacks
-from converter.codecs.filters import as_bytes
+from converter.codecs.filters import as_bytes, crc32
 from converter.commands.report import Counts
 from converter.commands.request import (
     Request,
@@ -23,6 +25,8 @@ from converter.commands.request import (
 )
 from converter.errors import LoadError, describe
 from converter.files import Handle, open_handle
+from converter.format.headers import datatype
+from converter.format.index import Extent
 from converter.format.index_reader import (
     Index,
     crc32_of,
@@ -30,13 +34,16 @@ from converter.format.index_reader import (
     read_sources,
     sources_begin,
 )
-from converter.loader.h5folder import H5Folder
+from converter.format.layout import Layout
 from converter.loader.h5py_file import Datasets
+from converter.loader.indexed_file import IndexedFile
 from converter.samples import Batch, Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
 from converter.sources.encoder import Encoder, Settings
 from converter.sources.storable import with_clean_bools
+from converter.threads import Threads
 from converter.workers.launcher import launching
 from converter.workers.pool import Pool
+from converter.writer.large_reads import Window
 
 
 @dataclass
@@ -186,8 +193,12 @@ class Checker:
     """Checks samples in this process."""
 
     def __init__(self, checks: Checks) -> None:
-        self._folder = H5Folder(checks.path, verify=True, threads=1) if checks.has_index else None
-        self._datasets = Datasets(Handle(os.fspath(checks.path)))
+        self._handle = Window(os.fspath(checks.path))
+        self._datasets = Datasets(self._handle)
+        index = open_index(self._handle) if checks.has_index else None
+        self._file = None
+        if index is not None:
+            self._file = IndexedFile(self._handle, index, threads=Threads(1), verify=True)
         self._encoder = Encoder(checks.reading) if checks.reading is not None else None
 
     def encode(self, key: str, buffer: Buffer) -> Result:
@@ -203,12 +214,8 @@ class Checker:
         return Checked(key, nbytes) if reason is None else Failure(key, reason)
 
     def _check(self, key: str, buffer: Buffer) -> tuple[str | None, int]:
-        stored, by_index = self._datasets.read(key), None
-        if self._folder is not None and self._folder.is_encoded:
-            by_index = np.frombuffer(self._folder.read_bytes(key), np.uint8)
-        elif self._folder is not None:
-            by_index = self._folder[key]
-        if by_index is not None and _differ(stored, by_index):
+        stored = self._datasets.read(key) if self._file is None else self._stored(self._file, key)
+        if stored is None:
             return "h5py and H5Folder read it differently", 0
         if self._encoder is not None:
             source = self._encoder.read(key, buffer)
@@ -223,6 +230,45 @@ class Checker:
                     0,
                 )
         return None, stored.nbytes
+
+    def _stored(self, file: IndexedFile, key: str) -> np.ndarray | None:
+        """Return the array of a sample; None where h5py and the index do not give the same."""
+        position = file.keys.find(key)
+        assert position is not None
+        extents = file.keys.extents(position)
+        nbytes = sum(extent.nbytes for extent in extents)
+        if extents and extents[-1].offset + extents[-1].nbytes == extents[0].offset + nbytes:
+            payload = self._handle.fetch(nbytes, extents[0].offset)
+            layout = file.keys.layout_at(position)
+            if layout.is_plain and _is_there(self._datasets.dataset(key), layout, extents[0]):
+                if crc32(payload) != extents[0].crc32:
+                    raise LoadError(
+                        f"{key!r} in {self._handle.path} is damaged (its checksum differs)"
+                    )
+                return np.frombuffer(payload, layout.dtype).reshape(layout.shape)
+        stored, by_index = self._datasets.read(key), file.payload(position)
+        if not isinstance(by_index, np.ndarray):
+            by_index = np.frombuffer(by_index, np.uint8)
+        return None if _differ(stored, by_index) else stored
+
+
+def _is_there(dataset: Any, layout: Layout, extent: Extent) -> bool:
+    """Tell whether HDF5 finds just these bytes, and takes them for the same array.
+
+    Then reading them through h5py too would tell nothing more.
+    """
+    return bool(
+        dataset.chunks is None
+        and dataset.shape == layout.shape
+        and dataset.id.get_offset() == extent.offset
+        and dataset.id.get_storage_size() == extent.nbytes
+        and bytes(dataset.id.get_type().encode()[2:]) == _datatype(layout.dtype)
+    )
+
+
+@functools.lru_cache
+def _datatype(dtype: np.dtype[Any]) -> bytes:
+    return b"" if dtype.kind in "SV" else datatype(dtype)  # equal ones may differ in HDF5
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:

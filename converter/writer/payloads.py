@@ -19,11 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.files import Handle, is_refusal, write_at
+from converter.files import is_refusal, write_at
 
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
@@ -47,8 +46,9 @@ def is_large(nbytes: int | None, free_memory: int | None = None) -> bool:
 
     ``free_memory`` in bytes is the system's, if not given.
     """
-    free = _free_memory() if free_memory is None else free_memory
-    return nbytes is not None and nbytes > max(CACHED_NBYTES, CACHED_SHARE * free)
+    if nbytes is None or nbytes <= CACHED_NBYTES:
+        return False
+    return nbytes > CACHED_SHARE * (_free_memory() if free_memory is None else free_memory)
 
 
 def knows_uncached(system: str = sys.platform, release: str | None = None) -> bool:
@@ -57,18 +57,6 @@ def knows_uncached(system: str = sys.platform, release: str | None = None) -> bo
         return False
     version = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
     return version is not None and tuple(map(int, version.groups())) >= FIRST_LINUX_WITH_UNCACHED
-
-
-def read_large(handle: Handle, target: memoryview, offset: int) -> None:
-    """Fill ``target`` from a file; a large one leaves in the page cache what was there before.
-
-    Raises LoadError where the file ends before.
-    """
-    nbytes = 0
-    if len(target) >= BLOCK_NBYTES and is_large(handle.nbytes) and knows_uncached():
-        with suppress(NotImplementedError, OSError):  # what could not be read is read again
-            nbytes = os.preadv(handle.fd, [target], offset, UNCACHED)
-    handle.read_into(target[nbytes:], offset + nbytes)
 
 
 @dataclass(eq=False)

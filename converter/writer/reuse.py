@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 
 from converter.format.index import SOURCE
 from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Portions, Run
-from converter.threads import Threads
-from converter.writer.stored import BATCH_FILES, StoredSamples
+from converter.writer.stored import StoredSamples
 
 KEYS_AT_ONCE = 4096
+FAILURES_AT_ONCE = 256
 NO_SOURCE = (2**64 - 1, 0)
 TO_READ, FAILED = -1, -2
 
@@ -74,12 +73,11 @@ class Reuse:
 
     def check(self) -> int:
         """Compare checksums; damaged samples will be read. Return how many there are."""
-        before = self.count
-        if self._finished is not None:
-            for some in _blocks(np.flatnonzero(self._positions >= 0)):
-                good = map_in_threads(self._finished.is_whole, self._positions[some].tolist())
-                self._positions[some[~np.array(good)]] = TO_READ
-        return before - self.count
+        if self._finished is None:
+            return 0
+        damaged = self._finished.damaged(self._copied())
+        self._positions[np.isin(self._positions, damaged)] = TO_READ
+        return len(damaged)
 
     def is_all(self, run: Run) -> bool:
         """Tell whether the new file would hold just what the older one does.
@@ -100,15 +98,18 @@ class Reuse:
     def batches(self, run: Run) -> Iterator[Batch]:
         """Yield all samples in plan order."""
         fresh = Portions(run(self.keys_to_read()))
+        copied = iter(()) if self._finished is None else self._finished.batches(self._copied())
+        kept = Portions(copied)
         for origin, begin, end in self._stretches():
             if origin == FAILED:
                 failures: list[Any] = [self._failures[self._key(n)] for n in range(begin, end)]
                 yield Batch(failures, memoryview(b""))
             elif origin == TO_READ:
                 yield from fresh.take(end - begin)
-            elif self._finished is not None:
-                yield from self._finished.batches(self._positions[begin:end].tolist())
+            else:
+                yield from kept.take(end - begin)
         fresh.finish()
+        kept.finish()
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         """Yield origin, begin and end of samples in a row that come from one origin."""
@@ -138,21 +139,15 @@ def source_of(plan: Plan, key: str) -> tuple[int, int] | None:
 def failures_of(run: Run, keys: Sequence[str]) -> dict[str, Failure]:
     """Read files until one does not fail; return the failures so far by key, in order."""
     failures: dict[str, Failure] = {}
-    for first in range(0, len(keys), BATCH_FILES):
+    for first in range(0, len(keys), FAILURES_AT_ONCE):
         some = KeyList()
-        for key in keys[first : first + BATCH_FILES]:
+        for key in keys[first : first + FAILURES_AT_ONCE]:
             some.append(key.encode())
         for batch in run(some):
             failures |= {one.key: one for one in batch.results if isinstance(one, Failure)}
         if len(failures) < first + len(some):
             break
     return failures
-
-
-def map_in_threads(function: Callable[[Any], bool], items: Sequence[Any]) -> list[bool]:
-    """Return ``function(item)`` for each item, from several threads where that is faster."""
-    with closing(Threads()) as threads:
-        return threads.map(function, items)
 
 
 def _blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
@@ -176,7 +171,7 @@ class Changes:
 
     def add(self, sample: Encoded) -> None:
         """Count a sample of the new file."""
-        is_current = self.before.has(sample.key, (sample.source_nbytes, sample.source_mtime_ns))
+        is_current = self.before.has(sample.key, sample.source)
         if is_current is None:
             self.added += 1
         elif is_current:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +14,17 @@ import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.errors import LoadError, StoppedError
-from converter.files import Handle, open_handle
-from converter.format.headers import as_image, is_image
+from converter.files import open_handle
+from converter.format.headers import as_image, is_image, structure_nbytes
 from converter.format.index import SOURCE, Extent
 from converter.format.index_reader import open_index, read_sources, sources_begin
 from converter.format.layout import Layout, has_bool
 from converter.samples import Batch, Encoded, Failure, Part, Result
-from converter.writer.payloads import read_large
+from converter.writer.large_reads import Reader, reader_of
 
 BATCH_NBYTES = 4 << 20
-BATCH_FILES = 256
+BATCH_FILES = 1024
+MEMORY_NBYTES = 2 * BATCH_NBYTES  # for a batch, but for one with a large sample
 STALE = np.array((2**64 - 1, 0), SOURCE)  # size and time of no file
 
 
@@ -44,6 +48,7 @@ class StoredSamples:
         self.path = path
         self.marks_images = False
         self._handle = open_handle(path)
+        self._read = reader_of(self._handle)
         index = open_index(self._handle)
         if index is None:
             raise LoadError(
@@ -64,6 +69,10 @@ class StoredSamples:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def read_as_part_of(self, nbytes: int) -> None:
+        """Read on as is best where so many bytes are read of this file and others."""
+        self._read = reader_of(self._handle, nbytes)
 
     def find_current(self, keys: Sequence[str], sources: np.ndarray) -> np.ndarray:
         """Return positions of samples whose source file is as it was, -1 for the others.
@@ -94,94 +103,157 @@ class StoredSamples:
         self._sources[chosen] = STALE
         return int(chosen.sum())
 
-    def is_whole(self, position: int) -> bool:
-        """Tell whether the payload of a sample still has its checksum."""
-        return is_whole(self._handle, self.keys.extents(position))
+    def damaged(self, positions: np.ndarray) -> np.ndarray:
+        """Return those of the positions whose payloads have not their checksums."""
+        numbers: list[int] = []
+        first = 0
+        for read in read_batches(self._read, self._samples(positions)):
+            numbers += [first + number for number in read.damaged]
+            first += len(read.batch.results)
+        return positions[numbers]
 
-    def batches(self, positions: Iterable[int]) -> Iterator[Batch]:
-        """Yield samples, a few at a time."""
-        return read_batches(self._handle, map(self._sample, positions))
+    def batches(self, positions: np.ndarray) -> Iterator[Batch]:
+        """Yield samples, a few at a time. Raises StoppedError where one is damaged."""
+        for read in read_batches(self._read, self._samples(positions)):
+            for number, why in read.damaged.items():
+                raise StoppedError(
+                    f"{read.batch.results[number].key!r} in {self.path} is damaged ({why}): "
+                    "convert that file again"
+                )
+            yield read.batch
 
-    def _sample(self, position: int) -> Stored:
-        layout = self.keys.layout(self.keys.row(position).layout)
-        source = self._sources[position].tolist()
-        extents = self.keys.extents(position)
-        return describe(
-            self.keys.key(position), layout, extents, source, marks_images=self.marks_images
-        )
+    def _samples(self, positions: np.ndarray) -> Iterator[Stored]:
+        index, end = self.keys, self.keys.hdf5_nbytes
+        form_of = lru_cache(maxsize=4096)(self._form)
+        for first in range(0, len(positions), BATCH_FILES):
+            some = positions[first : first + BATCH_FILES]
+            rows = index.rows[some]
+            columns = [rows[name].tolist() for name in ("layout", "offset", "nbytes", "crc32")]
+            columns += [some.tolist(), self._sources[some].tolist()]
+            for number, offset, nbytes, crc, n, source in zip(*columns, strict=True):
+                form = form_of(number, nbytes)
+                extents = [Extent(offset, nbytes, crc)]
+                if not form.is_in_one or offset + nbytes > end:
+                    extents = index.extents(n)
+                yield form.stored(index.key(n), extents, source)
 
-
-def describe(
-    key: str,
-    layout: Layout,
-    extents: Sequence[Extent],
-    source: Sequence[int],
-    *,
-    marks_images: bool,
-) -> Stored:
-    """Return a sample of a file as a worker would describe it."""
-    nbytes = sum(extent.nbytes for extent in extents)
-    if not layout.has_shape:
-        layout = replace(layout, shape=(nbytes,))
-    elif marks_images and not layout.is_encoded and is_image(layout.dtype, layout.shape, nbytes):
-        layout = as_image(layout)
-    parts = tuple(Part(extent.nbytes, extent.crc32) for extent in extents)
-    source_nbytes, mtime_ns = source
-    encoded = Encoded(key, layout, parts, source_nbytes, mtime_ns)
-    return Stored(encoded, extents, encoded.record_nbytes)
-
-
-def is_whole(handle: Handle, extents: Sequence[Extent]) -> bool:
-    """Tell whether a payload has its checksum."""
-    try:
-        return all(crc32(handle.read(e.nbytes, e.offset)) == e.crc32 for e in extents)
-    except (LoadError, OSError):
-        return False
+    def _form(self, number: int, nbytes: int) -> Form:
+        return Form.of(self.keys.layout(number), nbytes, marks_images=self.marks_images)
 
 
-def read_batches(handle: Handle, samples: Iterable[Stored | Failure]) -> Iterator[Batch]:
+class Form(NamedTuple):
+    """What samples have in common whose payloads have the same layout and size.
+
+    ``record_nbytes`` are those of the payload with HDF5's structures behind it. A payload that is
+    not ``is_in_one`` extent lies in several, or in none.
+    """
+
+    layout: Layout
+    record_nbytes: int
+    is_in_one: bool
+
+    @classmethod
+    def of(cls, layout: Layout, nbytes: int, *, marks_images: bool) -> Form:
+        is_in_one = layout.count_extents(nbytes) == 1 and layout.can_come_from(nbytes)
+        if not layout.has_shape:
+            layout = replace(layout, shape=(nbytes,))
+        elif (
+            marks_images and not layout.is_encoded and is_image(layout.dtype, layout.shape, nbytes)
+        ):
+            layout = as_image(layout)
+        return cls(layout, nbytes + structure_nbytes(layout), is_in_one and nbytes > 0)
+
+    def stored(self, key: str, extents: Sequence[Extent], source: Sequence[int]) -> Stored:
+        """Return a sample as a worker would describe it, with its extents in a file."""
+        parts = tuple([Part(nbytes, crc) for _, nbytes, crc in extents])
+        source_nbytes, mtime_ns = source
+        encoded = Encoded(key, self.layout, parts, source_nbytes, mtime_ns)
+        return Stored(encoded, extents, self.record_nbytes)
+
+
+class Read(NamedTuple):
+    """A batch, and which of its results have a payload that is not what it was, and why."""
+
+    batch: Batch
+    damaged: dict[int, str]
+
+
+def read_batches(read: Reader, samples: Iterator[Stored | Failure]) -> Generator[Read]:
     """Yield samples of a file, and failures in between, in batches as a pool does.
 
-    Raises StoppedError where a payload has changed since it was checked.
+    Each is read, by another thread, while the one before is worked on.
     """
-    some: list[Stored | Failure] = []
-    nbytes = 0
-    for sample in samples:
-        some.append(sample)
-        nbytes += sample.nbytes if isinstance(sample, Stored) else 0
-        if nbytes >= BATCH_NBYTES or len(some) >= BATCH_FILES:
-            yield _read(handle, some, nbytes)
-            some, nbytes = [], 0
-    if some:
-        yield _read(handle, some, nbytes)
+    spare: list[memoryview] = []  # new memory would cost as much as reading
+    with ThreadPoolExecutor(1, "Reader") as thread:
+        coming = thread.submit(_read_some, read, samples, spare)
+        while (some := coming.result()) is not None:
+            coming = thread.submit(_read_some, read, samples, spare)
+            yield some
+            if not some.batch.is_held:
+                some.batch.release()
 
 
-def _read(handle: Handle, samples: Sequence[Stored | Failure], nbytes: int) -> Batch:
-    buffer = np.zeros(nbytes, np.uint8).data
+class _Target(NamedTuple):
+    """Where an extent goes in a batch, and the number of its result."""
+
+    begin: int
+    result: int
+    extent: Extent
+
+
+def _read_some(
+    read: Reader, samples: Iterator[Stored | Failure], spare: list[memoryview]
+) -> Read | None:
+    """Read the next samples into spare memory; return None where there are no more."""
     results: list[Result] = []
-    extents: list[tuple[int, Extent, str]] = []  # where each goes in the buffer, and its key
-    begin = 0
+    targets: list[_Target] = []
+    nbytes = 0
     for sample in samples:
         if isinstance(sample, Failure):
             results.append(sample)
-            continue
-        results.append(sample.encoded)
-        target = begin
-        for extent in sample.extents:
-            extents.append((target, extent, sample.encoded.key))
-            target += extent.nbytes
-        begin += sample.nbytes
-    first = extents[0][1].offset - extents[0][0] if extents else -1
-    are_adjacent = all(extent.offset - target == first for target, extent, _ in extents)
-    if are_adjacent and 0 <= first <= handle.nbytes - nbytes:
-        read_large(handle, buffer, first)
-    else:
-        for target, extent, _ in extents:
-            handle.read_into(buffer[target : target + extent.nbytes], extent.offset)
-    for target, extent, key in extents:
-        if crc32(buffer[target : target + extent.nbytes]) != extent.crc32:
-            raise StoppedError(
-                f"{key!r} in {handle.path} is damaged (its checksum differs): convert that file "
-                "again"
-            )
-    return Batch(results, buffer)
+        else:
+            begin = nbytes
+            for extent in sample.extents:
+                targets.append(_Target(begin, len(results), extent))
+                begin += extent.nbytes
+            results.append(sample.encoded)
+            nbytes += sample.nbytes
+        if nbytes >= BATCH_NBYTES or len(results) >= BATCH_FILES:
+            break
+    if not results:
+        return None
+    memory = spare.pop() if spare and nbytes <= MEMORY_NBYTES else _memory(nbytes)
+
+    def release() -> None:
+        if len(memory) == MEMORY_NBYTES:
+            spare.append(memory)
+
+    batch = Batch(results, memory[:nbytes], release)
+    return _fill(read, batch, targets)
+
+
+def _fill(read: Reader, batch: Batch, targets: Sequence[_Target]) -> Read:
+    """Read payloads to where they go, at once where they lie in the file just so."""
+    buffer, is_filled = batch.payload, False
+    first = targets[0].extent.offset - targets[0].begin if targets else -1
+    if all(extent.offset - begin == first for begin, _, extent in targets) and first >= 0:
+        with suppress(LoadError, OSError):  # then one of them cannot be read
+            read(buffer, first)
+            is_filled = True
+    if not is_filled:
+        buffer[:] = bytes(len(buffer))  # nothing is left of what was there before
+    damaged: dict[int, str] = {}
+    for begin, result, extent in targets:
+        payload = buffer[begin : begin + extent.nbytes]
+        try:
+            if not is_filled:
+                read(payload, extent.offset)
+            if crc32(payload) != extent.crc32:
+                damaged[result] = "its checksum differs"
+        except (LoadError, OSError) as error:
+            damaged[result] = getattr(error, "strerror", None) or "the file was cut"
+    return Read(batch, damaged)
+
+
+def _memory(nbytes: int) -> memoryview:
+    return np.empty(max(nbytes, MEMORY_NBYTES), np.uint8).data

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
-from converter.codecs.filters import crc32
 from converter.errors import ConverterError, WriteError
 from converter.files import DISK_FULL, lock, synchronise, write_at
 from converter.samples import Batch
@@ -53,6 +52,7 @@ class Writer:
         self._file: io.FileIO | None = None
         self._identity: os.stat_result | None = None  # of the file, open or closed to be renamed
         self._journal: Journal | None = None
+        self._is_resumable = True
         self._state = _State.LOCKED
         self._threads = threads
         self._payloads: Payloads | None = None
@@ -67,24 +67,25 @@ class Writer:
             self._file, self._is_locked = _open_locked(self.paths.partial)
             self._identity = os.fstat(self._file.fileno())
 
-    def begin(self, head: Head) -> None:
-        """Start over with an empty file. Raises WriteError."""
+    def begin(self, head: Head, *, is_resumable: bool = True) -> None:
+        """Start over with an empty file, of which the journal tells. Raises WriteError."""
         assert self._file is not None
         mark = os.urandom(MARK_NBYTES)
         self.discard()
         with self._explaining():
             write_at(self._file, memoryview(mark + self._owner), 0)
             self._journal = Journal.begin(self.paths.journal, head._replace(mark=mark.hex()))
+        self._is_resumable = is_resumable
         self._start(self.nbytes)
 
-    def resume(self, prefix: Prefix) -> None:
+    def resume(self, prefix: Prefix, structures: Structures) -> None:
         """Cut file and journal behind a prefix, whose batches come first. Raises WriteError."""
         assert self._file is not None
         with self._explaining():
             self._journal = Journal.resume(self.paths.journal, prefix.rows)
             write_at(self._file, memoryview(self._owner), MARK_NBYTES)
             self._file.truncate(prefix.nbytes)
-        self.recorded = prefix.samples
+        self.recorded, self._structures = prefix.samples, structures
         self._start(prefix.nbytes)
 
     def _start(self, begin: int) -> None:
@@ -119,15 +120,11 @@ class Writer:
         Raises WriteError when the disk is full or fails: nothing can be written after that.
         """
         assert self._file is not None and self._payloads is not None
-        if not self._is_locked and not batch.is_in_place:
-            self._check_owner()
-        offset, before = self._structures.end, crc32(batch.payload) if batch.is_in_place else 0
-        rows = self._structures.add(batch)
         if batch.is_in_place:
-            if crc32(batch.payload) != before:  # the disk has lost some of HDF5's structures
-                with self._explaining():
-                    write_at(self._file, batch.payload, offset)
             return
+        if not self._is_locked:
+            self._check_owner()
+        rows = self._structures.add(batch)
         batch.is_held = True
         self._unrecorded.append((self._structures.end, rows))
         self._payloads.append(batch.payload, batch.release)
@@ -138,7 +135,8 @@ class Writer:
         assert self._journal is not None
         while self._unrecorded and self._unrecorded[0][0] <= end:
             _, rows = self._unrecorded[0]
-            self._journal.append(rows)
+            if self._is_resumable:
+                self._journal.append(rows)
             self._unrecorded.popleft()
             self.recorded += sum(row.layout is not None for row in rows)
 

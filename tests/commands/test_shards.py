@@ -21,6 +21,8 @@ from converter import H5Folder
 from converter import convert as convert_folder
 from converter.cli import main
 from converter.errors import ConverterError, LoadError
+from converter.writer import large_reads
+from converter.writer.payloads import UNCACHED
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.images import save, save_jpegs
 from helpers.run import (
@@ -105,6 +107,27 @@ def make_parts(tmp_path: Path, groups: dict[str, list[str]], **options: object) 
 def left(output: Path) -> list[str]:
     """Return what lies beside the output, the parts left out."""
     return sorted(p.name for p in output.parent.iterdir() if not p.name.startswith("part"))
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="no preadv")
+def test_parts_that_are_large_together_are_read_past_the_page_cache(
+    folder: Path, output: Path, join: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_shards(save_jpegs(folder, FLAT), output, 2)
+    largest = max(path.stat().st_size for path in parts)
+    real, uncached = os.preadv, []
+
+    def preadv(descriptor: int, some: list[memoryview], offset: int, flags: int = 0) -> int:
+        uncached.append(flags == UNCACHED)
+        return real(descriptor, some, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(large_reads, "SMALLEST_NBYTES", 0)
+    monkeypatch.setattr(large_reads, "knows_uncached", lambda: True)
+    monkeypatch.setattr(large_reads, "is_large", lambda nbytes: nbytes > largest)
+    assert join(parts, output).status == 0
+    assert uncached.count(True) == 2
+    assert len(stored(output)) == len(FLAT)
 
 
 def shard_of(path: Path) -> dict[str, object]:

@@ -17,14 +17,14 @@ import pytest
 
 from converter import H5Folder
 from converter.writer import provenance
-from converter.writer.reuse import BATCH_FILES
+from converter.writer.reuse import FAILURES_AT_ONCE
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.damage import cut_in_half, flip, parts_of, payload_of, without_sources
 from helpers.images import colours, save, save_jpegs
 from helpers.run import Finished, command, read_with, run, write_functions
 
 LONG_AGO_NS = 1_500_000_000_123_456_789
-NEW_FILES = BATCH_FILES + 50  # of which the first go into the journal
+NEW_FILES = FAILURES_AT_ONCE + 50  # of which the first go into the journal
 NAMES = ["a.jpg", "b.jpg", "sub/c.jpg", "sub/deep/d.jpg", "z/e.jpg"]
 
 READER = """
@@ -786,7 +786,7 @@ def kill_update(folder: Path, output: Path, functions: str) -> None:
     assert ended.status == -signal.SIGKILL, ended
     assert look(output) == before
     assert len(H5Folder(output)) == 302
-    assert output.with_name("OUT.h5.partial").stat().st_size > BATCH_FILES
+    assert output.with_name("OUT.h5.partial").stat().st_size > FAILURES_AT_ONCE
 
 
 @pytest.mark.everyday(1)

@@ -23,7 +23,8 @@ from converter.callbacks import Callbacks
 from converter.commands.rebuild_index import rebuild_index
 from converter.commands.verify import Checks
 from converter.format.index import ROW, Footer
-from converter.samples import Buffer, Failure
+from converter.samples import Buffer, Checked, Failure
+from converter.writer.payloads import BLOCK_NBYTES, UNCACHED
 from helpers.check import assert_refused, everything_below, stored
 from helpers.damage import (
     cut_in_half,
@@ -178,6 +179,39 @@ def test_arrays_of_all_kinds_are_compared_with_their_sources(
     assert ended.status == 0, ended.err
     assert f"{count} of {count} files good, 0 faults" in ended.out
     assert ended.err == f"converter: my_read from {tmp_path / 'np_functions.py'}\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="no preadv")
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("flags", [("--compression=none",), ("--compression=gzip",)])
+def test_what_h5py_and_the_index_find_is_read_once_many_samples_at_a_time(
+    flags, is_large, folder, output, convert, monkeypatch
+):
+    """Past the page cache where the file is large."""
+    for number in range(40):
+        name = folder / f"{number:02}.npy"
+        np.save(name, np.random.default_rng(number).integers(0, 99, 200_000, "u1"))
+    convert(folder, output, "--ext=npy", *read_with(FUNCTIONS / "load_npy.py"), *flags)
+    real, read = os.preadv, []
+
+    def preadv(descriptor: int, parts: list[memoryview], offset: int, flags: int = 0) -> int:
+        nbytes = real(descriptor, parts, offset)
+        if nbytes > 1:  # a single byte only asks whether it is cached
+            read.append((nbytes, flags))
+        return nbytes
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr("converter.writer.large_reads.is_large", lambda nbytes: is_large)
+    monkeypatch.setattr("converter.writer.large_reads.knows_uncached", lambda: True)
+    checker, buffer = Checks(output).start(), Buffer()
+    results = [checker.encode(key, buffer) for key in H5Folder(output)]
+    assert results == [Checked(f"{number:02}.npy", 200_000) for number in range(40)]
+    of_samples = [(nbytes, flags) for nbytes, flags in read if nbytes > 100_000]
+    assert sum(nbytes for nbytes, _ in of_samples) < 1.2 * output.stat().st_size
+    assert len(of_samples) <= 5
+    some = {flags for nbytes, flags in of_samples if nbytes >= BLOCK_NBYTES}
+    assert some == {UNCACHED if is_large else 0}
+    assert sum(nbytes for nbytes, _ in read) < 1.3 * output.stat().st_size
 
 
 @pytest.mark.parametrize("compared", [False, True])
@@ -354,6 +388,32 @@ def test_an_index_that_describes_another_dtype_is_told_by_hdf5(made, verify):
     assert_faults(
         ended, *(f"{name}: h5py and H5Folder read it differently" for name in NAMES), good=0
     )
+
+
+@pytest.mark.parametrize(
+    ("array", "here", "there"),
+    [
+        (np.ones((6, 4), "u1"), b"[6,4]", b"[4,6]"),
+        (np.ones((6, 4), "u2"), b"<u2", b">u2"),
+        (np.ones((6, 4), "u4"), b"<u4", b"<f4"),
+        (np.ones((6, 4), "u1"), b"|u1", b"|b1"),
+    ],
+    ids=["shape", "byte order", "kind", "bool"],
+)
+def test_equal_bytes_that_the_index_takes_for_another_array_are_told_by_hdf5(
+    array, here, there, folder, output, convert, verify
+):
+    """Of an array in one piece h5py need not read the same bytes again: only what they are."""
+    np.save(folder / "a.npy", array)
+    convert(folder, output, "--ext=npy", *read_with(FUNCTIONS / "load_npy.py"))
+
+    def change(content: bytearray, parts: dict[str, Any]) -> None:
+        begin, end = parts["layouts"]
+        assert content[begin:end].count(here) == 1
+        content[begin:end] = content[begin:end].replace(here, there)
+
+    rewrite_tail(output, change)
+    assert_faults(verify(output), "a.npy: h5py and H5Folder read it differently", total=1)
 
 
 @pytest.mark.parametrize(
@@ -612,7 +672,7 @@ def test_without_verify_an_index_is_not_rebuilt(made, album, convert, tmp_path):
 
 @pytest.fixture
 def faulty_h5py(tmp_path) -> Callable[[str], dict[str, str]]:
-    """Have h5py do something in every process when it reads b.jpg."""
+    """Have h5py do something in every process when it opens b.jpg."""
 
     def environment(action: str) -> dict[str, str]:
         site = tmp_path / "site"
@@ -621,12 +681,12 @@ def faulty_h5py(tmp_path) -> Callable[[str], dict[str, str]]:
         import os, signal, time
         import h5py
 
-        for name in ("__getitem__", "read_direct"):
-            def wrapped(self, *args, before=getattr(h5py.Dataset, name), **options):
-                if self.name.endswith("b.jpg"):
-                    {action}
-                return before(self, *args, **options)
-            setattr(h5py.Dataset, name, wrapped)
+        def wrapped(self, name, before=h5py.Group.__getitem__):
+            if name.endswith("b.jpg"):
+                {action}
+            return before(self, name)
+
+        h5py.Group.__getitem__ = wrapped
         """
         (site / "sitecustomize.py").write_text(textwrap.dedent(text))
         path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from converter.errors import LoadError
-from converter.files import Handle
 from converter.writer import payloads
 from converter.writer.payloads import Payloads, is_large, knows_uncached
 from helpers.resuming import Conversion
@@ -246,34 +244,6 @@ def test_a_file_that_fits_into_the_cache_stays_there(
     nbytes: int | None, free: int, expected: bool
 ) -> None:
     assert is_large(nbytes, free) is expected
-
-
-@needs_pwritev
-@pytest.mark.parametrize("refused_by", REFUSALS)
-def test_a_large_file_is_read_past_the_cache(
-    refused_by: str, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = random.Random(0).randbytes(3 * BLOCK)
-    (tmp_path / "a").write_bytes(content)
-    monkeypatch.setattr(payloads, "CACHED_NBYTES", 0)
-    monkeypatch.setattr(payloads, "CACHED_SHARE", 0)
-    real, asked = os.preadv, []
-
-    def preadv(descriptor: int, parts: list[memoryview], offset: int, flags: int = 0) -> int:
-        asked.append(flags)
-        refusal = REFUSALS[refused_by]
-        if flags and refusal is not None:
-            raise refusal
-        return real(descriptor, [parts[0][:1000]], offset)
-
-    monkeypatch.setattr(os, "preadv", preadv)
-    for nbytes in (10, 2 * BLOCK):
-        target = memoryview(bytearray(nbytes))
-        payloads.read_large(Handle(str(tmp_path / "a")), target, 5)
-        assert target == content[5 : 5 + nbytes]
-    assert asked.count(payloads.UNCACHED) == 1
-    with pytest.raises(LoadError, match="was cut"):
-        payloads.read_large(Handle(str(tmp_path / "a")), memoryview(bytearray(4 * BLOCK)), 5)
 
 
 @needs_pwritev

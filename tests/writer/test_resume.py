@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections import Counter
 
 import pytest
 
+from converter.files import Handle
 from converter.writer.journal import Journal, read_head, read_lines, read_rows
 from converter.writer.paths import Paths
 from helpers.check import case, everything_below, failures
@@ -92,6 +94,40 @@ def test_what_is_kept_is_not_written_anew(halfway):
     assert halfway.reads() == NOT_KEPT
     assert halfway.output.stat().st_ino == inode
     halfway.assert_as_uninterrupted()
+
+
+@pytest.fixture
+def read_of_partial(monkeypatch) -> list[int]:
+    """How many bytes each access to the unfinished file has read."""
+    real, found = Handle.read_into, []
+
+    def read_into(handle: Handle, target: memoryview, offset: int) -> None:
+        if handle.path.endswith(".partial"):
+            found.append(memoryview(target).nbytes)
+        real(handle, target, offset)
+
+    monkeypatch.setattr(Handle, "read_into", read_into)
+    return found
+
+
+def test_what_is_kept_is_read_once_and_many_at_a_time(halfway, read_of_partial):
+    nbytes = halfway.partial.stat().st_size
+    assert halfway.run().status == 0
+    assert len(read_of_partial) == 1
+    assert nbytes - 100 < sum(read_of_partial) <= nbytes
+    halfway.assert_as_uninterrupted()
+
+
+def test_what_is_kept_is_read_once_where_a_file_failed_that_can_be_read_now(
+    conversion, read_of_partial
+):
+    ended = conversion.break_off("0021.num", way="stop")
+    nbytes = conversion.partial.stat().st_size
+    again = conversion.run()
+    assert kept(ended) > taken_over(again) == 21
+    assert "0021.num failed before and can be read now" in again.err
+    assert sum(read_of_partial) <= nbytes
+    conversion.assert_as_uninterrupted()
 
 
 def test_a_run_that_is_broken_off_says_what_is_kept_and_what_it_needs(conversion):
@@ -591,6 +627,26 @@ def test_damage_to_hdf5s_structures_is_mended(halfway):
     assert ended.status == 0
     assert "damaged" not in ended.err
     assert halfway.reads() == NOT_KEPT
+    halfway.assert_as_uninterrupted()
+
+
+def test_structures_that_cannot_be_mended_stop_the_run(halfway, monkeypatch):
+    """Nothing is lost: the next run mends them."""
+    offset, nbytes = payload_places(halfway)["0000.num"]
+    flip(halfway.partial, offset + nbytes + 5)
+
+    def write_at(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as context:
+        context.setattr("converter.writer.resume.write_at", write_at)
+        ended = halfway.run()
+    assert ended.status == 2
+    assert ended.err.splitlines()[-1] == (
+        f"converter: {halfway.partial} is damaged, and could not be mended (Input/output error): "
+        "free space, or start over with --restart"
+    )
+    assert halfway.run().status == 0
     halfway.assert_as_uninterrupted()
 
 

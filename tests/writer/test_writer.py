@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from converter.codecs.filters import crc32
 from converter.errors import WriteError
+from converter.files import Handle
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
 from converter.samples import Batch, Encoded, Part
 from converter.writer.journal import Head, read_rows
 from converter.writer.paths import Paths
-from converter.writer.payloads import SMALLEST_FOR_THREAD_NBYTES
+from converter.writer.payloads import BLOCK_NBYTES, SMALLEST_FOR_THREAD_NBYTES
 from converter.writer.writer import Writer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="one thread without pwrite")
@@ -62,6 +65,72 @@ def test_what_is_written_sooner_than_what_is_before_it_waits_to_be_recorded(writ
     assert released == ["large", "small"]
     assert [row.key for row in read_rows(writer.paths.journal)] == ["large", "small"]
     assert writer.recorded == 2
+
+
+def killed(act: Callable[[], None]) -> int:
+    """Act in a forked process, and return the signal that ended it; 0 where it came to an end."""
+    child = os.fork()
+    if not child:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def recorded(writer: Writer) -> list[str]:
+    """Return what the journal says, once all of it is found in the file."""
+    rows, handle = list(read_rows(writer.paths.journal)), Handle(str(writer.paths.partial))
+    for row in rows:
+        for extent in row.extents:
+            assert crc32(handle.read(extent.nbytes, extent.offset)) == extent.crc32
+    return [row.key for row in rows]
+
+
+def test_a_kill_while_a_payload_is_written_leaves_it_unrecorded(writer, monkeypatch):
+    """The one before it is recorded, and the one behind it waits."""
+    real, behind_first = os.pwrite, SMALLEST_FOR_THREAD_NBYTES + 48
+    is_second_begun, is_first_released = threading.Event(), threading.Event()
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset > behind_first:
+            is_second_begun.set()
+            is_first_released.wait(30)
+            os.kill(os.getpid(), signal.SIGKILL)
+        is_second_begun.wait(30)
+        return real(descriptor, data, offset)
+
+    def write_three() -> None:
+        for key in ("first", "second", "third"):
+            batch = batch_of(key, SMALLEST_FOR_THREAD_NBYTES, [])
+            if key == "first":
+                batch.release = is_first_released.set
+            writer.write(batch)
+        writer.settle()
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    assert killed(write_three) == signal.SIGKILL
+    assert recorded(writer) == ["first"]
+
+
+@pytest.mark.skipif(not hasattr(os, "pwritev"), reason="no pwritev")
+def test_a_kill_between_two_blocks_leaves_what_is_in_both_unrecorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("converter.writer.payloads.CACHED_NBYTES", 0)
+    monkeypatch.setattr("converter.writer.payloads.CACHED_SHARE", 0)
+    writer = Writer(Paths(tmp_path / "OUT.h5"), threads=1)
+    writer.lock()
+    writer.expected_nbytes = 4 * BLOCK_NBYTES
+    writer.begin(Head("OUT.h5", "", "", {}))
+
+    def write_two() -> None:
+        for key in ("first", "second"):
+            writer.write(batch_of(key, BLOCK_NBYTES * 3 // 4, []))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed(write_two) == signal.SIGKILL
+    assert writer.paths.partial.stat().st_size == BLOCK_NBYTES
+    assert recorded(writer) == ["first"]
+    writer.close()
 
 
 @pytest.mark.parametrize("is_last", [False, True])
