@@ -51,6 +51,7 @@ CHUNK_STRUCT = struct.Struct("<QQII")
 FOOTER = struct.Struct(f"<QQQ{len(SECTIONS)}QIIII8s")
 
 MOST_SAMPLES = 2**32 - 1
+MOST_ROWS_NBYTES = MOST_SAMPLES * ROW.itemsize
 INTERNED_LAYOUTS = 4096
 
 
@@ -125,7 +126,7 @@ class IndexBuilder:
 
         ``source`` is the size and time of its file, as in `SOURCE`: of all samples or of none.
         """
-        if len(self) >= MOST_SAMPLES:
+        if len(self._rows) >= MOST_ROWS_NBYTES:
             raise ValueError(f"an index holds at most {MOST_SAMPLES} samples: convert in parts")
         self._paths += key
         self._hashes += zlib.crc32(key).to_bytes(4, "little")
@@ -138,17 +139,17 @@ class IndexBuilder:
             nbytes = sum(extent.nbytes for extent in extents)
             for extent in extents:
                 self._chunks += CHUNK_STRUCT.pack(*extent, 0)
-        number = self._intern(layout)
+        number = self._known.get(layout)
+        if number is None:
+            number = self._intern(layout)
         self._rows += ROW_STRUCT.pack(offset, nbytes, len(self._paths), crc32, number)
 
     def _intern(self, layout: bytes) -> int:
-        number = self._known.get(layout)
-        if number is None:
-            if len(self._known) >= INTERNED_LAYOUTS:  # memory is bounded; some are written twice
-                self._known.clear()
-            number = self._known[layout] = len(self._layout_ends) // 8
-            self._layouts += layout
-            self._layout_ends += len(self._layouts).to_bytes(8, "little")
+        if len(self._known) >= INTERNED_LAYOUTS:  # memory is bounded; some are written twice
+            self._known.clear()
+        number = self._known[layout] = len(self._layout_ends) // 8
+        self._layouts += layout
+        self._layout_ends += len(self._layouts).to_bytes(8, "little")
         return number
 
     def write(

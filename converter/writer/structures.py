@@ -6,22 +6,56 @@ takes 2 us and 90 bytes here, and it can crash on a full disk.
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
-from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
+from converter.format.headers import (
+    Header,
+    Kind,
+    fill_headers,
+    header,
+    kind_of,
+    structure_nbytes,
+)
 from converter.format.index import Extent, IndexBuilder
 from converter.format.layout import IMAGE, Layout, layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer import provenance
 from converter.writer.journal import Row
+
+
+class _Form(NamedTuple):
+    """What all samples of one layout have in common."""
+
+    kind: Kind
+    header: Header
+    nbytes: int  # of the structures of each
+    described: bytes
+    text: str
+
+
+class _Placed(NamedTuple):
+    """A dataset's header: where it goes in a payload, and where its own payload lies."""
+
+    header: Header
+    place: int
+    address: int
+    nbytes: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _form(layout: Layout) -> _Form:
+    described = layout_json(layout)
+    nbytes = structure_nbytes(layout)
+    return _Form(kind_of(layout), header(layout), nbytes, described, described.decode())
 
 
 class Structures:
@@ -42,73 +76,53 @@ class Structures:
 
         Returns what to record of each file, failures too.
         """
-        samples = [result for result in batch.results if isinstance(result, Encoded)]
-        if not samples:
-            return [Row(result.key) for result in batch.results]
-        buffer = np.frombuffer(batch.payload, np.uint8)
-        known: dict[int, tuple[Kind, int, str]] = {}
-        samples_of: dict[Kind, list[int]] = {}
-        structures = []
-        for number, sample in enumerate(samples):
-            layout = sample.layout
-            if id(layout) not in known:
-                described = layout_json(layout).decode()
-                known[id(layout)] = kind_of(layout), structure_nbytes(layout), described
-            kind, structure, _ = known[id(layout)]
-            samples_of.setdefault(kind, []).append(number)
-            structures.append(structure)
-        nbytes = np.array([sum([part.nbytes for part in s.parts]) for s in samples])
-        ends = np.cumsum(nbytes + structures)
-        starts = ends - nbytes - structures
-        headers = ends.copy()
-        extents = [
-            _extents(sample, self.end + start)
-            for sample, start in zip(samples, starts.tolist(), strict=True)
-        ]
-        for kind, numbers in samples_of.items():
-            form = template(kind)
-            self._has_images |= kind.content == IMAGE
-            headers[numbers] -= len(form.data)
-            addresses = (self.end + starts[numbers]).astype(np.uint64)
-            addresses[nbytes[numbers] == 0] = UNDEFINED
-            layouts = [samples[number].layout for number in numbers]
-            shapes = np.array([layout.shape for layout in layouts], np.uint64)
-            chunks = None
-            if kind.filters:
-                self._has_chunks = True
-                chunks = np.array([layout.chunks for layout in layouts], np.uint32)
-                for n, number in enumerate(numbers):
-                    addresses[n] = self._put_tree(layouts[n], extents[number], batch.payload)
-            fill_headers(
-                buffer,
-                form,
-                places=headers[numbers],
-                shapes=shapes.reshape(len(numbers), kind.rank),
-                chunks=chunks,
-                addresses=addresses,
-                nbytes=nbytes[numbers],
-            )
-        self._headers.extend((self.end + headers).tolist())
-        self.payload_nbytes += int(nbytes.sum())
-        self.end += int(ends[-1])
-        rows, unrecorded = [], iter(extents)
+        begin, rows = self.end, []
+        known: dict[int, tuple[_Form, list[_Placed]]] = {}  # by the identity of a layout
+        placed: dict[Kind, list[_Placed]] = {}
         for result in batch.results:
             if not isinstance(result, Encoded):
                 rows.append(Row(result.key))
                 continue
+            layout = result.layout
+            if id(layout) not in known:
+                found = _form(layout)
+                known[id(layout)] = found, placed.setdefault(found.kind, [])
+            form, alike = known[id(layout)]
+            offset, extents = self.end, []
+            for part in result.parts:
+                extents.append(Extent(offset, *part))
+                offset += part.nbytes
+            address, nbytes = self.end if extents else UNDEFINED, offset - self.end
+            if form.kind.filters:
+                address = self._put_tree(layout, extents, batch.payload, begin)
+            self.end = offset + form.nbytes
+            place = self.end - len(form.header.data)
+            alike.append(_Placed(form.header, place - begin, address, nbytes))
+            self._headers.append(place)
+            self.payload_nbytes += nbytes
             source = (result.source_nbytes, result.source_mtime_ns)
-            described, extents_of = known[id(result.layout)][2], next(unrecorded)
-            rows.append(Row(result.key, described, extents_of, source))
-            self._index.add(result.key.encode(), described.encode(), extents_of, source)
+            self._index.add(result.key.encode(), form.described, extents, source)
+            rows.append(Row(result.key, form.text, extents, source))
+        for kind, datasets in placed.items():
+            self._has_images |= kind.content == IMAGE
+            self._has_chunks |= bool(kind.filters)
+            headers, places, addresses, sizes = zip(*datasets, strict=True)
+            buffer = np.frombuffer(batch.payload, np.uint8)
+            fill_headers(buffer, headers, places=places, addresses=addresses, nbytes=sizes)
         return rows
 
-    def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
-        """Put the B-tree of a dataset's chunks behind them; return its root's address."""
+    def _put_tree(
+        self, layout: Layout, extents: Sequence[Extent], payload: memoryview, begin: int
+    ) -> int:
+        """Put the B-tree of a dataset's chunks behind them; return its root's address.
+
+        ``begin`` is that of the payload.
+        """
         assert layout.chunks is not None
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        begin = address - self.end
-        payload[begin : begin + len(nodes)] = nodes
+        start = address - begin
+        payload[start : start + len(nodes)] = nodes
         return root
 
     def write(self, file: BinaryIO, attributes: Mapping[str, str]) -> bytes:
@@ -163,11 +177,3 @@ class Structures:
         data, root = groups.group(open_folders[0].sorted(), self.end, messages)
         write(data)
         return root, extension, crc
-
-
-def _extents(sample: Encoded, offset: int) -> list[Extent]:
-    extents = []
-    for part in sample.parts:
-        extents.append(Extent(offset, part.nbytes, part.crc32))
-        offset += part.nbytes
-    return extents
