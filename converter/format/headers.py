@@ -126,7 +126,7 @@ def header(layout: Layout) -> Header:
     if form.chunks_at >= 0 and layout.chunks is not None:
         struct.pack_into(f"<{len(layout.chunks)}I", data, form.chunks_at, *layout.chunks)
     begin = form.address_at - form.address_at % STEP_NBYTES
-    state = beginning(data[:begin], len(data) - CHECKSUM_NBYTES)
+    state = beginning(bytes(data[:begin]), len(data) - CHECKSUM_NBYTES)
     return Header(bytes(data), form.address_at, form.nbytes_at, begin, state)
 
 
@@ -153,7 +153,8 @@ def fill_headers(
     ends = rows[:, first.begin : -CHECKSUM_NBYTES]
     checksums = lookup3(ends, [form.state for form in forms])
     rows[:, -CHECKSUM_NBYTES:] = checksums.astype("<u4").view(np.uint8).reshape(count, -1)
-    windows: np.ndarray = np.ndarray((len(buffer) - length + 1, length), np.uint8, buffer, 0, (1, 1))
+    starts = len(buffer) - length + 1
+    windows: np.ndarray = np.ndarray((starts, length), np.uint8, buffer, strides=(1, 1))
     windows[np.array(places)] = rows
 
 

@@ -19,7 +19,7 @@ from converter.codecs.compression import OF_AUTO, encode, pipeline
 from converter.codecs.filters import FilterPipeline, crc32
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
-from converter.format.headers import kind_of, structure_nbytes, template
+from converter.format.headers import structure_nbytes, template
 from converter.format.layout import Layout
 from converter.format.superblock import SUPERBLOCK_NBYTES, superblock
 from converter.samples import Batch, Encoded, Part
