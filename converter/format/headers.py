@@ -133,7 +133,6 @@ def header(layout: Layout) -> Header:
 def fill_headers(
     buffer: np.ndarray,
     forms: Sequence[Header],
-    *,
     places: Sequence[int],
     addresses: Sequence[int],
     nbytes: Sequence[int],

@@ -42,13 +42,8 @@ class _Form(NamedTuple):
     text: str
 
 
-class _Placed(NamedTuple):
-    """A dataset's header: where it goes in a payload, and where its own payload lies."""
-
-    header: Header
-    place: int
-    address: int
-    nbytes: int
+#: A dataset's header, where it goes in a payload, and address and size of what it holds.
+_Placed = tuple[Header, int, int, int]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,7 +58,6 @@ class Structures:
 
     def __init__(self) -> None:
         self.end = SUPERBLOCK_NBYTES  # of the samples so far; at last of the HDF5 part
-        self.payload_nbytes = 0
         self._index = IndexBuilder()
         self._headers = array("Q")  # the address of each dataset's object header
         self._has_chunks = self._has_images = False
@@ -76,53 +70,53 @@ class Structures:
 
         Returns what to record of each file, failures too.
         """
-        begin, rows = self.end, []
-        known: dict[int, tuple[_Form, list[_Placed]]] = {}  # by the identity of a layout
+        samples = [result for result in batch.results if isinstance(result, Encoded)]
+        layouts = {id(sample.layout): sample.layout for sample in samples}
+        form_of = {number: _form(layout) for number, layout in layouts.items()}
+        forms = [form_of[id(sample.layout)] for sample in samples]
+        extents = self._lay_out(samples, form_of, batch.payload)
+        sources = [(sample.source_nbytes, sample.source_mtime_ns) for sample in samples]
+        keys, described = [sample.key for sample in samples], [form.described for form in forms]
+        self._index.extend([key.encode() for key in keys], described, extents, sources)
+        rows = map(Row, keys, [form.text for form in forms], extents, sources)
+        return [
+            next(rows) if isinstance(result, Encoded) else Row(result.key)
+            for result in batch.results
+        ]
+
+    def _lay_out(
+        self, samples: Sequence[Encoded], form_of: Mapping[int, _Form], payload: memoryview
+    ) -> list[list[Extent]]:
+        """Put the structures of samples behind what they hold; return where that lies."""
+        begin, end, all_extents = self.end, self.end, []
         placed: dict[Kind, list[_Placed]] = {}
-        for result in batch.results:
-            if not isinstance(result, Encoded):
-                rows.append(Row(result.key))
-                continue
-            layout = result.layout
-            if id(layout) not in known:
-                found = _form(layout)
-                known[id(layout)] = found, placed.setdefault(found.kind, [])
-            form, alike = known[id(layout)]
-            offset, extents = self.end, []
-            for part in result.parts:
-                extents.append(Extent(offset, *part))
-                offset += part.nbytes
-            address, nbytes = self.end if extents else UNDEFINED, offset - self.end
+        alike = {number: placed.setdefault(form.kind, []) for number, form in form_of.items()}
+        for sample in samples:
+            form, start, extents = form_of[id(sample.layout)], end, []
+            for nbytes, crc in sample.parts:
+                extents.append(Extent(end, nbytes, crc))
+                end += nbytes
+            all_extents.append(extents)
+            nbytes, address = end - start, start if end > start else UNDEFINED
             if form.kind.filters:
-                address = self._put_tree(layout, extents, batch.payload, begin)
-            self.end = offset + form.nbytes
-            place = self.end - len(form.header.data)
-            alike.append(_Placed(form.header, place - begin, address, nbytes))
+                address = self._put_tree(sample.layout, extents, payload[end - begin :])
+            end += form.nbytes
+            place = end - len(form.header.data)
             self._headers.append(place)
-            self.payload_nbytes += nbytes
-            source = (result.source_nbytes, result.source_mtime_ns)
-            self._index.add(result.key.encode(), form.described, extents, source)
-            rows.append(Row(result.key, form.text, extents, source))
+            alike[id(sample.layout)].append((form.header, place - begin, address, nbytes))
+        self.end = end
         for kind, datasets in placed.items():
             self._has_images |= kind.content == IMAGE
             self._has_chunks |= bool(kind.filters)
-            headers, places, addresses, sizes = zip(*datasets, strict=True)
-            buffer = np.frombuffer(batch.payload, np.uint8)
-            fill_headers(buffer, headers, places=places, addresses=addresses, nbytes=sizes)
-        return rows
+            fill_headers(np.frombuffer(payload, np.uint8), *zip(*datasets, strict=True))
+        return all_extents
 
-    def _put_tree(
-        self, layout: Layout, extents: Sequence[Extent], payload: memoryview, begin: int
-    ) -> int:
-        """Put the B-tree of a dataset's chunks behind them; return its root's address.
-
-        ``begin`` is that of the payload.
-        """
+    def _put_tree(self, layout: Layout, extents: Sequence[Extent], space: memoryview) -> int:
+        """Put the B-tree of a dataset's chunks behind them; return its root's address."""
         assert layout.chunks is not None
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        start = address - begin
-        payload[start : start + len(nodes)] = nodes
+        space[: len(nodes)] = nodes
         return root
 
     def write(self, file: BinaryIO, attributes: Mapping[str, str]) -> bytes:
