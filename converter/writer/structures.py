@@ -42,8 +42,13 @@ class _Form(NamedTuple):
     text: str
 
 
-#: A dataset's header, where it goes in a payload, and address and size of what it holds.
-_Placed = tuple[Header, int, int, int]
+class _Placed(NamedTuple):
+    """Headers, where each goes in a payload, and address and size of what its dataset holds."""
+
+    headers: list[Header]
+    places: list[int]
+    addresses: list[int]
+    sizes: list[int]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -89,8 +94,8 @@ class Structures:
     ) -> list[list[Extent]]:
         """Put the structures of samples behind what they hold; return where that lies."""
         begin, end, all_extents = self.end, self.end, []
-        placed: dict[Kind, list[_Placed]] = {}
-        alike = {number: placed.setdefault(form.kind, []) for number, form in form_of.items()}
+        placed = {form.kind: _Placed([], [], [], []) for form in form_of.values()}
+        placed_of = {number: placed[form.kind] for number, form in form_of.items()}
         for sample in samples:
             form, start, extents = form_of[id(sample.layout)], end, []
             for nbytes, crc in sample.parts:
@@ -103,12 +108,16 @@ class Structures:
             end += form.nbytes
             place = end - len(form.header.data)
             self._headers.append(place)
-            alike[id(sample.layout)].append((form.header, place - begin, address, nbytes))
+            alike = placed_of[id(sample.layout)]
+            alike.headers.append(form.header)
+            alike.places.append(place - begin)
+            alike.addresses.append(address)
+            alike.sizes.append(nbytes)
         self.end = end
         for kind, datasets in placed.items():
             self._has_images |= kind.content == IMAGE
             self._has_chunks |= bool(kind.filters)
-            fill_headers(np.frombuffer(payload, np.uint8), *zip(*datasets, strict=True))
+            fill_headers(np.frombuffer(payload, np.uint8), *datasets)
         return all_extents
 
     def _put_tree(self, layout: Layout, extents: Sequence[Extent], space: memoryview) -> int:
