@@ -160,11 +160,16 @@ class Structures:
             open_folders[-1].add(folder.name, address)
             write(data)
 
-        for key, address in zip(self._index.keys(), self._headers, strict=True):
-            *folders, name = key.split(b"/")
+        def enter(folders: list[bytes]) -> None:
             while [folder.name for folder in open_folders[1:]] != folders[: len(open_folders) - 1]:
                 close_folder()
-            open_folders += [groups.Links(folder) for folder in folders[len(open_folders) - 1 :]]
+            open_folders.extend(map(groups.Links, folders[len(open_folders) - 1 :]))
+
+        path = b""
+        for key, address in zip(self._index.keys(), self._headers, strict=True):
+            before, (path, slash, name) = path, key.rpartition(b"/")
+            if path != before:
+                enter(path.split(b"/") if slash else [])
             open_folders[-1].add(name, address)
         while len(open_folders) > 1:
             close_folder()
