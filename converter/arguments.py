@@ -11,7 +11,7 @@ from converter.codecs.compression import ALL, CODECS, OF_AUTO, WORTHWHILE_RATIO
 from converter.commands.request import FIELDS, default_of
 from converter.errors import ConverterError
 from converter.files import local_path
-from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.readers import DEFAULT_READER, HELP
 from converter.sources.resizing import DEFAULT_QUALITY
 
 WRONG_USAGE = 2
@@ -178,7 +178,7 @@ def _add_convert(flags: _Flags) -> None:
     add = flags.group("convert: how to read them", CONVERT, UPDATE)
     add(
         "reader",
-        help="; ".join(f"{name}: {reader.HELP}" for name, reader in READERS.items())
+        help="; ".join(f"{name}: {text}" for name, text in HELP.items())
         + f" (default: {DEFAULT_READER})",
     )
     add(

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from enum import Flag
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
-import numpy as np
-
-from converter.format.layout import Layout
+if TYPE_CHECKING:
+    from converter.format.layout import Layout
 
 BASE_NBYTES = 4 << 20
 
@@ -207,6 +206,8 @@ class Buffer:
 
 def _memory(nbytes: int) -> memoryview:
     """Return memory that the system provides only where it is written to."""
+    import numpy as np  # takes too long for --help
+
     return np.empty(nbytes, np.uint8).data
 
 

@@ -8,9 +8,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 #: CPU time. For less, threads wait for Python's lock longer than they gain: two threads had 0.4 to
 #: 0.9 of the rate of one at 7 to 64 us an item, and 1.2 to 1.9 times it from 100 us on, whether
@@ -51,7 +53,8 @@ class Threads:
         others = self._others(len(items))
         futures = [self._executor().submit(tasks.work) for _ in range(others)]
         self._work(tasks)
-        wait([future for future in futures if not future.cancel()])
+        for future in [future for future in futures if not future.cancel()]:
+            future.result()
         if tasks.errors:
             raise tasks.errors[min(tasks.errors)]
         return tasks.results
@@ -69,6 +72,8 @@ class Threads:
             self._seconds = (self._clock() - start) / done
 
     def _executor(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor  # takes too long for --help
+
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
             self._pool = os.getpid(), ThreadPoolExecutor(self.count, "H5Folder")
         return self._pool[1]

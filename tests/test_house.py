@@ -129,3 +129,17 @@ def test_an_installed_wheel_gives_both_commands_and_its_own_functions(
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
         assert str(site / "converter" / "sources" / "my_functions.py") in ended.stderr
+
+
+def test_help_imports_no_package() -> None:
+    """numpy, h5py and Pillow take most of the time of a short command."""
+    code = (
+        "import sys\nfrom converter.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n"
+        "    print(*{'numpy', 'h5py', 'PIL'} & sys.modules.keys(), file=sys.stderr)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--path_images" in ended.stdout
+    assert ended.stderr.split() == []

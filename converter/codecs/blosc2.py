@@ -7,11 +7,13 @@ import math
 import os
 import struct
 from types import ModuleType
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from converter.codecs.chunks import LARGEST_CHUNK_NBYTES
 from converter.codecs.filters import FilterPipeline, Payload
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAME = "blosc2"
 FILTER = 32026  # registered with the HDF Group

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST_CHUNK_NBYTES = 4 << 20
 
@@ -32,6 +34,8 @@ def encode_chunks(
     array: np.ndarray, chunks: tuple[int, ...], encode: Callable[[np.ndarray], bytes]
 ) -> Iterator[bytes]:
     """Yield each chunk's payload in C order of the chunk grid; edge chunks padded with zeros."""
+    import numpy as np  # takes too long for --help
+
     for start in chunk_starts(array.shape, chunks):
         part = array[tuple(slice(s, s + c) for s, c in zip(start, chunks, strict=True))]
         if part.shape != chunks:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from converter.codecs import blosc2, gzip, zstd
 from converter.codecs.filters import (
@@ -18,6 +16,9 @@ from converter.codecs.filters import (
     unshuffle,
 )
 from converter.errors import ConverterError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Codec(Protocol):
@@ -151,8 +152,10 @@ def pipeline(
 def encode(chunk: np.ndarray, filters: FilterPipeline) -> bytes:
     """Apply filters to a chunk."""
     number, values = filters[-1]
-    data = as_bytes(np.ascontiguousarray(chunk)) if len(filters) == 1 else shuffled(chunk)
-    return BY_FILTER[number].encode(data, values)
+    if len(filters) > 1:
+        return BY_FILTER[number].encode(shuffled(chunk), values)
+    whole = chunk if chunk.flags.c_contiguous else chunk.copy()
+    return BY_FILTER[number].encode(as_bytes(whole), values)
 
 
 def decode(payload: Payload, filters: FilterPipeline, target: np.ndarray, threads: int = 1) -> None:
@@ -165,13 +168,15 @@ def decode(payload: Payload, filters: FilterPipeline, target: np.ndarray, thread
     if not filters:
         if len(payload) != raw.nbytes:
             raise ValueError("has a chunk of another size")
-        raw[:] = np.frombuffer(payload, np.uint8)
+        raw.data[:] = payload
         return
     codec = BY_FILTER[filters[-1][0]]
     if len(filters) == 1:
         codec.decode(payload, raw, threads)
         return
-    planes = np.empty(raw.nbytes, np.uint8)
+    import numpy as np  # takes too long for --help
+
+    planes = np.empty_like(raw)
     codec.decode(payload, planes, threads)
     unshuffle(planes.reshape(target.dtype.itemsize, -1), raw)
 

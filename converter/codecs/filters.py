@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     from zlib_ng import zlib_ng as zlib
@@ -26,7 +27,7 @@ crc32: Callable[..., int] = zlib.crc32
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """Return the bytes of a C-contiguous array, without a copy, whatever its dtype."""
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1).view("u1")
 
 
 def after_shuffle(number: int, values: tuple[int, ...], itemsize: int) -> FilterPipeline:
@@ -44,8 +45,7 @@ def shuffled(array: np.ndarray) -> bytes:
     """Return the first bytes of all items, their second bytes and so on (HDF5's shuffle)."""
     if array.dtype.itemsize == 1:
         return array.tobytes()
-    raw = np.frombuffer(array.tobytes(), np.uint8)
-    return raw.reshape(-1, array.dtype.itemsize).T.tobytes()
+    return as_bytes(array.copy()).reshape(-1, array.dtype.itemsize).T.tobytes()
 
 
 def unshuffle(planes: np.ndarray, raw: np.ndarray) -> None:
@@ -58,8 +58,8 @@ def unshuffle(planes: np.ndarray, raw: np.ndarray) -> None:
         items = raw.view(f"<u{itemsize}")
         items[:] = planes[-1]
         for plane in planes[-2::-1]:
-            np.left_shift(items, 8, out=items)
-            np.bitwise_or(items, plane, out=items)
+            items <<= 8
+            items |= plane
         return
     columns = raw.reshape(-1, itemsize)
     for n, plane in enumerate(planes):

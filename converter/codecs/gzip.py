@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from converter.codecs.filters import (
     FilterPipeline,
@@ -12,6 +12,9 @@ from converter.codecs.filters import (
     shuffled,
 )
 from converter.codecs.filters import deflate_library as zlib
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAME = "gzip"
 FILTER = 1
@@ -63,7 +66,7 @@ def decode(payload: Payload, target: np.ndarray, threads: int = 1) -> None:
         raise ValueError("has a chunk that does not inflate (it ends too early)")
     if len(data) != nbytes:
         raise ValueError("has a chunk that inflates to another size")
-    target[:] = np.frombuffer(data, np.uint8)
+    target.data[:] = data
 
 
 def pays_off(array: np.ndarray) -> bool:

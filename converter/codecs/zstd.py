@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.codecs.filters import FilterPipeline, Payload, after_shuffle, is_alone_or_shuffled
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAME = "zstd"
 FILTER = 32015  # registered with the HDF Group

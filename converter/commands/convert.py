@@ -337,7 +337,7 @@ def _attributes(request: Request, found: user_functions.Hooks) -> dict[str, str]
         revision=revision,
         options=options,
         plugins=plugins,
-        packages=(*readers.PACKAGES, *compression.PACKAGES),
+        packages=(*readers.packages(), *compression.PACKAGES),
         payload_version=request.compression.payload_version,
     )
 

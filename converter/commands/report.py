@@ -66,8 +66,9 @@ class Report(Counts):
     def add(self, sample: Encoded) -> None:
         self.done += 1
         self.source_nbytes += sample.source_nbytes
-        self.nbytes += sum(part.nbytes for part in sample.parts)
-        if sample.note:
+        for part in sample.parts:
+            self.nbytes += part.nbytes
+        if sample.note.value:
             for note in (note for note in Note if note in sample.note):
                 self.notes[note] += 1
                 self.first_noted.setdefault(note, sample.key)

@@ -16,7 +16,6 @@ from converter.callbacks import Callbacks
 from converter.codecs.compression import AUTO, Compression, check_installed, parse_compression
 from converter.errors import ConverterError
 from converter.files import local_path
-from converter.images import formats
 from converter.samples import Plan
 from converter.sources import user_functions
 from converter.sources.readers import DEFAULT_READER, READERS
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 STORES = ("array", "encoded")
 ON_ERROR = ("skip", "stop")
-LOSSY = {*formats.JPEG.extensions, *formats.WEBP.extensions}  # encoded again with a quality
 MY_READ = "my_read"  # recorded as the reader where the user's function reads
 
 
@@ -367,12 +365,19 @@ def _check_resizing(request: Request) -> None:
             "drop one of them"
         )
     check_resizing(resizing, store=request.store)
-    is_lossy = LOSSY.intersection(request.extensions) or request.custom_prune_func
-    if request.quality is not None and not is_lossy:
+    if request.quality is not None and not (request.custom_prune_func or _has_lossy(request)):
         raise ConverterError(
             f"--quality={request.quality} is of JPEG and WebP, and --ext={request.ext} names "
             "neither: drop it"
         )
+
+
+def _has_lossy(request: Request) -> bool:
+    """Tell whether there may be files that are encoded again with a quality."""
+    from converter.images import formats  # takes too long for --help
+
+    lossy = {*formats.JPEG.extensions, *formats.WEBP.extensions}
+    return not lossy.isdisjoint(request.extensions)
 
 
 def nearest_folder(folder: Path) -> Path:

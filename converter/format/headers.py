@@ -18,7 +18,14 @@ import numpy as np
 from h5py import h5t
 
 from converter.codecs.filters import FilterPipeline
-from converter.format.checksum import CHECKSUM_NBYTES, checksum, lookup3
+from converter.format.checksum import (
+    CHECKSUM_NBYTES,
+    STEP_NBYTES,
+    State,
+    beginning,
+    checksum,
+    lookup3,
+)
 from converter.format.chunk_tree import tree_nbytes
 from converter.format.layout import IMAGE, Layout
 from converter.format.superblock import UNDEFINED
@@ -51,6 +58,19 @@ class Kind(NamedTuple):
     rank: int
     filters: FilterPipeline
     content: str
+
+
+class Header(NamedTuple):
+    """The object header of datasets of one layout, but for where their payloads lie.
+
+    The checksums of all have the same ``state`` behind their first ``begin`` bytes.
+    """
+
+    data: bytes
+    address_at: int
+    nbytes_at: int
+    begin: int
+    state: State
 
 
 def kind_of(layout: Layout) -> Kind:
@@ -97,38 +117,44 @@ def template(kind: Kind) -> Template:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def header(layout: Layout) -> Header:
+    """Return the object header for datasets of one layout."""
+    form = template(kind_of(layout))
+    data = bytearray(form.data)
+    struct.pack_into(f"<{len(layout.shape)}Q", data, form.shape_at, *layout.shape)
+    if form.chunks_at >= 0 and layout.chunks is not None:
+        struct.pack_into(f"<{len(layout.chunks)}I", data, form.chunks_at, *layout.chunks)
+    begin = form.address_at - form.address_at % STEP_NBYTES
+    state = beginning(bytes(data[:begin]), len(data) - CHECKSUM_NBYTES)
+    return Header(bytes(data), form.address_at, form.nbytes_at, begin, state)
+
+
 def fill_headers(
     buffer: np.ndarray,
-    form: Template,
-    *,
-    places: np.ndarray,
-    shapes: np.ndarray,
-    addresses: np.ndarray,
-    nbytes: np.ndarray,
-    chunks: np.ndarray | None = None,
+    forms: Sequence[Header],
+    places: Sequence[int],
+    addresses: Sequence[int],
+    nbytes: Sequence[int],
 ) -> None:
-    """Write object headers of one template into ``buffer``, uint8, with checksums.
+    """Write object headers of one kind into ``buffer``, uint8, with checksums.
 
-    ``places`` ``(N,)`` is where each begins; ``shapes`` ``(N, rank)``, ``addresses``, ``nbytes``
-    ``(N,)`` and, where there are filters, ``chunks`` ``(N, rank)`` are the datasets' own.
+    ``places`` is where each begins; ``addresses`` and ``nbytes`` are those of the payloads.
     """
-    count = len(places)
-    rows = np.tile(np.frombuffer(form.data, np.uint8), (count, 1))
-
-    def put(start: int, numbers: np.ndarray, dtype: str = "<u8") -> None:
-        raw = np.ascontiguousarray(numbers, dtype).view(np.uint8).reshape(count, -1)
-        rows[:, start : start + raw.shape[1]] = raw
-
-    if shapes.shape[1]:
-        put(form.shape_at, shapes)
-    if chunks is not None:
-        put(form.chunks_at, chunks, "<u4")
-    put(form.address_at, addresses)
-    if form.nbytes_at >= 0:
-        put(form.nbytes_at, nbytes)
-    checksums = lookup3(rows[:, :-CHECKSUM_NBYTES])
+    first, count = forms[0], len(forms)
+    length = len(first.data)
+    rows = np.frombuffer(bytearray().join([form.data for form in forms]), np.uint8)
+    rows = rows.reshape(count, length)
+    for start, numbers in ((first.address_at, addresses), (first.nbytes_at, nbytes)):
+        if start >= 0:
+            raw = np.array(numbers, "<u8").view(np.uint8).reshape(count, 8)
+            rows[:, start : start + 8] = raw
+    ends = rows[:, first.begin : -CHECKSUM_NBYTES]
+    checksums = lookup3(ends, [form.state for form in forms])
     rows[:, -CHECKSUM_NBYTES:] = checksums.astype("<u4").view(np.uint8).reshape(count, -1)
-    np.lib.stride_tricks.sliding_window_view(buffer, len(form.data), writeable=True)[places] = rows
+    starts = len(buffer) - length + 1
+    windows: np.ndarray = np.ndarray((starts, length), np.uint8, buffer, strides=(1, 1))
+    windows[np.array(places)] = rows
 
 
 def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:

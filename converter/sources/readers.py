@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
-from converter.images.picture import Allocate, Image, Least
-from converter.sources import images, opencv
+if TYPE_CHECKING:
+    from converter.images.picture import Allocate, Image, Least
 
 
 class Reader(Protocol):
     """What each module of a reader has."""
 
-    #: For the help of ``--reader``.
-    HELP: str
     #: Packages whose versions OUT.h5 records.
     PACKAGES: tuple[str, ...]
     #: Counts up when the same file gives another array; 0 where that is not counted.
@@ -39,8 +38,34 @@ class Reader(Protocol):
         """Return what reads files of each extension, for OUT.h5 to record."""
 
 
-READERS: dict[str, Reader] = {"imageio": images, "opencv": opencv}
+class Table(Mapping[str, Reader]):
+    """Readers by name. A module is imported when it is first asked for: not for ``--help``."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self._modules = modules
+
+    def __getitem__(self, name: str) -> Reader:
+        return cast(Reader, import_module(f"converter.sources.{self._modules[name]}"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+READERS = Table({"imageio": "images", "opencv": "opencv"})
 DEFAULT_READER = "imageio"
+#: For the help of ``--reader``.
+HELP = {
+    "imageio": "RGB, full depth, all frames (docs/formats.md)",
+    "opencv": "exactly cv2.imread(path), that is BGR, 8 bits, EXIF orientation applied",
+}
+
+if TYPE_CHECKING:  # each module has all that a reader needs
+    from converter.sources import images, opencv
+
+    _READERS: tuple[Reader, ...] = (images, opencv)
 
 
 def marks_images(reader: str) -> bool:
@@ -48,4 +73,6 @@ def marks_images(reader: str) -> bool:
     return reader in READERS and READERS[reader].IS_RGB
 
 
-PACKAGES = tuple(name for reader in READERS.values() for name in reader.PACKAGES)
+def packages() -> tuple[str, ...]:
+    """Return the packages of all readers whose versions OUT.h5 records."""
+    return tuple(name for reader in READERS.values() for name in reader.PACKAGES)

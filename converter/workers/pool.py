@@ -28,6 +28,7 @@ from converter.workers.pool_worker import (
     Task,
     serve,
     serve_descriptors,
+    unpacked,
 )
 from converter.workers.shared_memory import SharedMemory
 from converter.workers.tasks import Job
@@ -72,7 +73,7 @@ class Pool:
     settings
         What the workers are to do.
     count
-        How many processes.
+        How many processes, at most: there are no more than samples.
     launcher
         What starts them; None for a new interpreter, which ends with the pool.
     """
@@ -81,6 +82,7 @@ class Pool:
         self._settings = settings
         self._own_launcher = _new_launcher() if launcher is None else None
         self._launcher = launcher or self._own_launcher
+        self._count = count
         self._workers: list[_Process] = []
         self._in_plan_order: deque[_Task] = deque()
         self._yielded: list[_Task] = []  # those whose buffers are not free yet
@@ -89,9 +91,7 @@ class Pool:
         self._deaths_at_start = 0
         self._seconds = SECONDS_IN_TASK / 8  # a file, as far as is known
         self._nbytes = BASE_NBYTES / 8
-        with _explained_start():
-            for _ in range(count):
-                self._workers.append(self._start_worker(_new_memory()))
+        self._start_workers(1)  # it is ready by the time it is known what there is to do
 
     def __enter__(self) -> Pool:
         return self
@@ -120,6 +120,7 @@ class Pool:
         Raises WorkersError when workers cannot be started.
         """
         self._in_plan_order.clear()
+        self._start_workers(min(self._count, len(keys)))
         start = 0
         while start < len(keys) or self._in_plan_order:
             self._free_released()
@@ -130,7 +131,8 @@ class Pool:
                 continue
             self._in_plan_order.popleft()
             self._yielded.append(head)
-            batch = Batch(head.answer.results, self._payload(head), partial(self._release, head))
+            results = unpacked(head.keys, head.answer.results)
+            batch = Batch(results, self._payload(head), partial(self._release, head))
             yield batch
             if not batch.is_held:
                 self._free(head)
@@ -208,7 +210,7 @@ class Pool:
             self._bury(worker)
 
     def _free_released(self) -> None:
-        while self._heard.poll():
+        while self._released:  # before the pipe tells of it: asking that takes longer
             self._heard.recv_bytes()
             self._free(self._released.popleft())
 
@@ -225,11 +227,20 @@ class Pool:
         ends = {end for worker in self._workers for end in worker.ends}
         ready = set(connection.wait([self._heard, *ends]))
         for worker in [worker for worker in self._workers if ready & worker.ends]:
-            is_dead = not worker.process.is_alive()  # first: it may answer, and die then
-            while (message := _message(worker)) is not None:
-                self._take(worker, message)
-            if is_dead or not worker.process.is_alive():
-                self._bury(worker)
+            self._hear(worker)
+
+    def _hear(self, worker: _Process) -> None:
+        """Take in what a worker has sent; if it is dead, all of it."""
+        is_dead = not worker.process.is_alive()  # first: it may answer, and die then
+        message = _message(worker)
+        if message is not None and not is_dead:
+            self._take(worker, message)
+            return  # the next wait tells whether there is more
+        while message is not None:
+            self._take(worker, message)
+            message = _message(worker)
+        if is_dead or not worker.process.is_alive():
+            self._bury(worker)
 
     def _take(self, worker: _Process, message: Answer | Ready) -> None:
         if isinstance(message, Answer):
@@ -299,6 +310,12 @@ class Pool:
         self._in_plan_order.remove(task)
         for number, key in enumerate(task.keys):
             self._in_plan_order.insert(place + number, _Task([key], alone=True))
+
+    def _start_workers(self, count: int) -> None:
+        """Start workers until there are so many."""
+        with _explained_start():
+            while len(self._workers) < count:
+                self._workers.append(self._start_worker(_new_memory()))
 
     def _start_worker(self, memory: list[SharedMemory] | None) -> _Process:
         ours, theirs = connection.Pipe()

@@ -5,6 +5,9 @@ A journal is text: one JSON object a line, with the CRC-32 of its second value::
     {"crc":..,"head":{..}}   what the journal belongs to, and how its samples were encoded
     {"crc":..,"rows":[..]}   a batch: a `Row` for each file, appended when the batch is written
 
+Rows begin with a list of the layouts that are in them. A row is a key, and of a sample also the
+number of its layout in that list, its source, and offset, size and checksum of each payload.
+
 The first line that was cut off or damaged ends what is believed.
 """
 
@@ -15,13 +18,14 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from converter.errors import ConverterError
 from converter.format.index import Extent
 
-VERSION = 3
+VERSION = 4
 LINE = re.compile(rb'\{"crc":(\d+),"(head|rows)":(.*)\}\n')
 BEGIN_OF_VERSION_1 = re.compile(rb'HEAD.{12}\{"version": 1,', re.DOTALL)
 
@@ -82,7 +86,15 @@ class Journal:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Record a batch. Raises OSError."""
-        self._append("rows", rows)
+        layouts: dict[str, int] = {}
+        content: list[Any] = []
+        for key, layout, extents, source in rows:
+            if layout is None:
+                content.append((key,))
+            else:
+                number = layouts.setdefault(layout, len(layouts))
+                content.append((key, number, *source, *chain.from_iterable(extents)))
+        self._append("rows", [list(layouts), *content])
 
     def close(self) -> None:
         self._file.close()
@@ -126,13 +138,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[Row]]]:
             if rows is None:
                 return
             end += len(line)
-            yield (
-                end,
-                [
-                    Row(key, layout, [Extent(*extent) for extent in extents], tuple(source))
-                    for key, layout, extents, source in rows
-                ],
-            )
+            layouts, *content = rows
+            yield end, [_row(layouts, *one) for one in content]
+
+
+def _row(layouts: Sequence[str], key: str, number: int | None = None, *numbers: int) -> Row:
+    if number is None:
+        return Row(key)
+    nbytes, mtime_ns, *rest = numbers
+    extents = list(map(Extent, rest[::3], rest[1::3], rest[2::3]))
+    return Row(key, layouts[number], extents, (nbytes, mtime_ns))
 
 
 def read_rows(path: Path) -> Iterator[Row]:

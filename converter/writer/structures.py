@@ -6,16 +6,24 @@ takes 2 us and 90 bytes here, and it can crash on a full disk.
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from converter.codecs.filters import crc32
 from converter.format import groups
 from converter.format.chunk_tree import chunk_tree
-from converter.format.headers import Kind, fill_headers, kind_of, structure_nbytes, template
+from converter.format.headers import (
+    Header,
+    Kind,
+    fill_headers,
+    header,
+    kind_of,
+    structure_nbytes,
+)
 from converter.format.index import Extent, IndexBuilder
 from converter.format.layout import IMAGE, Layout, layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
@@ -24,12 +32,37 @@ from converter.writer import provenance
 from converter.writer.journal import Row
 
 
+class _Form(NamedTuple):
+    """What all samples of one layout have in common."""
+
+    kind: Kind
+    header: Header
+    nbytes: int  # of the structures of each
+    described: bytes
+    text: str
+
+
+class _Placed(NamedTuple):
+    """Headers, where each goes in a payload, and address and size of what its dataset holds."""
+
+    headers: list[Header]
+    places: list[int]
+    addresses: list[int]
+    sizes: list[int]
+
+
+@functools.lru_cache(maxsize=4096)
+def _form(layout: Layout) -> _Form:
+    described = layout_json(layout)
+    nbytes = structure_nbytes(layout)
+    return _Form(kind_of(layout), header(layout), nbytes, described, described.decode())
+
+
 class Structures:
     """All of the file but the payloads: 60 bytes of memory a sample beside its key."""
 
     def __init__(self) -> None:
         self.end = SUPERBLOCK_NBYTES  # of the samples so far; at last of the HDF5 part
-        self.payload_nbytes = 0
         self._index = IndexBuilder()
         self._headers = array("Q")  # the address of each dataset's object header
         self._has_chunks = self._has_images = False
@@ -43,72 +76,56 @@ class Structures:
         Returns what to record of each file, failures too.
         """
         samples = [result for result in batch.results if isinstance(result, Encoded)]
-        if not samples:
-            return [Row(result.key) for result in batch.results]
-        buffer = np.frombuffer(batch.payload, np.uint8)
-        known: dict[int, tuple[Kind, int, str]] = {}
-        samples_of: dict[Kind, list[int]] = {}
-        structures = []
-        for number, sample in enumerate(samples):
-            layout = sample.layout
-            if id(layout) not in known:
-                described = layout_json(layout).decode()
-                known[id(layout)] = kind_of(layout), structure_nbytes(layout), described
-            kind, structure, _ = known[id(layout)]
-            samples_of.setdefault(kind, []).append(number)
-            structures.append(structure)
-        nbytes = np.array([sum([part.nbytes for part in s.parts]) for s in samples])
-        ends = np.cumsum(nbytes + structures)
-        starts = ends - nbytes - structures
-        headers = ends.copy()
-        extents = [
-            _extents(sample, self.end + start)
-            for sample, start in zip(samples, starts.tolist(), strict=True)
+        layouts = {id(sample.layout): sample.layout for sample in samples}
+        form_of = {number: _form(layout) for number, layout in layouts.items()}
+        forms = [form_of[id(sample.layout)] for sample in samples]
+        extents = self._lay_out(samples, form_of, batch.payload)
+        sources = [(sample.source_nbytes, sample.source_mtime_ns) for sample in samples]
+        keys, described = [sample.key for sample in samples], [form.described for form in forms]
+        self._index.extend([key.encode() for key in keys], described, extents, sources)
+        rows = map(Row, keys, [form.text for form in forms], extents, sources)
+        return [
+            next(rows) if isinstance(result, Encoded) else Row(result.key)
+            for result in batch.results
         ]
-        for kind, numbers in samples_of.items():
-            form = template(kind)
-            self._has_images |= kind.content == IMAGE
-            headers[numbers] -= len(form.data)
-            addresses = (self.end + starts[numbers]).astype(np.uint64)
-            addresses[nbytes[numbers] == 0] = UNDEFINED
-            layouts = [samples[number].layout for number in numbers]
-            shapes = np.array([layout.shape for layout in layouts], np.uint64)
-            chunks = None
-            if kind.filters:
-                self._has_chunks = True
-                chunks = np.array([layout.chunks for layout in layouts], np.uint32)
-                for n, number in enumerate(numbers):
-                    addresses[n] = self._put_tree(layouts[n], extents[number], batch.payload)
-            fill_headers(
-                buffer,
-                form,
-                places=headers[numbers],
-                shapes=shapes.reshape(len(numbers), kind.rank),
-                chunks=chunks,
-                addresses=addresses,
-                nbytes=nbytes[numbers],
-            )
-        self._headers.extend((self.end + headers).tolist())
-        self.payload_nbytes += int(nbytes.sum())
-        self.end += int(ends[-1])
-        rows, unrecorded = [], iter(extents)
-        for result in batch.results:
-            if not isinstance(result, Encoded):
-                rows.append(Row(result.key))
-                continue
-            source = (result.source_nbytes, result.source_mtime_ns)
-            described, extents_of = known[id(result.layout)][2], next(unrecorded)
-            rows.append(Row(result.key, described, extents_of, source))
-            self._index.add(result.key.encode(), described.encode(), extents_of, source)
-        return rows
 
-    def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
+    def _lay_out(
+        self, samples: Sequence[Encoded], form_of: Mapping[int, _Form], payload: memoryview
+    ) -> list[list[Extent]]:
+        """Put the structures of samples behind what they hold; return where that lies."""
+        begin, end, all_extents = self.end, self.end, []
+        placed = {form.kind: _Placed([], [], [], []) for form in form_of.values()}
+        placed_of = {number: placed[form.kind] for number, form in form_of.items()}
+        for sample in samples:
+            form, start, extents = form_of[id(sample.layout)], end, []
+            for nbytes, crc in sample.parts:
+                extents.append(Extent(end, nbytes, crc))
+                end += nbytes
+            all_extents.append(extents)
+            nbytes, address = end - start, start if end > start else UNDEFINED
+            if form.kind.filters:
+                address = self._put_tree(sample.layout, extents, payload[end - begin :])
+            end += form.nbytes
+            place = end - len(form.header.data)
+            self._headers.append(place)
+            alike = placed_of[id(sample.layout)]
+            alike.headers.append(form.header)
+            alike.places.append(place - begin)
+            alike.addresses.append(address)
+            alike.sizes.append(nbytes)
+        self.end = end
+        for kind, datasets in placed.items():
+            self._has_images |= kind.content == IMAGE
+            self._has_chunks |= bool(kind.filters)
+            fill_headers(np.frombuffer(payload, np.uint8), *datasets)
+        return all_extents
+
+    def _put_tree(self, layout: Layout, extents: Sequence[Extent], space: memoryview) -> int:
         """Put the B-tree of a dataset's chunks behind them; return its root's address."""
         assert layout.chunks is not None
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        begin = address - self.end
-        payload[begin : begin + len(nodes)] = nodes
+        space[: len(nodes)] = nodes
         return root
 
     def write(self, file: BinaryIO, attributes: Mapping[str, str]) -> bytes:
@@ -143,11 +160,16 @@ class Structures:
             open_folders[-1].add(folder.name, address)
             write(data)
 
-        for key, address in zip(self._index.keys(), self._headers, strict=True):
-            *folders, name = key.split(b"/")
+        def enter(folders: list[bytes]) -> None:
             while [folder.name for folder in open_folders[1:]] != folders[: len(open_folders) - 1]:
                 close_folder()
-            open_folders += [groups.Links(folder) for folder in folders[len(open_folders) - 1 :]]
+            open_folders.extend(map(groups.Links, folders[len(open_folders) - 1 :]))
+
+        path = b""
+        for key, address in zip(self._index.keys(), self._headers, strict=True):
+            before, (path, slash, name) = path, key.rpartition(b"/")
+            if path != before:
+                enter(path.split(b"/") if slash else [])
             open_folders[-1].add(name, address)
         while len(open_folders) > 1:
             close_folder()
@@ -163,11 +185,3 @@ class Structures:
         data, root = groups.group(open_folders[0].sorted(), self.end, messages)
         write(data)
         return root, extension, crc
-
-
-def _extents(sample: Encoded, offset: int) -> list[Extent]:
-    extents = []
-    for part in sample.parts:
-        extents.append(Extent(offset, part.nbytes, part.crc32))
-        offset += part.nbytes
-    return extents

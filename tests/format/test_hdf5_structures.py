@@ -19,7 +19,7 @@ from converter.codecs.compression import OF_AUTO, encode, pipeline
 from converter.codecs.filters import FilterPipeline, crc32
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
-from converter.format.headers import kind_of, structure_nbytes, template
+from converter.format.headers import structure_nbytes, template
 from converter.format.layout import Layout
 from converter.format.superblock import SUPERBLOCK_NBYTES, superblock
 from converter.samples import Batch, Encoded, Part
@@ -441,16 +441,9 @@ def test_what_lies_beyond_4_gib_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shape", [(BEYOND_32_BITS,), (1, BEYOND_32_BITS), (70_000, 70_001)])
 def test_an_array_of_more_than_4_gib(shape, tmp_path):
     nbytes, address = math.prod(shape), SUPERBLOCK_NBYTES
-    form = template(kind_of(Layout(np.dtype("u1"), shape)))
+    form = headers.header(Layout(np.dtype("u1"), shape))
     header = np.zeros(len(form.data), np.uint8)
-    headers.fill_headers(
-        header,
-        form,
-        places=np.array([0]),
-        shapes=np.array([shape], np.uint64),
-        addresses=np.array([address], np.uint64),
-        nbytes=np.array([nbytes]),
-    )
+    headers.fill_headers(header, [form], places=[0], addresses=[address], nbytes=[nbytes])
     after = address + nbytes
     group, root = groups.group([(b"x", after)], after + len(header))
     path = tmp_path / "OUT.h5"

@@ -143,3 +143,23 @@ def test_a_worker_leaves_the_other_cores_to_the_other_workers(
     assert run(command(numbers, output, *flags, f"--workers={workers}")).status == 0
     counts = {int(count) for count in stored(output).values()}
     assert counts == {1 if workers > 1 else usable_cores()}
+
+
+@pytest.mark.skipif(
+    not os.path.exists(f"/proc/self/task/{os.getpid()}/children"), reason="asks /proc for children"
+)
+def test_there_are_no_more_workers_than_files(folder: Path, output: Path, tmp_path: Path) -> None:
+    (folder / "only.num").touch()
+    text = """
+    import os
+
+
+    def my_read(path_sample):
+        launcher = os.getppid()
+        with open(f"/proc/{launcher}/task/{launcher}/children") as children:
+            return len(children.read().split())
+    """
+    flags = ["--ext=num", *read_with(write_functions(tmp_path / "count.py", text)), "--workers=3"]
+    ended = run(command(folder, output, *flags))
+    assert ended.status == 0, ended.err
+    assert stored(output)["only.num"] == 1
