@@ -110,14 +110,14 @@ class _Flags:
         mode = next((mode for mode in (UPDATE, VERIFY, MERGE, EXTRACT) if mode in typed), CONVERT)
         if mode == CONVERT and SHEET in typed and "path_images" not in typed:
             mode = SHEET
-        if MASKS in typed and SHEET not in typed:
-            self._parser.error(f"--{MASKS} needs --{SHEET}")
         for name in typed:
             modes = self._flags[name].modes
             if mode not in modes and mode == CONVERT:
                 self._parser.error(f"--{name} needs --{modes[0]}")
             if mode not in modes:
                 self._parser.error(f"--{name} changes nothing with --{mode}: drop one of them")
+        if MASKS in typed and SHEET not in typed:
+            self._parser.error(f"--{MASKS} needs --{SHEET}")
         for one, other, why in CONTRADICTIONS:
             if one in typed and other in typed:
                 self._parser.error(f"--{one} does not go with --{other}, {why}: drop one of them")
