@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from converter import ConverterError, H5Folder, H5Loader, Resize
 from converter import convert as convert_folder
@@ -549,6 +550,39 @@ def test_a_dry_run_says_where_encoded_files_become_no_smaller(folder, output, co
     save_large(folder, quality=20)
     ended = convert(folder, output, "--dry_run")
     assert ended.out.splitlines()[-1].endswith(", encoded files no smaller)")
+
+
+def save_animations(folder: Path, count: int) -> None:
+    for number in range(count):
+        frames = [PIL.Image.fromarray(photo(number + n, (300, 320, 3))) for n in range(2)]
+        frames[0].save(folder / f"{number}.gif", save_all=True, append_images=frames[1:])
+
+
+def test_a_dry_run_does_not_advise_what_would_fail(folder, output, convert):
+    """Animations are not encoded again, and their bytes are not saved."""
+    save_animations(folder, 2)
+    save(folder / "a.jpg", photo(9, (300, 320, 3)))
+    failing = "without 2 of 3 files, which would fail"
+    ended = convert(folder, output, "--dry_run", "--ext=gif,jpg", "--resize=100")
+    (row,) = [line for line in ended.out.splitlines() if failing in line]
+    assert row.split()[0] == "encoded"
+    (smallest,) = [line for line in ended.out.splitlines() if line.startswith("smallest: ")]
+    assert smallest.startswith("smallest: --resize=100 --compression=")
+    ended = convert(folder, output, "--dry_run", "--ext=gif,jpg")
+    (row,) = [line for line in ended.out.splitlines() if failing in line]
+    assert row.split()[0] == "encoded"
+    assert ended.out.splitlines()[-1].endswith(" MB without 2 of 3 files)")
+
+
+@pytest.mark.slow
+def test_a_dry_run_proposes_no_store_that_takes_none_of_the_files(folder, output, convert):
+    save_animations(folder, 1)
+    last = convert(folder, output, "--dry_run", "--ext=gif").out.splitlines()[-1]
+    assert "(arrays " in last and "encoded" not in last
+    tifffile.imwrite(folder / "a.tif", np.random.default_rng(0).random((300, 300)))  # float64
+    ended = convert(folder, output, "--dry_run", "--ext=tif")
+    assert ended.out.count("without 1 of 1 files, which would fail") == 2
+    assert "for training" not in ended.out
 
 
 @pytest.mark.parametrize("flags", [(), ("--store=encoded",)])
