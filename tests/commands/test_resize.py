@@ -672,12 +672,15 @@ def test_the_lack_of_space_names_resize_where_it_helps(
     assert ("--resize=256, which makes images smaller" in ended.err) == is_named
 
 
-def test_files_that_resizing_cannot_read_are_not_said_to_be_stored_without(folder, output, convert):
+@STORES
+def test_no_flag_that_resizing_refuses_is_advised_where_it_reads_no_file(
+    store, folder, output, convert
+):
     (folder / "a.jpg").write_bytes(b"no image")
-    ended = convert(folder, output, ENCODED, RESIZE)
+    ended = convert(folder, output, store, RESIZE)
     assert ended.status == 1
     assert "none of the 1 files could be read" in ended.err
-    assert "--skip_decode_check" not in ended.err
+    assert ended.err.splitlines()[-1].endswith("OUT.h5 was not made.")
 
 
 # Interrupted
