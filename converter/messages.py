@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from converter.codecs.compression import AUTO, OF_AUTO
-from converter.commands.request import resizing_flags
 from converter.samples import Note, Plan
 from converter.sources.encoder import Choice
 
@@ -117,7 +116,7 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
         yield f"none of the {advice.sampled} files that were tried could be read"
         return
     own = Choice(request.store, request.compression, request.resizing)
-    resized = "" if own.resizing is None else f" with {resizing_flags(own.resizing)}"
+    resized = "" if own.resizing is None else f" with {own.resizing.flags}"
     yield (
         f"{request.path_output}{resized} would be about this large, judged from {advice.sampled} "
         f"files ({advice.failed} of which could not be read):"
@@ -136,7 +135,7 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
     if advice.others:
         yield ""
         other = advice.others[0].choice.resizing
-        how = "without --resize" if other is None else f"with {resizing_flags(other)}"
+        how = "without --resize" if other is None else f"with {other.flags}"
         yield f"  the same {how}:"
         for outcome in advice.others:
             yield _outcome_line(advice, outcome)
@@ -164,7 +163,7 @@ def _proposal(advice: Advice) -> str | None:
     said, flags = [], ""
     for choice, nbytes, _, refused in advice.others:
         assert choice.resizing is not None
-        flags, whole = resizing_flags(choice.resizing), before[choice._replace(resizing=None)]
+        flags, whole = choice.resizing.flags, before[choice._replace(resizing=None)]
         is_smaller = nbytes < WORTHWHILE_SHARE * whole
         is_none = refused == advice.read
         if choice.store == "array" and (is_none or not is_smaller):
@@ -201,7 +200,7 @@ def _needed(choice: Choice) -> str:
 
 def _flags(choice: Choice) -> str:
     store = "" if choice.store == "array" else f"--store={choice.store} "
-    resized = "" if choice.resizing is None else f"{resizing_flags(choice.resizing)} "
+    resized = "" if choice.resizing is None else f"{choice.resizing.flags} "
     return f"{resized}{store}--compression={choice.compression}"
 
 

@@ -247,13 +247,9 @@ def test_what_is_no_size_is_refused_in_a_sentence(text):
 @pytest.mark.parametrize(
     ("resizing", "store", "message"),
     [
-        (Resizing(256, "fit"), "array", "--resize_mode=fit is not known: give one of shorter, "),
-        (Resizing(256, filter="cubic"), "array", "--resize_filter=cubic is not known: give one of"),
         (Resizing(256, "exact"), "array", "exact needs both sides, and --resize=256 names one"),
         (Resizing((3, 4)), "array", "--resize=3x4 names both sides, and --resize_mode=shorter"),
         (Resizing(256, quality=90), "array", "--quality=90 is for images that are encoded again"),
-        (Resizing(256, quality=0), "encoded", "--quality=0 is no quality"),
-        (Resizing(256, quality=101), "encoded", "--quality=101 is no quality"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_a_sentence(resizing, store, message):
