@@ -176,6 +176,19 @@ def test_a_pam_keeps_its_kind_and_its_maxval(tmp_path):
     assert np.array_equal(decoded, stored(tmp_path, "a.pnm", SMALLER, "array"))
 
 
+def test_nan_is_kept_where_nearest_takes_it(tmp_path):
+    pixels = GRAY.astype(">f4")
+    pixels[20:70, 30:90], pixels[0] = np.nan, -0.0
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    write(tmp_path / "a.pfm", pixels, b"Pf\n160 120\n1.0\n")
+    nearest = Resizing(40, filter="nearest")
+    for name in ("a.tif", "a.pfm"):
+        array = stored(tmp_path, name, nearest, "array")
+        assert isinstance(array, np.ndarray) and np.isnan(array).any()
+        decoded = decode_image(again(tmp_path, name, nearest), name[2:])
+        assert decoded.tobytes() == array.tobytes()
+
+
 def test_a_tiff_keeps_what_its_numbers_are(tmp_path):
     pixels = np.asarray(photo().convert("CMYK"))
     options: dict[str, Any] = {"photometric": "separated", "compression": "zlib"}

@@ -452,11 +452,16 @@ def test_alpha_of_another_maxval_is_alpha(tmp_path):
         (np.full((40, 50), 0.5), "its float64 values cannot be mixed without loss: add "),
         (np.full((40, 50), 7, np.int32), "its int32 values cannot be mixed without loss: add "),
         (np.full((40, 50), 7, np.uint64), "its uint64 values cannot be mixed without loss: add "),
+        (
+            np.full((40, 50), 7j, np.complex64),
+            "its complex64 values cannot be mixed without loss: add ",
+        ),
         (np.full((40, 50), np.nan, np.float32), "it holds NaN or infinity, which mixing would "),
         (np.full((40, 50), -np.inf, np.float16), "it holds NaN or infinity, which mixing would "),
     ],
 )
 @pytest.mark.everyday
+@pytest.mark.filterwarnings("error")
 def test_what_would_lose_digits_or_spread_nan_is_refused_and_goes_by_nearest(array, why, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", array)
     for store in ("array", "encoded"):
