@@ -205,6 +205,39 @@ def test_a_tiff_keeps_what_its_numbers_are(tmp_path):
         assert tiff.pages.first.photometric == tifffile.PHOTOMETRIC.RGB
 
 
+COLOURS = np.random.default_rng(0).integers(0, 65536, (2, 3, 256), dtype=np.uint16)
+TURNED = [(ORIENTATION, 3, 1, 6, True)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"photometric": "minisblack"}, {"photometric": "miniswhite"}),
+        ({"photometric": "minisblack"}, {"photometric": "minisblack", "extratags": TURNED}),
+        *(
+            ({"photometric": "palette", "colormap": COLOURS[0]}, second)
+            for second in (
+                {"photometric": "palette", "colormap": COLOURS[1]},
+                {"photometric": "minisblack"},
+            )
+        ),
+    ],
+    ids=["white", "turned", "another palette", "no palette"],
+)
+def test_a_tiff_whose_pages_mean_different_things_is_a_failure(first, second, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for options in (first, second):
+            file.write(GRAY, metadata=None, contiguous=False, **options)
+    failure = stored(tmp_path, "a.tif", SMALLER, "encoded")
+    assert isinstance(failure, Failure)
+    assert "(its pages differ in colours, alpha, profile or orientation)" in failure.reason
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:
+        for compression in (None, "zlib"):
+            file.write(GRAY, metadata=None, contiguous=False, compression=compression, **first)
+    with tifffile.TiffFile(io.BytesIO(again(tmp_path, "b.tif"))) as tiff:
+        assert len(tiff.pages) == 2
+
+
 @pytest.mark.parametrize("quality", [None, 60])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_jpeg_is_what_pillow_saves_at_that_quality(mode, quality, tmp_path):

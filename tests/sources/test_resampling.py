@@ -317,6 +317,18 @@ def test_the_indices_of_a_tiff_and_signed_lab_are_not_mixed(tmp_path):
         np.testing.assert_array_equal(array, np.asarray(expected))
 
 
+def test_the_indices_of_one_page_beside_gray_ones_are_not_mixed(tmp_path):
+    random = np.random.default_rng(0)
+    gray, indices = random.integers(0, 256, (2, 40, 50), dtype=np.uint8)
+    map_of_colours = random.integers(0, 65536, (3, 256), dtype=np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(gray, metadata=None, contiguous=False, photometric="minisblack")
+        file.write(indices, metadata=None, photometric="palette", colormap=map_of_colours)
+    array = array_of(tmp_path, "a.tif", Resizing(20))
+    expected = PIL.Image.fromarray(indices).resize((25, 20), NEAREST)
+    np.testing.assert_array_equal(array[1], np.asarray(expected))
+
+
 def bicubic(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize by the formula, in float64: Keys' kernel (a = -0.5), as wide as a new pixel."""
     for axis, count in ((0, size[1]), (1, size[0])):
