@@ -694,8 +694,8 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(store, folder, output, tmp_pa
         save(folder / f"{number:03}.jpg", photo(number % 7, (300, 400 + number % 5, 3)), quality=95)
     flags = ("--resize=200", store)
     process = start(command(folder, output, *flags, "--workers=2"))
-    partial = output.with_name("OUT.h5.partial")
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 1e5)
+    journal = output.with_name("OUT.h5.partial.journal")
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1)  # a batch
     os.killpg(process.pid, 9)
     finish(process)
     assert not output.exists()
