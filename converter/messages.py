@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from converter.codecs.compression import AUTO, OF_AUTO
-from converter.commands.request import resizing_flags
 from converter.samples import Note, Plan
 from converter.sources.encoder import Choice
 
@@ -117,7 +116,7 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
         yield f"none of the {advice.sampled} files that were tried could be read"
         return
     own = Choice(request.store, request.compression, request.resizing)
-    resized = "" if own.resizing is None else f" with {resizing_flags(own.resizing)}"
+    resized = "" if own.resizing is None else f" with {own.resizing.flags}"
     yield (
         f"{request.path_output}{resized} would be about this large, judged from {advice.sampled} "
         f"files ({advice.failed} of which could not be read):"
@@ -136,17 +135,17 @@ def advice_lines(request: Request, advice: Advice) -> Iterator[str]:
     if advice.others:
         yield ""
         other = advice.others[0].choice.resizing
-        how = "without --resize" if other is None else f"with {resizing_flags(other)}"
+        how = "without --resize" if other is None else f"with {other.flags}"
         yield f"  the same {how}:"
         for outcome in advice.others:
             yield _outcome_line(advice, outcome)
     yield ""
     for outcome in advice.outcomes:
         if outcome.choice[:2] == ("array", AUTO):
-            read = advice.sampled - advice.failed
+            arrays = advice.read - outcome.refused
             yield (
-                f"auto compresses {outcome.compressed} of the {read} arrays by {OF_AUTO.name}, and "
-                f"stores {read - outcome.compressed} as they are"
+                f"auto compresses {outcome.compressed} of the {arrays} arrays by {OF_AUTO.name}, "
+                f"and stores {arrays - outcome.compressed} as they are"
             )
     yield f"smallest: {_flags(advice.smallest.choice)}"
     if advice.smallest_for_h5py is not None:
@@ -162,14 +161,17 @@ def _proposal(advice: Advice) -> str | None:
     """Propose smaller images where that makes arrays smaller; say what files then come to."""
     before = {outcome.choice: outcome.output_nbytes for outcome in advice.outcomes}
     said, flags = [], ""
-    for choice, nbytes, _ in advice.others:
+    for choice, nbytes, _, refused in advice.others:
         assert choice.resizing is not None
-        flags, whole = resizing_flags(choice.resizing), before[choice._replace(resizing=None)]
+        flags, whole = choice.resizing.flags, before[choice._replace(resizing=None)]
         is_smaller = nbytes < WORTHWHILE_SHARE * whole
-        if choice.store == "array" and not is_smaller:
+        is_none = refused == advice.read
+        if choice.store == "array" and (is_none or not is_smaller):
             return None
         sizes = f"{size(nbytes)} instead of {size(whole)}" if is_smaller else "no smaller"
-        said.append(f"{STORED[choice.store]} {sizes}")
+        without = f" without {refused} of {advice.read} files" if refused else ""
+        if not is_none:
+            said.append(f"{STORED[choice.store]} {sizes}{without}")
     return (
         f"smaller images, for training: {flags}, of masks with --resize_filter=nearest too "
         f"({', '.join(said)})"
@@ -178,6 +180,8 @@ def _proposal(advice: Advice) -> str | None:
 
 def _outcome_line(advice: Advice, outcome: Outcome, *remarks: str) -> str:
     ratio = outcome.output_nbytes / advice.source_nbytes if advice.source_nbytes else 0.0
+    if outcome.refused:
+        remarks = (*remarks, f"without {outcome.refused} of {advice.read} files, which would fail")
     return (
         f"  {outcome.choice.store:8} {outcome.choice.compression!s:12} "
         f"{size(outcome.output_nbytes):>16} {ratio:7.2f}  "
@@ -196,7 +200,7 @@ def _needed(choice: Choice) -> str:
 
 def _flags(choice: Choice) -> str:
     store = "" if choice.store == "array" else f"--store={choice.store} "
-    resized = "" if choice.resizing is None else f"{resizing_flags(choice.resizing)} "
+    resized = "" if choice.resizing is None else f"{choice.resizing.flags} "
     return f"{resized}{store}--compression={choice.compression}"
 
 

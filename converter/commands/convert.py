@@ -268,10 +268,10 @@ class _Conversion:
             return  # an empty shard is merged with the others
         first = self.report.first_failures[0]
         hint = ""
-        if request.store == "encoded" and request.resize is None:
-            hint = " To store them unread, add --skip_decode_check"
-        elif not request.custom_read_func:
+        if not (request.custom_read_func or request.resize):  # which go with neither of these
             hint = " Not images? Write my_read and add --custom_read_func"
+            if request.store == "encoded":
+                hint = " To store them unread, add --skip_decode_check"
         raise StoppedError(
             f"none of {which} files could be read. {first.key}: {first.reason}. "
             f"All reasons: {self._failures.publish()}. {self._undone}.{hint}"

@@ -35,11 +35,16 @@ SECONDS_SURVEYING = 15.0
 
 
 class Outcome(NamedTuple):
-    """What one choice would come to, and how many files of the sample it would compress."""
+    """What one choice would come to.
+
+    Of the files of the sample it would compress ``compressed``, and could not store ``refused``,
+    which take no bytes.
+    """
 
     choice: Choice
     output_nbytes: int
     compressed: int
+    refused: int
 
 
 @dataclass
@@ -61,15 +66,22 @@ class Advice:
     others: list[Outcome] = field(default_factory=list)
 
     @property
+    def read(self) -> int:
+        """Return how many files of the sample the request's own choice would store."""
+        return self.sampled - self.failed
+
+    @property
     def smallest(self) -> Outcome:
-        """Return the choice of the smallest file."""
-        return min(self.outcomes, key=lambda outcome: outcome.output_nbytes)
+        """Return the choice of the smallest file, of those that hold as much as the request's."""
+        whole = (outcome for outcome in self.outcomes if not outcome.refused)
+        return min(whole, key=lambda outcome: outcome.output_nbytes)
 
     @property
     def smallest_for_h5py(self) -> Outcome | None:
         """Return the choice of the smallest file whose arrays h5py reads by itself, if any."""
-        arrays = [outcome for outcome in self.outcomes if outcome.choice.store == "array"]
-        plain = [outcome for outcome in arrays if not outcome.choice.compression.needs_plugin]
+        whole = (outcome for outcome in self.outcomes if not outcome.refused)
+        arrays = (outcome for outcome in whole if outcome.choice.store == "array")
+        plain = (outcome for outcome in arrays if not outcome.choice.compression.needs_plugin)
         return min(plain, key=lambda outcome: outcome.output_nbytes, default=None)
 
 
@@ -158,7 +170,8 @@ def _outcome(
         sources = np.array([one.source_nbytes for one in surveyed], float)
         nbytes = _project(sizes, sources, share * files, share * advice.source_nbytes)
     compressed = sum(one.compressed[number] for one in surveyed)
-    return Outcome(choice, int(nbytes + entries), compressed)
+    refused = len(surveyed) - int(np.count_nonzero(sizes))
+    return Outcome(choice, int(nbytes + entries), compressed, refused)
 
 
 def _are_changed(

@@ -77,7 +77,7 @@ def _say_if_resized(path: Path, caller: Callbacks) -> None:
             size = provenance.size_resized_to(file.attrs.get("options"))
         if size is not None:
             caller.notice(
-                f"{path} was made with --resize={size}: images that were larger are written as "
+                f"{path} was made with --resize={size}: images of another size are written as "
                 "they were resized and encoded again, and are not the originals"
             )
 

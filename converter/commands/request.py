@@ -23,8 +23,10 @@ from converter.sources.resizing import (
     DEFAULT_QUALITY,
     FILTERS,
     MODES,
+    RESIZING,
     Resizing,
     check_resizing,
+    parse_quality,
     parse_size,
 )
 from converter.sources.walk import keep_extensions, make_plan
@@ -47,19 +49,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ConverterError(f"--shard must be K/N with 1 <= K <= N, such as 2/4, not {text}")
 
 
-def parse_quality(value: str | int) -> int:
-    """Return a quality from 1 to 100. Raises ConverterError."""
-    if re.fullmatch(r"0*([1-9][0-9]?|100)", str(value)) and not isinstance(value, bool):
-        return int(value)
-    raise ConverterError(f"--quality must be a whole number from 1 to 100, not {value}")
-
-
 def _joined(value: str | Iterable[str]) -> str:
     return value if isinstance(value, str) else ",".join(value)
 
 
-#: Options of resizing: a file that is made without it is that of a version that could not resize.
-RESIZING = ("resize", "resize_mode", "resize_filter", "quality")
+#: A file that is made without them is that of a version that could not resize.
 _OF_RESIZING = {"recorded": True, "unrecorded": None}
 
 
@@ -202,40 +196,12 @@ def recorded_options(request: Request) -> dict[str, Any]:
     if not request.custom_prune_func:  # which gets it as it is typed
         options["ext"] = request.extensions
     if request.resizing is not None:
-        options |= resizing_options(request.resizing)
+        options |= request.resizing.options
         if request.store == "encoded":
             options["quality"] = request.quality or DEFAULT_QUALITY
         else:
             del options["quality"]
     return options
-
-
-def shown(value: Any) -> str:
-    """Return the value of a flag as it is typed."""
-    # not a NamedTuple, such as a compression
-    return "x".join(map(str, value)) if type(value) is tuple else str(value)
-
-
-def resizing_options(resizing: Resizing) -> dict[str, str | int | None]:
-    """Return the options that ask for a resizing, with those that were not given."""
-    size = resizing.size
-    values = (
-        size if isinstance(size, int) else shown(size),
-        resizing.mode,
-        resizing.filter,
-        resizing.quality,
-    )
-    return dict(zip(RESIZING, values, strict=True))
-
-
-def resizing_flags(resizing: Resizing) -> str:
-    """Return the flags that ask for a resizing, without those that have their defaults."""
-    usual = resizing_options(Resizing(resizing.size))
-    return " ".join(
-        f"--{name}={value}"
-        for name, value in resizing_options(resizing).items()
-        if name == "resize" or value != usual[name]
-    )
 
 
 def extensions_of(text: str) -> tuple[str, ...]:
@@ -353,7 +319,7 @@ def _check_resizing(request: Request) -> None:
                     f"--{name}={value} changes nothing without --resize: add --resize=N, or drop it"
                 )
         return
-    size = shown(resizing.size)
+    size = resizing.options["resize"]
     if request.custom_read_func:
         raise ConverterError(
             f"with --custom_read_func my_read makes the arrays, and --resize={size} would change "

@@ -14,7 +14,6 @@ from converter.commands.request import (
     Request,
     extensions_of,
     recorded_value,
-    shown,
 )
 from converter.errors import ConverterError
 from converter.files import open_handle, open_hdf5
@@ -115,4 +114,6 @@ def _alike(name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
 def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"no --{name}"
-    return f"no --{name}" if value is None else f"--{name}={shown(value)}"
+    if type(value) is tuple:  # a size; not a NamedTuple, such as a compression
+        value = "x".join(map(str, value))
+    return f"no --{name}" if value is None else f"--{name}={value}"

@@ -65,14 +65,22 @@ def decode(source: Bytes | str) -> Image:
 
 
 def encode(data: Bytes, resized: Resized) -> bytes:
-    """Return a TIFF of the same pages, of one kind; deflated where they were compressed at all."""
+    """Return a TIFF of the same pages; deflated where the first was compressed at all.
+
+    Raises UnreadableError where the numbers of one page mean something else than those of another.
+    """
     import tifffile
 
     file = io.BytesIO()
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page: Any = tiff.pages.first
         options = _options_of(page, resized.pixels.most)
+        for other in _pages(tiff, _count_pages(tiff))[1:]:
+            if other.shape == page.shape and _options_of(other, resized.pixels.most) != options:
+                raise UnreadableError("its pages differ in colours, alpha, profile or orientation")
         byteorder = tiff.byteorder
+    options["compression"] = None if page.compression == UNCOMPRESSED else "zlib"
+    options["colormap"] = page.colormap
     sides = {"X": resized.size[0], "Y": resized.size[1]}
     shape = [sides.get(*item) for item in zip(page.axes, page.shape, strict=True)]
     with tifffile.TiffWriter(file, byteorder=byteorder) as writer:
@@ -92,8 +100,7 @@ def _options_of(page: Any, most: int | None) -> dict[str, Any]:
         "bitspersample": None if most is None else most.bit_length(),
         "planarconfig": int(page.planarconfig) if page.samplesperpixel > 1 else None,
         "extrasamples": tuple(int(kind) for kind in page.extrasamples) or None,
-        "compression": None if page.compression == UNCOMPRESSED else "zlib",
-        "colormap": page.colormap,
+        "colormap": None if page.colormap is None else page.colormap.tobytes(),  # to compare
         "extratags": [],
     }
     if profile := page.tags.valueof(ICC_PROFILE):
@@ -112,8 +119,9 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
     _refuse_missing_files(tiff)
     if len(series) == 1 and len(_indices(series)) >= count:
         array, axes = series[0].asarray(), series[0].axes
+        full: list[Any] = [tiff.pages.first]  # the others are alike
     else:
-        pages: list[Any] = [tiff.pages.get(n, aspage=True, cache=False) for n in range(count)]
+        pages = _pages(tiff, count)
         full = [page for page in pages if not page.subfiletype & REDUCED]
         if len(full) < len(pages):
             note |= Note.REDUCED
@@ -123,7 +131,15 @@ def _decode_pages(tiff: TiffFile, count: int, note: Note) -> Image:
         array, axes = _joined(series, full)
     if not array.size:
         raise UnreadableError("a truncated TIFF: its pages have no pixels")
-    return Image(array, note, _pixels(tiff.pages.first, axes, array.shape))
+    kinds = [_pixels(page, axes, array.shape) for page in full]
+    pixels = kinds[0]
+    if any(kind != pixels for kind in kinds):  # gray and palette: indices of any must not be mixed
+        pixels = pixels._replace(is_mixable=False)
+    return Image(array, note, pixels)
+
+
+def _pages(tiff: TiffFile, count: int) -> list[Any]:
+    return [tiff.pages.get(n, aspage=True, cache=False) for n in range(count)]
 
 
 def _pixels(page: Any, axes: str, shape: tuple[int, ...]) -> Pixels:

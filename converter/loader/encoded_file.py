@@ -125,7 +125,7 @@ class EncodedFile:
         self._source.fetch(positions)
 
     def location(self, position: int) -> Location:
-        """Return where the bytes of a sample lie: those of the original file."""
+        """Return where the bytes of a sample lie: those of the image file."""
         return self._source.location(position)
 
     def _is_file(self, position: int) -> bool:

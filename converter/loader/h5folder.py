@@ -173,13 +173,14 @@ class H5Folder(Mapping[str, np.ndarray]):
 
     @property
     def is_encoded(self) -> bool:
-        """Tell whether the file holds files as they were, which are decoded on reading."""
+        """Tell whether the file holds files, which are decoded on reading."""
         return self._open().source.holds_files
 
     def read_bytes(self, key: str | SupportsIndex) -> bytes:
-        """Return the original file, of files stored with ``--store=encoded``.
+        """Return the bytes of a file that is stored with ``--store=encoded``.
 
-        Raises LoadError where arrays were stored.
+        They are those of the original, unless ``--resize`` encoded its picture again. Raises
+        LoadError where arrays were stored.
         """
         opened = self._open()
         position = self._position(opened, key)
@@ -194,7 +195,7 @@ class H5Folder(Mapping[str, np.ndarray]):
     def read_bytes_batch(
         self, keys: Sequence[str | SupportsIndex] | np.ndarray | slice
     ) -> list[bytes]:
-        """Return the original files of several keys or positions, as `read_bytes` does."""
+        """Return the bytes of several files, by keys or positions, as `read_bytes` does."""
         opened = self._open()
         positions = self._positions(opened, keys)
         if opened.source.holds_files:
@@ -204,8 +205,8 @@ class H5Folder(Mapping[str, np.ndarray]):
     def location(self, key: str | SupportsIndex) -> Location:
         """Return where the bytes of a sample lie: path, offset, nbytes, dtype and shape.
 
-        They are in C order and as they are, for programs that read the file by themselves. Of a
-        file stored with ``--store=encoded`` they are the original file: uint8, of shape (nbytes,).
+        They are in C order and as they are, for programs that read the file by themselves. With
+        ``--store=encoded`` they are what `read_bytes` returns: uint8, of shape (nbytes,).
         Raises LoadError for a compressed or an empty array, and where the file has no index.
         """
         opened = self._open()

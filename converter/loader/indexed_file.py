@@ -73,7 +73,7 @@ class IndexedFile:
 
     @property
     def is_encoded(self) -> bool:
-        """Tell whether it holds original files; arrays may be among them."""
+        """Tell whether it holds files; arrays may be among them."""
         return self.keys.has_encoded
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class IndexedFile:
         return None if number < 0 else self.keys.layout(number)
 
     def payload(self, position: int) -> Bytes | np.ndarray:
-        """Return the bytes of an original file, perhaps as a part of the mapping; or an array."""
+        """Return the bytes of a file, perhaps as a part of the mapping; or an array."""
         keys = self.keys
         layout = keys.layout(keys.layout_numbers[position])
         if not layout.is_encoded:

@@ -74,8 +74,8 @@ def resize(image: Image, resizing: Resizing) -> tuple[Image, Target | None]:
     elif resizing.filter == "nearest" or not pixels.is_mixable or array.dtype == bool:
         resized = _nearest(array, part, row_axis)
     else:
-        note |= _suspicion(array, row_axis)
         resized = _mixed(array, part, pixels, FILTER_OF_PILLOW[resizing.filter])
+        note |= _suspicion(array, row_axis)
     return Image(resized, note, pixels._replace(size=None)), target
 
 

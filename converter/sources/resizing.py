@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MODES = ("shorter", "longer", "crop", "exact")
 FILTERS = ("bicubic", "nearest", "area")
+RESIZING = ("resize", "resize_mode", "resize_filter", "quality")  # the flags, without their dashes
 DEFAULT_QUALITY = 90
 LARGEST_SIDE = 65_535  # pixels; of JPEG too
 GAP = 2  # a smaller decode is at least so much too large
@@ -42,6 +43,19 @@ class Resizing:
     mode: str = "shorter"
     filter: str = "bicubic"
     quality: int | None = None
+
+    @property
+    def options(self) -> dict[str, str | int | None]:
+        """Return the values of the flags in `RESIZING`, as a file records them."""
+        size = self.size if isinstance(self.size, int) else "x".join(map(str, self.size))
+        return dict(zip(RESIZING, (size, self.mode, self.filter, self.quality), strict=True))
+
+    @property
+    def flags(self) -> str:
+        """Return the flags as they are typed, without those that have their defaults."""
+        usual = Resizing(0).options  # no size is usual
+        changed = (one for one in self.options.items() if one not in usual.items())
+        return " ".join(f"--{name}={value}" for name, value in changed)
 
     def least(self, size: Size) -> Size | None:
         """Return the least width and height that an image of this size is to be decoded to.
@@ -102,14 +116,15 @@ def parse_size(text: str | int) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+def parse_quality(value: str | int) -> int:
+    """Return a quality from 1 to 100. Raises ConverterError."""
+    if re.fullmatch(r"0*([1-9][0-9]?|100)", str(value)) and not isinstance(value, bool):
+        return int(value)
+    raise ConverterError(f"--quality must be a whole number from 1 to 100, not {value}")
+
+
 def check_resizing(resizing: Resizing, *, store: str) -> None:
     """Raise ConverterError where the parts of a resizing do not fit together, or to the store."""
-    for flag, value, known in (
-        ("--resize_mode", resizing.mode, MODES),
-        ("--resize_filter", resizing.filter, FILTERS),
-    ):
-        if value not in known:
-            raise ConverterError(f"{flag}={value} is not known: give one of {', '.join(known)}")
     is_exact, is_pair = resizing.mode == "exact", isinstance(resizing.size, tuple)
     if is_exact and not is_pair:
         raise ConverterError(
@@ -128,5 +143,3 @@ def check_resizing(resizing: Resizing, *, store: str) -> None:
             f"--quality={quality} is for images that are encoded again: add --store=encoded, or "
             "drop it"
         )
-    if quality is not None and not 1 <= quality <= 100:
-        raise ConverterError(f"--quality={quality} is no quality: give a number from 1 to 100")

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from converter import ConverterError, H5Folder, H5Loader, Resize
 from converter import convert as convert_folder
@@ -551,6 +552,39 @@ def test_a_dry_run_says_where_encoded_files_become_no_smaller(folder, output, co
     assert ended.out.splitlines()[-1].endswith(", encoded files no smaller)")
 
 
+def save_animations(folder: Path, count: int) -> None:
+    for number in range(count):
+        frames = [PIL.Image.fromarray(photo(number + n, (300, 320, 3))) for n in range(2)]
+        frames[0].save(folder / f"{number}.gif", save_all=True, append_images=frames[1:])
+
+
+def test_a_dry_run_does_not_advise_what_would_fail(folder, output, convert):
+    """Animations are not encoded again, and their bytes are not saved."""
+    save_animations(folder, 2)
+    save(folder / "a.jpg", photo(9, (300, 320, 3)))
+    failing = "without 2 of 3 files, which would fail"
+    ended = convert(folder, output, "--dry_run", "--ext=gif,jpg", "--resize=100")
+    (row,) = [line for line in ended.out.splitlines() if failing in line]
+    assert row.split()[0] == "encoded"
+    (smallest,) = [line for line in ended.out.splitlines() if line.startswith("smallest: ")]
+    assert smallest.startswith("smallest: --resize=100 --compression=")
+    ended = convert(folder, output, "--dry_run", "--ext=gif,jpg")
+    (row,) = [line for line in ended.out.splitlines() if failing in line]
+    assert row.split()[0] == "encoded"
+    assert ended.out.splitlines()[-1].endswith(" MB without 2 of 3 files)")
+
+
+@pytest.mark.slow
+def test_a_dry_run_proposes_no_store_that_takes_none_of_the_files(folder, output, convert):
+    save_animations(folder, 1)
+    last = convert(folder, output, "--dry_run", "--ext=gif").out.splitlines()[-1]
+    assert "(arrays " in last and "encoded" not in last
+    tifffile.imwrite(folder / "a.tif", np.random.default_rng(0).random((300, 300)))  # float64
+    ended = convert(folder, output, "--dry_run", "--ext=tif")
+    assert ended.out.count("without 1 of 1 files, which would fail") == 2
+    assert "for training" not in ended.out
+
+
 @pytest.mark.parametrize("flags", [(), ("--store=encoded",)])
 def test_a_dry_run_of_small_images_proposes_nothing(flags, album, output, convert):
     ended = convert(album, output, EXT, "--dry_run", *flags)
@@ -638,12 +672,15 @@ def test_the_lack_of_space_names_resize_where_it_helps(
     assert ("--resize=256, which makes images smaller" in ended.err) == is_named
 
 
-def test_files_that_resizing_cannot_read_are_not_said_to_be_stored_without(folder, output, convert):
+@STORES
+def test_no_flag_that_resizing_refuses_is_advised_where_it_reads_no_file(
+    store, folder, output, convert
+):
     (folder / "a.jpg").write_bytes(b"no image")
-    ended = convert(folder, output, ENCODED, RESIZE)
+    ended = convert(folder, output, store, RESIZE)
     assert ended.status == 1
     assert "none of the 1 files could be read" in ended.err
-    assert "--skip_decode_check" not in ended.err
+    assert ended.err.splitlines()[-1].endswith("OUT.h5 was not made.")
 
 
 # Interrupted
@@ -657,8 +694,8 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(store, folder, output, tmp_pa
         save(folder / f"{number:03}.jpg", photo(number % 7, (300, 400 + number % 5, 3)), quality=95)
     flags = ("--resize=200", store)
     process = start(command(folder, output, *flags, "--workers=2"))
-    partial = output.with_name("OUT.h5.partial")
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 1e5)
+    journal = output.with_name("OUT.h5.partial.journal")
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1)  # a batch
     os.killpg(process.pid, 9)
     finish(process)
     assert not output.exists()

@@ -176,6 +176,19 @@ def test_a_pam_keeps_its_kind_and_its_maxval(tmp_path):
     assert np.array_equal(decoded, stored(tmp_path, "a.pnm", SMALLER, "array"))
 
 
+def test_nan_is_kept_where_nearest_takes_it(tmp_path):
+    pixels = GRAY.astype(">f4")
+    pixels[20:70, 30:90], pixels[0] = np.nan, -0.0
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    write(tmp_path / "a.pfm", pixels, b"Pf\n160 120\n1.0\n")
+    nearest = Resizing(40, filter="nearest")
+    for name in ("a.tif", "a.pfm"):
+        array = stored(tmp_path, name, nearest, "array")
+        assert isinstance(array, np.ndarray) and np.isnan(array).any()
+        decoded = decode_image(again(tmp_path, name, nearest), name[2:])
+        assert decoded.tobytes() == array.tobytes()
+
+
 def test_a_tiff_keeps_what_its_numbers_are(tmp_path):
     pixels = np.asarray(photo().convert("CMYK"))
     options: dict[str, Any] = {"photometric": "separated", "compression": "zlib"}
@@ -190,6 +203,39 @@ def test_a_tiff_keeps_what_its_numbers_are(tmp_path):
     photo().save(tmp_path / "b.tif", compression="jpeg", quality=95)
     with tifffile.TiffFile(io.BytesIO(again(tmp_path, "b.tif"))) as tiff:
         assert tiff.pages.first.photometric == tifffile.PHOTOMETRIC.RGB
+
+
+COLOURS = np.random.default_rng(0).integers(0, 65536, (2, 3, 256), dtype=np.uint16)
+TURNED = [(ORIENTATION, 3, 1, 6, True)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"photometric": "minisblack"}, {"photometric": "miniswhite"}),
+        ({"photometric": "minisblack"}, {"photometric": "minisblack", "extratags": TURNED}),
+        *(
+            ({"photometric": "palette", "colormap": COLOURS[0]}, second)
+            for second in (
+                {"photometric": "palette", "colormap": COLOURS[1]},
+                {"photometric": "minisblack"},
+            )
+        ),
+    ],
+    ids=["white", "turned", "another palette", "no palette"],
+)
+def test_a_tiff_whose_pages_mean_different_things_is_a_failure(first, second, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for options in (first, second):
+            file.write(GRAY, metadata=None, contiguous=False, **options)
+    failure = stored(tmp_path, "a.tif", SMALLER, "encoded")
+    assert isinstance(failure, Failure)
+    assert "(its pages differ in colours, alpha, profile or orientation)" in failure.reason
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:
+        for compression in (None, "zlib"):
+            file.write(GRAY, metadata=None, contiguous=False, compression=compression, **first)
+    with tifffile.TiffFile(io.BytesIO(again(tmp_path, "b.tif"))) as tiff:
+        assert len(tiff.pages) == 2
 
 
 @pytest.mark.parametrize("quality", [None, 60])

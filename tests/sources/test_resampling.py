@@ -247,13 +247,9 @@ def test_what_is_no_size_is_refused_in_a_sentence(text):
 @pytest.mark.parametrize(
     ("resizing", "store", "message"),
     [
-        (Resizing(256, "fit"), "array", "--resize_mode=fit is not known: give one of shorter, "),
-        (Resizing(256, filter="cubic"), "array", "--resize_filter=cubic is not known: give one of"),
         (Resizing(256, "exact"), "array", "exact needs both sides, and --resize=256 names one"),
         (Resizing((3, 4)), "array", "--resize=3x4 names both sides, and --resize_mode=shorter"),
         (Resizing(256, quality=90), "array", "--quality=90 is for images that are encoded again"),
-        (Resizing(256, quality=0), "encoded", "--quality=0 is no quality"),
-        (Resizing(256, quality=101), "encoded", "--quality=101 is no quality"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_a_sentence(resizing, store, message):
@@ -319,6 +315,18 @@ def test_the_indices_of_a_tiff_and_signed_lab_are_not_mixed(tmp_path):
         array = array_of(tmp_path, name, Resizing(20))
         expected = PIL.Image.fromarray(pixels).resize((25, 20), NEAREST)
         np.testing.assert_array_equal(array, np.asarray(expected))
+
+
+def test_the_indices_of_one_page_beside_gray_ones_are_not_mixed(tmp_path):
+    random = np.random.default_rng(0)
+    gray, indices = random.integers(0, 256, (2, 40, 50), dtype=np.uint8)
+    map_of_colours = random.integers(0, 65536, (3, 256), dtype=np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(gray, metadata=None, contiguous=False, photometric="minisblack")
+        file.write(indices, metadata=None, photometric="palette", colormap=map_of_colours)
+    array = array_of(tmp_path, "a.tif", Resizing(20))
+    expected = PIL.Image.fromarray(indices).resize((25, 20), NEAREST)
+    np.testing.assert_array_equal(array[1], np.asarray(expected))
 
 
 def bicubic(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -456,11 +464,16 @@ def test_alpha_of_another_maxval_is_alpha(tmp_path):
         (np.full((40, 50), 0.5), "its float64 values cannot be mixed without loss: add "),
         (np.full((40, 50), 7, np.int32), "its int32 values cannot be mixed without loss: add "),
         (np.full((40, 50), 7, np.uint64), "its uint64 values cannot be mixed without loss: add "),
+        (
+            np.full((40, 50), 7j, np.complex64),
+            "its complex64 values cannot be mixed without loss: add ",
+        ),
         (np.full((40, 50), np.nan, np.float32), "it holds NaN or infinity, which mixing would "),
         (np.full((40, 50), -np.inf, np.float16), "it holds NaN or infinity, which mixing would "),
     ],
 )
 @pytest.mark.everyday
+@pytest.mark.filterwarnings("error")
 def test_what_would_lose_digits_or_spread_nan_is_refused_and_goes_by_nearest(array, why, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", array)
     for store in ("array", "encoded"):
