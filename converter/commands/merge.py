@@ -149,8 +149,12 @@ def _check_alike(parts: Sequence[_Part]) -> None:
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Say in what options differ; those of resizing are there only where images were resized."""
+
+    def told(options: dict[str, Any], name: str) -> str:
+        return json.dumps(options[name]) if name in options else "not given"
+
     return ", ".join(
-        f"{name} is {json.dumps(one.get(name))} and {json.dumps(other.get(name))}"
+        f"{name} is {told(one, name)} and {told(other, name)}"
         for name in sorted({*one, *other})
         if one.get(name) != other.get(name)
     )

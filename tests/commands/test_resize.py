@@ -425,7 +425,7 @@ def test_shards_are_joined_to_the_whole(store, album, output, tmp_path, convert,
     [
         (("--resize=41",), "resize is 41 and 40"),
         ((RESIZE, "--resize_filter=area"), 'resize_filter is "area" and "bicubic"'),
-        ((), "resize is null and 40"),
+        ((), "resize is not given and 40"),
     ],
 )
 def test_files_of_two_sizes_are_not_joined(flags, said, folder, tmp_path, convert, join):
