@@ -5,7 +5,7 @@ Works on the bytes of all keys at once: a million keys take about a tenth of a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -146,10 +146,6 @@ class Labels:
         if isinstance(column, np.ndarray):
             return _usual(column.take(indices, axis=0))
         return [column[index] for index in indices.tolist()]
-
-    def all(self) -> np.ndarray | list[Any]:
-        """Return the labels of all selected samples, new."""
-        return self.take(np.arange(len(self._selection)))
 
     def _all(self) -> np.ndarray | list[Any]:
         if self._column is None:
@@ -440,7 +436,3 @@ def _usual(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind in "fb":
         return labels.astype(np.float32, copy=False)
     return labels
-
-
-#: What `labels=` may be.
-LabelSpec = str | Sequence[Any] | np.ndarray | Mapping[str, Any] | Callable[[list[str]], Any]
