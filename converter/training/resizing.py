@@ -67,7 +67,8 @@ class Resizer:
         target : (H, W[, C]) array
             The row: of the crop's size, and of the image's dtype.
         source : (h, w[, C]) array
-            The box that the cut names, and nothing else; may be strided and read-only.
+            The box that the cut names, and nothing else; may be strided and read-only. With one
+            channel, it fills all of the row's.
         cut : Cut
             How the box is resized, and what of it is shown where.
         hflip, vflip : bool
@@ -79,8 +80,8 @@ class Resizer:
             The value of padding.
         """
         row, source = _with_channels(target), _with_channels(source)
-        if source.shape[2] != row.shape[2]:
-            source = _adapt(source, row.shape[2])
+        if source.shape[2] != row.shape[2]:  # gray, to be colours
+            source = np.broadcast_to(source, (*source.shape[:2], row.shape[2]))
         size = cut.resized_height, cut.resized_width
         shown, first = row, (cut.window_top, cut.window_left)
         if size != row.shape[:2] or first != (0, 0):
@@ -197,18 +198,6 @@ class _Scratch:
 
 def _with_channels(array: np.ndarray) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
-
-
-def _adapt(source: np.ndarray, channels: int) -> np.ndarray:
-    """Return gray in as many channels as are wanted, or colours without alpha."""
-    if source.shape[2] == channels + 1:
-        return source[:, :, :channels]
-    if source.shape[2] == 1:
-        return np.broadcast_to(source, (*source.shape[:2], channels))
-    raise CropError(
-        f"an image has {source.shape[2]} channels where the batch has {channels}: "
-        "channels=3 makes them equal"
-    )
 
 
 def _shown(

@@ -217,18 +217,13 @@ def test_padding_that_the_dtype_cannot_hold_is_refused(dtype, fill):
 
 
 @pytest.mark.parametrize("crop", [Resize((5, 6)), CenterCrop((5, 6))])
-def test_gray_is_given_three_channels_and_alpha_is_dropped(crop):
-    gray, colours = image_of((9, 8)), image_of((9, 8, 4))
+def test_gray_is_given_three_channels(crop):
+    gray = image_of((9, 8))
     (cut,) = cuts(crop, (9, 8))
     row = np.empty((5, 6, 3), np.uint8)
     box = gray[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
     Resizer().fill(row, box, cut)
     assert np.array_equal(row, np.stack([row_of(crop, gray)] * 3, axis=2))
-    box = colours[cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
-    Resizer().fill(row, box, cut)
-    assert np.array_equal(row, row_of(crop, colours[..., :3]))
-    with pytest.raises(ConverterError, match="2 channels where the batch has 4"):
-        Resizer().fill(np.empty((5, 6, 4), np.uint8), box[..., :2], cut)
 
 
 def test_no_setting_of_torch_or_opencv_changes():
