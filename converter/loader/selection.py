@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -84,6 +84,22 @@ def fill_rows(
         check_row(out, array, keys, int(positions[n]))
         out[n, ...] = array
     return out
+
+
+def stacked(
+    arrays: list[np.ndarray], make: Callable[..., np.ndarray] = np.empty
+) -> np.ndarray | list[np.ndarray]:
+    """Stack equal arrays into what ``make`` returns for shape and dtype; return others as they are.
+
+    numpy's own stack would make big-endian numbers native.
+    """
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    if any(array.shape != shape or array.dtype != dtype for array in arrays):
+        return arrays
+    batch = make((len(arrays), *shape), dtype)
+    for n, array in enumerate(arrays):
+        batch[n] = array
+    return batch
 
 
 def rows_of(first_row: int, rows: int | None) -> slice:

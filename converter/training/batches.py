@@ -17,6 +17,7 @@ from converter.errors import ConverterError, LoadError, describe
 from converter.format.layout import Layout
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
+from converter.loader.selection import stacked
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Buffers
 from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
@@ -486,26 +487,13 @@ def _mismatch(recipe: Recipe, request: Request, row: int, error: MismatchError) 
     )
 
 
-def stacked(
-    rows: list[np.ndarray], make: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
-) -> np.ndarray | list[np.ndarray]:
-    """Stack equal arrays into what ``make`` returns; return unequal ones as they are."""
-    shape, dtype = rows[0].shape, rows[0].dtype
-    if any(row.shape != shape or row.dtype != dtype for row in rows):
-        return rows
-    batch = make((len(rows), *shape), dtype)  # numpy's own stack would make big-endian ones native
-    for n, row in enumerate(rows):
-        batch[n] = row
-    return batch
-
-
 def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:
     """Return one array of arrays that follow each other; a list where they may be unequal.
 
     Raises LoadError where they must be equal.
     """
     rows = [row for piece in pieces for row in piece]
-    batch = stacked(rows, np.empty)
+    batch = stacked(rows)
     if isinstance(batch, np.ndarray) or (recipe.crop is None and recipe.transform is None):
         return batch
     kinds = [(row.shape, row.dtype) for row in rows]
@@ -644,7 +632,7 @@ class Filling:
         """Return samples as rows of the batch; None where these must be made one by one."""
         recipe, request = self._recipe, self.request
         if recipe.crop is not None or recipe.channels is not None:
-            rows = stacked(rows, np.empty) if isinstance(rows, list) else rows
+            rows = stacked(rows) if isinstance(rows, list) else rows
             if isinstance(rows, list):
                 return None
         if recipe.crop is None and not recipe.has_flips:
