@@ -548,7 +548,6 @@ class Filling:
 
     def __init__(
         self,
-        number: int,
         request: Request,
         recipe: Recipe,
         *,
@@ -560,7 +559,6 @@ class Filling:
         threads: int,
         is_over: Callable[[], bool],
     ) -> None:
-        self.number = number
         self.request = request
         self.labels: Any = None
         self._recipe = recipe
@@ -576,7 +574,7 @@ class Filling:
         self._threads = threads
 
     def parts(self) -> list[Callable[[], None]]:
-        """Return what is to be done, each by any thread; none of it raises anything."""
+        """Return what is to be done, each by any thread; no part raises anything."""
         parts = (self._gathered() if self._recipe.is_gathered else None) or self._in_rows()
         if self._take_labels is not None:
             parts.append(self._fill_labels)

@@ -20,7 +20,7 @@ from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.crops import CropMethod
 from converter.training.labels import Labels, Selection, as_array, identity_of, select
 from converter.training.orders import Epochs, Order, Place
-from converter.training.readers import InCaller, InProcesses, InThreads, RemoteFilling
+from converter.training.readers import InProcesses, InThreads, RemoteFilling
 from converter.training.resizing import MOST_CHANNELS
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
@@ -267,12 +267,12 @@ class H5Loader:
         equal = self._equal[1]
         return equal if equal is not None and self._recipe.gathers(equal.layout) else None
 
-    def _readers(self, recipe: Recipe) -> InThreads | InCaller | InProcesses:
+    def _readers(self, recipe: Recipe) -> InThreads | InProcesses:
         """Return what fills batches: the processes there are, or new threads."""
         if self._pid != os.getpid():
             self._buffers, self._in_processes, self._pid = {}, None, os.getpid()
         if not self._processes:
-            return InThreads(self._threads) if self._threads else InCaller()
+            return InThreads(self._threads)
         if self._in_processes is None or self._in_processes.is_broken:
             self._in_processes = InProcesses(self._processes, recipe)
         return self._in_processes
@@ -315,7 +315,8 @@ class _Epoch(Iterator[Any]):
         self._handed_out = 0
         self._is_finished = False
         self._pid = NOT_BEGUN
-        self._ahead: deque[Filling | RemoteFilling] = deque()
+        #: Batches in the making, and what waits for each.
+        self._ahead: deque[tuple[Filling | RemoteFilling, Callable[[], None]]] = deque()
 
     def __next__(self) -> Any:
         if self._is_finished:
@@ -330,11 +331,12 @@ class _Epoch(Iterator[Any]):
             if not self._ahead:
                 self._finish()
                 raise StopIteration
-            self._wait()
+            filling, wait = self._ahead[0]
+            wait()
         except Exception:
             self._finish()
             raise
-        filling = self._ahead.popleft()
+        self._ahead.popleft()
         self._handed_out += 1
         self._plan()  # so that the readers have work while the caller has this batch
         batch = loader._batch(filling.request, *filling.result())
@@ -363,16 +365,6 @@ class _Epoch(Iterator[Any]):
         self._end = weakref.finalize(self, _end, self._is_over, self._readers, self._read_ahead)
         self._fillers = threading.local()
 
-    def _wait(self) -> None:
-        """Wait for the batch that is handed out next."""
-        filling = self._ahead[0]
-        if isinstance(filling, RemoteFilling):
-            assert isinstance(self._readers, InProcesses)
-            self._readers.wait(filling)
-        else:
-            assert not isinstance(self._readers, InProcesses)
-            self._readers.wait(filling)
-
     def _plan(self) -> None:
         """Have as many batches in the making as are to be ahead."""
         loader = self._loader
@@ -383,8 +375,8 @@ class _Epoch(Iterator[Any]):
                 return
             self._ahead.append(self._started(indices))
 
-    def _started(self, indices: np.ndarray) -> Filling | RemoteFilling:
-        """Let the readers begin a batch."""
+    def _started(self, indices: np.ndarray) -> tuple[Filling | RemoteFilling, Callable[[], None]]:
+        """Let the readers begin a batch; return it, and what waits for it."""
         loader, readers = self._loader, self._readers
         partners = {name: (a[indices], b[indices]) for name, (a, b) in self._columns.items()}
         request = Request(self._start.epoch, loader._selection.at(indices), partners)
@@ -393,11 +385,9 @@ class _Epoch(Iterator[Any]):
         until_read = self._until_read()
         if isinstance(readers, InProcesses):
             until_read()
-            remote = RemoteFilling(readers.next_number(), request, self._recipe, labels)
-            readers.start(remote)
-            return remote
+            remote = RemoteFilling(request, self._recipe, labels)
+            return remote, readers.start(remote)
         filling = Filling(
-            self._number,
             request,
             self._recipe,
             buffers=self._buffers,
@@ -410,8 +400,7 @@ class _Epoch(Iterator[Any]):
             threads=loader._threads,
             is_over=self._is_over.is_set,
         )
-        readers.start(filling)
-        return filling
+        return filling, readers.start(filling)
 
     def _until_read(self) -> Callable[[], None]:
         """Return what waits until the runs of the newest batch are in memory."""
@@ -451,7 +440,7 @@ def _do_nothing() -> None:
 
 def _end(
     is_over: threading.Event,
-    readers: InThreads | InCaller | InProcesses,
+    readers: InThreads | InProcesses,
     read_ahead: ReadAhead | None,
 ) -> None:
     """End what was started for one epoch; processes are used again."""

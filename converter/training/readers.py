@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import mmap
 import multiprocessing
@@ -23,11 +24,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory as NamedMemory
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,44 +39,21 @@ from converter.training.buffers import Buffers, Memory
 LONGEST_JOIN_SECONDS = 2.0  # of a process
 LONGEST_THREAD_JOIN_SECONDS = 5.0
 HAS_MEMFD = hasattr(os, "memfd_create") and sys.platform == "linux"
-Part = tuple[int, Callable[[], None]]  # of the work with this number
-
-
-class Work(Protocol):
-    """What is done in parts, which threads take as they are free."""
-
-    number: int  # no other work in progress has it
-
-    def parts(self) -> Sequence[Callable[[], None]]:
-        """Return the parts, of which none raises anything."""
-
-
-class InCaller:
-    """Does each part when somebody waits for it."""
-
-    def start(self, work: Work) -> None:
-        """Begin nothing yet."""
-
-    def wait(self, work: Work) -> None:
-        """Do all parts."""
-        for part in work.parts():
-            part()
-
-    def close(self) -> None:
-        """End nothing."""
+Part = tuple[int, Callable[[], None]]  # of the batch with this number
 
 
 class InThreads:
     """Threads that hold this object alone: whoever waits for the parts may go at any time.
 
-    Queues of this kind may be used amid garbage collection, where `close` may be called; a lock
-    may not.
+    Without threads, who waits does the parts. Queues of this kind may be used amid garbage
+    collection, where `close` may be called; a lock may not.
     """
 
     def __init__(self, count: int) -> None:
+        self._numbers = itertools.count()
         self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._left: dict[int, int] = {}  # parts of each work that are not done
+        self._left: dict[int, int] = {}  # parts of each batch that are not done
         # as daemons: threading waits for other threads before it calls what closes these
         self._threads = [
             threading.Thread(
@@ -86,18 +64,20 @@ class InThreads:
         for thread in self._threads:
             thread.start()
 
-    def start(self, work: Work) -> None:
-        """Let the threads begin."""
-        parts = work.parts()
-        self._left[work.number] = len(parts)
+    def start(self, filling: Filling) -> Callable[[], None]:
+        """Let the threads begin; return what waits until all parts are done."""
+        if not self._threads:
+            return functools.partial(_do_parts, filling)
+        parts, number = filling.parts(), next(self._numbers)
+        self._left[number] = len(parts)
         for part in parts:
-            self._parts.put((work.number, part))
+            self._parts.put((number, part))
+        return functools.partial(self._wait, number)
 
-    def wait(self, work: Work) -> None:
-        """Return when all parts are done."""
-        while self._left[work.number]:
+    def _wait(self, number: int) -> None:
+        while self._left[number]:
             self._left[self._done.get()] -= 1
-        del self._left[work.number]
+        del self._left[number]
 
     def close(self) -> None:
         """End the threads when each has done its part; what none has begun is not done."""
@@ -112,10 +92,12 @@ class InThreads:
                 thread.join(max(0.0, end - time.monotonic()))
 
 
-def _serve_thread(
-    parts: queue.SimpleQueue[Part | None],
-    done: queue.SimpleQueue[int],
-) -> None:
+def _do_parts(filling: Filling) -> None:
+    for part in filling.parts():
+        part()
+
+
+def _serve_thread(parts: queue.SimpleQueue[Part | None], done: queue.SimpleQueue[int]) -> None:
     """Do parts until told to end."""
     while (item := parts.get()) is not None:
         number, part = item
@@ -204,10 +186,8 @@ class Done(NamedTuple):
 class RemoteFilling:
     """A batch that processes fill."""
 
-    def __init__(
-        self, number: int, request: Request, recipe: Recipe, labels: Callable[[], Any] | None
-    ) -> None:
-        self.number, self.request = number, request
+    def __init__(self, request: Request, recipe: Recipe, labels: Callable[[], Any] | None) -> None:
+        self.request = request
         self.arrays: dict[str, np.ndarray] = {}
         self.done: list[Done | None] = []
         self._recipe, self._labels = recipe, labels
@@ -246,7 +226,7 @@ class InProcesses:
             ) from error
         self.is_broken = False
         self._pid = os.getpid()
-        self._numbers = iter(range(sys.maxsize))
+        self._numbers = itertools.count()  # of batches and of memory
         self._dropped: list[deque[int]] = [deque() for _ in range(count)]
         self._known: list[set[int]] = [set() for _ in range(count)]
         self._rows: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
@@ -269,17 +249,16 @@ class InProcesses:
             self._processes.append(process)
             theirs.close()
 
-    def next_number(self) -> int:
-        """Return a number for a batch that none had before."""
-        return next(self._numbers)
+    def start(self, work: RemoteFilling) -> Callable[[], None]:
+        """Send each process its part; return what waits until all are done.
 
-    def start(self, work: RemoteFilling) -> None:
-        """Send each process its part."""
-        request, count = work.request, len(self._pipes)
+        It raises LoadError where a process has ended.
+        """
+        request, count, number = work.request, len(self._pipes), next(self._numbers)
         shares = [share for share in _shares(len(request.positions), count) if share]
         memories = self._prepare(work)
         work.done = [None] * len(shares)
-        self._pending[work.number] = work
+        self._pending[number] = work
         first = 0
         for n, share in enumerate(shares):
             places = {
@@ -291,14 +270,11 @@ class InProcesses:
                 )
                 for name, (memory, array) in memories.items()
             }
-            self._send(n, work.number, request.rows(first, first + share), places, memories)
+            self._send(n, number, request.rows(first, first + share), places, memories)
             first += share
+        return functools.partial(self._wait, work)
 
-    def wait(self, work: RemoteFilling) -> None:
-        """Return when all parts are done.
-
-        Raises LoadError where a process has ended.
-        """
+    def _wait(self, work: RemoteFilling) -> None:
         while any(part is None for part in work.done):
             sentinels = {process.sentinel: n for n, process in enumerate(self._processes)}
             ready = connection.wait([*self._pipes, *sentinels])
@@ -488,7 +464,6 @@ def _done(task: Task, recipe: Recipe, filler: Filler, memories: dict[int, np.nda
 
     try:
         filling = Filling(
-            task.number,
             task.request,
             recipe,
             buffers=buffers,
