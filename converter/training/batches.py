@@ -323,7 +323,7 @@ def _opening(
 
 
 class Filler:
-    """Fills rows. It has memory of its own: one for each thread."""
+    """Fills rows, in any thread."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -552,12 +552,12 @@ class Filling:
         recipe: Recipe,
         *,
         buffers: Callable[[str], Buffers],
-        filler: Callable[[], Filler],
-        labels: Callable[[], Any] | None,
-        until_read: Callable[[], None],
+        filler: Filler,
+        labels: Callable[[], Any] | None = None,
+        until_read: Callable[[], None] = lambda: None,
         gather: Callable[[], np.ndarray] | None = None,
-        threads: int,
-        is_over: Callable[[], bool],
+        threads: int = 0,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self.request = request
         self.labels: Any = None
@@ -660,7 +660,7 @@ class Filling:
             mirror_one(rows[n], hflips[n], vflips[n])
 
     def _fill(self, first: int, stop: int) -> None:
-        self._filler().fill(self._known_plan(), first, stop, self._arrays, self._is_over)
+        self._filler.fill(self._known_plan(), first, stop, self._arrays, self._is_over)
 
     def _known_plan(self) -> Plan:
         """Return the plan, which the first part makes."""

@@ -363,7 +363,7 @@ class _Epoch(Iterator[Any]):
         self._buffers = functools.partial(_buffers_of, loader._buffers, loader._is_pinned)
         self._read_ahead = ReadAhead(order, loader._runs, *place) if loader._runs else None
         self._end = weakref.finalize(self, _end, self._is_over, self._readers, self._read_ahead)
-        self._fillers = threading.local()
+        self._filler = Filler(self._recipe)
 
     def _plan(self) -> None:
         """Have as many batches in the making as are to be ahead."""
@@ -391,7 +391,7 @@ class _Epoch(Iterator[Any]):
             request,
             self._recipe,
             buffers=self._buffers,
-            filler=functools.partial(_filler, self._fillers, self._recipe),
+            filler=self._filler,
             labels=labels,
             until_read=until_read,
             gather=functools.partial(_gather, self._equal, self._buffers, indices)
@@ -405,7 +405,7 @@ class _Epoch(Iterator[Any]):
     def _until_read(self) -> Callable[[], None]:
         """Return what waits until the runs of the newest batch are in memory."""
         if self._read_ahead is None:
-            return _do_nothing
+            return lambda: None
         epoch, start = self._start
         last = self._order.samples_after(epoch, self._number, start) - 1
         return functools.partial(self._read_ahead.wait, self._read_ahead.advance(last))
@@ -434,10 +434,6 @@ def _gather(
     return equal.take(indices, memory.array((count, *layout.shape), layout.dtype))
 
 
-def _do_nothing() -> None:
-    """Wait for nothing."""
-
-
 def _end(
     is_over: threading.Event,
     readers: InThreads | InProcesses,
@@ -449,15 +445,6 @@ def _end(
         read_ahead.close()
     if not isinstance(readers, InProcesses):
         readers.close()
-
-
-def _filler(fillers: threading.local, recipe: Recipe) -> Filler:
-    """Return the filler of this thread."""
-    try:
-        filler: Filler = fillers.filler
-    except AttributeError:
-        filler = fillers.filler = Filler(recipe)
-    return filler
 
 
 class _Partners:

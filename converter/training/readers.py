@@ -467,11 +467,7 @@ def _done(task: Task, recipe: Recipe, filler: Filler, memories: dict[int, np.nda
             task.request,
             recipe,
             buffers=buffers,
-            filler=lambda: filler,
-            labels=None,
-            until_read=lambda: None,
-            threads=0,
-            is_over=lambda: False,
+            filler=filler,
         )
         for part in filling.parts():
             part()

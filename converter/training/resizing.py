@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ WIDENED_DTYPES = frozenset({np.dtype(np.uint16), np.dtype(np.float16)})
 
 
 class Resizer:
-    """Fills rows of a batch. It has memory of its own: make one for each thread.
+    """Fills rows of a batch, in any thread.
 
     Parameters
     ----------
@@ -183,8 +184,8 @@ def mirror_one(row: np.ndarray, hflip: bool, vflip: bool) -> None:
     mirror_rows(row[None], np.array([hflip]), np.array([vflip]))
 
 
-class _Scratch:
-    """Memory that is used again for each row; grows to the largest."""
+class _Scratch(threading.local):
+    """Memory that is used again for each row, of each thread its own; grows to the largest."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
