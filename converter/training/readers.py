@@ -447,34 +447,38 @@ class _Target(Buffers):
 
     def __init__(self, place: np.ndarray | None) -> None:
         super().__init__()
-        self.place = place
+        self._place = place
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        place = self.place
+        place = self._place
         if place is not None and place.shape == shape and place.dtype == dtype:
             return place
         return np.empty(shape, dtype)
+
+    def put(self, rows: Any) -> Any:
+        """Return None for rows that are in their place from now on, else the rows."""
+        if not isinstance(rows, np.ndarray):
+            return rows
+        target = self.array(rows.shape, rows.dtype)
+        if target is not self._place:
+            return rows
+        if rows is not target:
+            target[...] = rows
+        return None
 
 
 def _done(task: Task, recipe: Recipe, filler: Filler, memories: dict[int, np.ndarray]) -> Done:
     targets: dict[str, _Target] = {}
 
-    def buffers(name: str) -> Buffers:
+    def buffers(name: str) -> _Target:
         return targets.setdefault(name, _Target(_view(task.places.get(name), memories)))
 
     try:
-        filling = Filling(
-            task.request,
-            recipe,
-            buffers=buffers,
-            filler=filler,
-        )
-        for part in filling.parts():
-            part()
+        filling = Filling(task.request, recipe, buffers=buffers, filler=filler)
+        _do_parts(filling)
         arrays, _ = filling.result()
-        return Done(
-            task.number, {name: _placed(buffers(name), rows) for name, rows in arrays.items()}, None
-        )
+        left = {name: buffers(name).put(rows) for name, rows in arrays.items()}
+        return Done(task.number, left, None)
     except BaseException as error:
         return Done(task.number, {}, _sendable(error))
 
@@ -485,20 +489,6 @@ def _view(place: Place | None, memories: dict[int, np.ndarray]) -> np.ndarray | 
     nbytes = math.prod(place.shape) * place.dtype.itemsize
     data = memories[place.memory][place.offset : place.offset + nbytes]
     return data.view(place.dtype).reshape(place.shape)
-
-
-def _placed(target: Buffers, rows: Any) -> Any:
-    """Return None for rows that are in their place by now, else the rows."""
-    if not isinstance(rows, np.ndarray):
-        return rows
-    place = target.array(rows.shape, rows.dtype)
-    if rows is place:
-        return None
-    assert isinstance(target, _Target)
-    if place is not target.place:
-        return rows
-    place[...] = rows
-    return None
 
 
 def _sendable(error: BaseException) -> BaseException:
