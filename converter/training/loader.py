@@ -19,7 +19,7 @@ from converter.training.batches import IMAGE, Filler, Filling, Recipe, Request
 from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.crops import CropMethod
 from converter.training.labels import Labels, Selection, as_array, identity_of, select
-from converter.training.orders import Epochs, Order, Place
+from converter.training.orders import Epochs, Order, Place, at_least
 from converter.training.readers import InProcesses, InThreads, RemoteFilling
 from converter.training.resizing import MOST_CHANNELS
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
@@ -30,7 +30,6 @@ MOST_THREADS = 8
 LEAST_REUSED_NBYTES = 32 << 20
 NOT_BEGUN = -1  # in place of a process
 LABEL, POSITION = "label", "position"
-INTERPOLATIONS = ("bilinear", "nearest")
 Path = str | os.PathLike[str]
 PartnerOf = Callable[[str], Any]
 
@@ -143,26 +142,31 @@ class H5Loader:
     ) -> None:
         self.folder = source if isinstance(source, H5Folder) else H5Folder(source)
         self.batch_size = batch_size
-        self._processes = _checked_processes(processes, threads, pin_memory)
-        self._threads = 0 if processes else _checked_threads(threads)
-        self._prefetch = _checked_prefetch(prefetch)
-        self._as_torch, self._is_pinned = as_torch, pin_memory
+        is_crop = crop is None or hasattr(crop, "geometry")
+        is_known = interpolation in ("bilinear", "nearest")
+        _check("crop", crop, is_crop, "a crop, such as RandomResizedCrop(224)")
+        _check("hflip", hflip, 0 <= hflip <= 1, "a probability from 0 to 1")
+        _check("vflip", vflip, 0 <= vflip <= 1, "a probability from 0 to 1")
+        _check("interpolation", interpolation, is_known, "'bilinear' or 'nearest'")
+        _check("channels", channels, channels in (None, 3), "3, or leave it out")
+        _check("classes", classes, classes is None or labels is not None, "labels='folder', too")
+        _check_readers(processes, threads, pin_memory)
         _check_torch(as_torch, pin_memory)
+        self._processes = at_least("processes", processes, 0)
+        self._threads = 0 if processes else _count_threads(threads)
+        self._prefetch = at_least("prefetch", prefetch, 1)
+        self._as_torch, self._is_pinned = as_torch, pin_memory
         self._has_positions = positions
         self._partners_of = _checked_partners(masks, images)
         self._selection = select(self.folder, keys)
-        self._labels = self._checked_labels(labels, classes)
-        if channels not in (None, 3):
-            raise ValueError(f"channels is {channels!r}: give 3, or leave it out")
-        if crop is not None and not hasattr(crop, "geometry"):
-            raise ValueError(f"crop is {crop!r}: give a crop, such as RandomResizedCrop(224)")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {interpolation!r}: give 'bilinear' or 'nearest'")
+        self._labels: Labels | None = None
+        if labels is not None:
+            self._labels = Labels(labels, self.folder, self._selection, classes)
         self._recipe = Recipe(
             (self.folder,),
             crop=crop,
-            hflip=_checked_chance("hflip", hflip),
-            vflip=_checked_chance("vflip", vflip),
+            hflip=hflip,
+            vflip=vflip,
             channels=channels,
             antialias=antialias,
             is_nearest=interpolation == "nearest",
@@ -185,7 +189,6 @@ class H5Loader:
             evaluate=evaluate,
             runs=self._runs.runs if self._runs else None,
         )
-        self._partners: _Partners | None = None
         self._equal: tuple[IndexedFile, EqualArrays | None] | None = None
         self._buffers: dict[str, Buffers] = {}
         self._in_processes: InProcesses | None = None
@@ -244,18 +247,10 @@ class H5Loader:
         """
         self._epochs.load_state(state)
 
-    def _checked_labels(self, labels: Any, classes: Sequence[str] | None) -> Labels | None:
-        if labels is None:
-            if classes is not None:
-                raise ValueError("classes goes with labels='folder': give both")
-            return None
-        return Labels(labels, self.folder, self._selection, classes)
-
-    def _known_partners(self) -> _Partners:
-        """Return the partners of all samples, which are looked up at the first batch."""
-        if self._partners is None:
-            self._partners = _Partners(self.folder, self._selection, self._partners_of)
-        return self._partners
+    @functools.cached_property
+    def _partners(self) -> _Partners:
+        """The partners of all samples, which are looked up at the first batch."""
+        return _Partners(self.folder, self._selection, self._partners_of)
 
     def _equal_arrays(self) -> EqualArrays | None:
         """Return what gathers samples that are copied as they are; None where they are unlike."""
@@ -355,7 +350,7 @@ class _Epoch(Iterator[Any]):
         )
         self._indices = order.batches(*place) if place.epoch == self._start.epoch else iter(())
         self._number = self._handed_out  # of batches begun
-        self._recipe, self._columns = loader._known_partners().added_to(loader._recipe)
+        self._recipe, self._columns = loader._partners.added_to(loader._recipe)
         self._equal = None if loader._processes else loader._equal_arrays()
         self._is_over = threading.Event()
         self._readers = loader._readers(self._recipe)
@@ -511,35 +506,24 @@ class _Partners:
         return len(self._folders) - 1
 
 
-def _checked_threads(threads: int | None) -> int:
-    if threads is None:
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        return max(1, min(MOST_THREADS, usable_cores() // max(1, beside) - 1))
-    if threads < 0:
-        raise ValueError(f"threads is {threads}: give 0 (none beside the caller's) or more")
-    return threads
+def _check(name: str, value: object, is_right: bool, cure: str) -> None:
+    """Raise ValueError where an argument is not right."""
+    if not is_right:
+        raise ValueError(f"{name} is {value!r}: give {cure}")
 
 
-def _checked_processes(processes: int, threads: int | None, pin_memory: bool) -> int:
-    if processes < 0:
-        raise ValueError(f"processes is {processes}: give 0 or more")
+def _check_readers(processes: int, threads: int | None, pin_memory: bool) -> None:
     if processes and threads is not None:
         raise ValueError("processes read instead of threads: give one of the two")
     if processes and pin_memory:
         raise ValueError("pin_memory=True needs threads: leave processes out")
-    return processes
 
 
-def _checked_prefetch(prefetch: int) -> int:
-    if prefetch < 1:
-        raise ValueError(f"prefetch is {prefetch}: give 1 or more")
-    return prefetch
-
-
-def _checked_chance(name: str, chance: float) -> float:
-    if not 0 <= chance <= 1:
-        raise ValueError(f"{name} is {chance}: give a probability from 0 to 1")
-    return float(chance)
+def _count_threads(threads: int | None) -> int:
+    if threads is None:
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        return max(1, min(MOST_THREADS, usable_cores() // max(1, beside) - 1))
+    return at_least("threads", threads, 0)
 
 
 def _checked_partners(

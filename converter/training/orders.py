@@ -128,15 +128,15 @@ class Order:
             raise ValueError(f"order is {kind!r}: give {known}, or a function of the epoch")
         if kind == "blocks" and runs is None:
             raise ValueError("order='blocks' needs the runs of the file: give runs=")
-        self.count = _at_least("the number of samples", count, 1)
+        self.count = at_least("the number of samples", count, 1)
         self.kind = kind
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.seed = _at_least("seed", seed, 0)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.seed = at_least("seed", seed, 0)
         self.drop_last = not evaluate if drop_last is None else bool(drop_last)
         self.evaluate = evaluate
         self.rank, self.world_size = check_ranks(rank, world_size)
         self._runs = runs
-        self._window = _at_least("window", window, 1)
+        self._window = at_least("window", window, 1)
         self._drawn: tuple[int, np.ndarray] | None = None
         if not callable(kind):
             self._check_enough(self.count)
@@ -280,8 +280,8 @@ class Order:
 
 def check_ranks(rank: int, world_size: int) -> tuple[int, int]:
     """Return rank and world size as int; raise ValueError for what cannot be."""
-    world_size = _at_least("world_size", world_size, 1)
-    rank = _at_least("rank", rank, 0)
+    world_size = at_least("world_size", world_size, 1)
+    rank = at_least("rank", rank, 0)
     if rank >= world_size:
         raise ValueError(f"rank is {rank} of {world_size}: give 0 to {world_size - 1}")
     return rank, world_size
@@ -361,9 +361,7 @@ class Epochs:
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is next; the one that a state left goes on where it was."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}: give 0 or more")
-        if epoch != self.next.epoch:
+        if at_least("epoch", epoch, 0) != self.next.epoch:
             self.next = self.place = Place(epoch, 0)
 
     def state(self, place: Place) -> dict[str, int | str]:
@@ -426,7 +424,7 @@ def place_of(state: Mapping[str, Any], order: Order, identity: str) -> Place:
             "this state is of another file or selection: give it the state of a loader with the "
             "same file and keys"
         )
-    place = Place(_at_least("epoch", state["epoch"], 0), _at_least("sample", state["sample"], 0))
+    place = Place(at_least("epoch", state["epoch"], 0), at_least("sample", state["sample"], 0))
     if place.sample > order.size(place.epoch):
         raise ValueError(
             f"sample is {place.sample} in this state, but epoch {place.epoch} has "
@@ -454,7 +452,8 @@ def _checked_indices(returned: Any, epoch: int, count: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-def _at_least(name: str, value: Any, least: int) -> int:
+def at_least(name: str, value: Any, least: int) -> int:
+    """Return a whole number as int; raise ValueError for what is none, or less."""
     try:
         number = operator.index(value)
     except TypeError:
