@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,10 +52,6 @@ class Recipe:
     transform: Callable[..., Any] | None = None
     seed: int = 0
     partners: Mapping[str, bool] = field(default_factory=dict)
-
-    def with_partners(self, folders: tuple[H5Folder, ...], partners: dict[str, bool]) -> Recipe:
-        """Return a recipe that has partners, too."""
-        return dataclasses.replace(self, folders=folders, partners=partners)
 
     @property
     def has_flips(self) -> bool:
@@ -245,10 +240,9 @@ class _Samples:
         known = {number: self.source.layout(number) for number in np.unique(self.numbers).tolist()}
         self.layouts = [known[number] for number in self.numbers.tolist()]
 
-    def pictures(self) -> Iterator[Callable[[], _Picture]]:
-        """Yield what opens each."""
-        for position, layout in zip(self.positions, self.layouts, strict=True):
-            yield functools.partial(_Picture, self.source, position, layout)
+    def picture(self, n: int, reducible_shape: tuple[int, ...] | None = None) -> _Picture:
+        """Open one of them."""
+        return _Picture(self.source, self.positions[n], self.layouts[n], reducible_shape)
 
 
 class Plan:
@@ -317,8 +311,8 @@ def _opening(
     for number in np.unique(numbers).tolist():
         chosen = np.flatnonzero(numbers == number)
         samples = _Samples(folders[number], positions[chosen])
-        for n, picture in zip(chosen.tolist(), samples.pictures(), strict=True):
-            column[n] = picture
+        for n, row in enumerate(chosen.tolist()):
+            column[row] = functools.partial(samples.picture, n)
     return column
 
 
@@ -351,7 +345,7 @@ class Filler:
     def _fill(self, plan: Plan, row: int, arrays: Arrays) -> None:
         recipe, samples, partners = self._recipe, plan.samples, plan.partners
         position = samples.positions[row]
-        image = _Picture(samples.source, position, samples.layouts[row], plan.reducible[row])
+        image = samples.picture(row, plan.reducible[row])
         cut = plan.cuts[row]
         if cut is None and recipe.crop is not None:
             cut = self._cut(image, plan.request.epoch, position)
@@ -382,7 +376,7 @@ class Filler:
 
     def _check_sizes(self, pictures: dict[str, _Picture]) -> None:
         recipe = self._recipe
-        if recipe.crop is None and not (recipe.hflip or recipe.vflip):
+        if recipe.crop is None and not recipe.has_flips:
             return
         image = pictures[IMAGE]
         for name, picture in pictures.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import threading
@@ -464,7 +465,8 @@ class _Partners:
     def added_to(self, recipe: Recipe) -> tuple[Recipe, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Return a recipe that knows the partners, and their columns."""
         kinds = {name: is_mask for name, (is_mask, _) in self._functions.items()}
-        return recipe.with_partners(tuple(self._folders), kinds), self._columns
+        known = dataclasses.replace(recipe, folders=tuple(self._folders), partners=kinds)
+        return known, self._columns
 
     def _found(
         self, name: str, keys: list[str], partners: list[Any]
