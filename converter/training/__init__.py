@@ -3,7 +3,7 @@
 `H5Loader` (`loader`) is what a user sees. It asks `orders` which samples come next, and `labels`
 for their labels. `batches` fills the rows of a batch: a view of each sample out of `loader/`, the
 box that `crops` drew, resized by `resizing` into memory of `buffers`. `readers` does that in
-threads of this process, `processes` in others; `runs` reads ahead from a slow disk.
+threads of this process or in other processes; `runs` reads ahead from a slow disk.
 
 What travels here: a position (int) in the file; an index (int) into the selected samples; a
 `Request`, the positions of one batch and its epoch; a `Filling`, the batch in the making, whose

@@ -18,7 +18,7 @@ from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5folder import H5Folder, Source
 from converter.loader.selection import stacked
 from converter.loader.several_files import SeveralFiles
-from converter.training.buffers import Buffers
+from converter.training.buffers import Arrays, Buffers, MismatchError
 from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
 from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_one, mirror_rows, windows
 
@@ -96,69 +96,6 @@ class RowError(Exception):
     def __init__(self, row: int, error: BaseException) -> None:
         super().__init__(row, error)
         self.row, self.error = row, error
-
-
-class Arrays:
-    """The arrays of one batch by name, filled by several threads.
-
-    Rows of equal shape lie in one array, made when the first of them is known. Others are kept
-    one by one.
-    """
-
-    def __init__(self, count: int, buffers: Callable[[str], Buffers]) -> None:
-        self._count = count
-        self._buffers = buffers
-        self._lock = threading.Lock()
-        self._made: dict[str, tuple[np.ndarray, int]] = {}
-        self._kept: dict[str, list[Any]] = {}
-
-    def row(self, name: str, row: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return a row to be filled.
-
-        Raises MismatchError where the batch has rows of another shape or dtype.
-        """
-        made = self._made.get(name)
-        if made is None:
-            with self._lock:
-                made = self._made.get(name)
-                if made is None:
-                    array = self._buffers(name).array((self._count, *shape), dtype)
-                    made = self._made[name] = array, row
-        array, first = made
-        if array.shape[1:] != shape or array.dtype != dtype:
-            raise MismatchError(first, array[0], np.empty(shape, dtype))
-        own: np.ndarray = array[row]
-        return own
-
-    def keep(self, name: str, row: int, array: np.ndarray) -> None:
-        """Take one row that need not be like others."""
-        kept = self._kept.get(name)
-        if kept is None:
-            kept = self._kept.setdefault(name, [None] * self._count)
-        kept[row] = array
-
-    def put(self, name: str, rows: np.ndarray | list[np.ndarray]) -> None:
-        """Take all rows at once."""
-        if isinstance(rows, list) or self._buffers(name).is_pinned:
-            self._kept[name] = list(rows)
-        else:
-            self._made[name] = rows, 0
-
-    def finished(self) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Return an array for each name; a list where shapes or dtypes differ."""
-        finished: dict[str, Any] = {name: array for name, (array, _) in self._made.items()}
-        for name, rows in self._kept.items():
-            finished[name] = stacked(rows, self._buffers(name).array)
-        return finished
-
-
-class MismatchError(Exception):
-    """Two rows of a batch that cannot lie in one array."""
-
-    def __init__(self, other_row: int, other: np.ndarray, own: np.ndarray) -> None:
-        super().__init__(other_row)
-        self.other_row = other_row
-        self.other, self.own = (other.shape, other.dtype), (own.shape, own.dtype)
 
 
 class _Picture:

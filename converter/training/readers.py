@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import math
-import mmap
 import multiprocessing
 import multiprocessing.process
 import os
@@ -34,11 +33,10 @@ import numpy as np
 
 from converter.errors import LoadError, describe
 from converter.training.batches import Filler, Filling, Recipe, Request, joined
-from converter.training.buffers import Buffers, Memory
+from converter.training.buffers import HAS_MEMFD, Buffers, SharedMemory, bytes_of, mapped
 
 LONGEST_JOIN_SECONDS = 2.0  # of a process
 LONGEST_THREAD_JOIN_SECONDS = 5.0
-HAS_MEMFD = hasattr(os, "memfd_create") and sys.platform == "linux"
 Part = tuple[int, Callable[[], None]]  # of the batch with this number
 
 
@@ -104,56 +102,6 @@ def _serve_thread(parts: queue.SimpleQueue[Part | None], done: queue.SimpleQueue
         part()
         done.put(number)
         del item, part  # or this thread would hold the arrays of a batch until the next part
-
-
-class SharedMemory(Memory):
-    """Memory that reader processes write: on Linux a file without a name, elsewhere one with."""
-
-    def __init__(self, number: int, nbytes: int) -> None:
-        self.number = number
-        self.handle: int | str
-        if HAS_MEMFD:
-            descriptor = self.handle = os.memfd_create("H5Loader", os.MFD_CLOEXEC)
-            weakref.finalize(self, os.close, descriptor)
-            # reserved: a page that cannot be had when it is touched kills with SIGBUS
-            os.posix_fallocate(descriptor, 0, max(1, nbytes))
-            self.bytes = _mapped(descriptor, nbytes)
-        else:
-            named = NamedMemory(create=True, size=max(1, nbytes))
-            weakref.finalize(self, _remove, named)
-            self.handle = named.name
-            self.bytes = _bytes_of(named, nbytes)
-        _retired_at_fork().add(self)
-
-
-def _mapped(descriptor: int, nbytes: int) -> np.ndarray:
-    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-    return np.frombuffer(mmap.mmap(descriptor, max(1, nbytes), flags), np.uint8, nbytes)
-
-
-def _bytes_of(named: NamedMemory, nbytes: int) -> np.ndarray:
-    assert named.buf is not None  # only behind close()
-    return np.frombuffer(named.buf, np.uint8, nbytes)
-
-
-def _remove(named: NamedMemory) -> None:
-    named.unlink()
-    with contextlib.suppress(BufferError):  # it is unmapped with its last array
-        named.close()
-
-
-@functools.cache
-def _retired_at_fork() -> weakref.WeakSet[SharedMemory]:
-    """Return the memory that is not written again after a fork: the child may hold it, too."""
-    memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-
-    def retire() -> None:
-        for memory in list(memories):
-            memory.is_retired = True
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=retire)
-    return memories
 
 
 class Place(NamedTuple):
@@ -430,10 +378,10 @@ def _attached(pipe: Connection, nbytes: int, name: str) -> np.ndarray:
     if not name:
         descriptor = reduction.recv_handle(pipe)
         try:
-            return _mapped(descriptor, nbytes)
+            return mapped(descriptor, nbytes)
         finally:
             os.close(descriptor)
-    return _bytes_of(NamedMemory(name), nbytes)
+    return bytes_of(NamedMemory(name), nbytes)
 
 
 def _answer(pipe: Connection, answers: queue.SimpleQueue[Done]) -> None:
