@@ -2,7 +2,7 @@
 
 `H5Loader` (`loader`) is what a user sees. It asks `orders` which samples come next, and `labels`
 for their labels. `batches` fills the rows of a batch: a view of each sample out of `loader/`, the
-box that `crops` drew, resized by `resizing` into memory of `buffers`. `readers` does that in
+box that `cropping` drew, resized into memory of `buffers`. `readers` does that in
 threads of this process or in other processes; `runs` reads ahead from a slow disk.
 
 What travels here: a position (int) in the file; an index (int) into the selected samples; a

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from converter.cropping.draws import Draws, flips
+from converter.cropping.geometry import CropError, Cut, ImpossibleCropError
+from converter.cropping.resizing import MOST_CHANNELS, Resizer, mirror_one, mirror_rows, windows
 from converter.errors import ConverterError, LoadError, describe
 from converter.format.layout import Layout
 from converter.loader.encoded_file import EncodedFile
@@ -19,8 +22,6 @@ from converter.loader.h5folder import H5Folder, Source
 from converter.loader.selection import stacked
 from converter.loader.several_files import SeveralFiles
 from converter.training.buffers import Arrays, Buffers, MismatchError
-from converter.training.crops import CropError, Cut, Draws, ImpossibleCropError, flips
-from converter.training.resizing import MOST_CHANNELS, Resizer, mirror_one, mirror_rows, windows
 
 IMAGE = "image"
 #: Files of these kinds that have four channels hold CMYK, or may hold it.

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from converter.cropping.crops import CropMethod
+from converter.cropping.resizing import MOST_CHANNELS
 from converter.loader.h5folder import H5Folder
 from converter.loader.indexed_file import EqualArrays, IndexedFile
 from converter.threads import usable_cores
 from converter.training.batches import IMAGE, Filler, Filling, Recipe, Request
 from converter.training.buffers import Buffers, PinnedBuffers
-from converter.training.crops import CropMethod
 from converter.training.labels import Labels, Selection, as_array, identity_of, select
 from converter.training.orders import Epochs, Order, Place, at_least
 from converter.training.readers import InProcesses, InThreads, RemoteFilling
-from converter.training.resizing import MOST_CHANNELS
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8
