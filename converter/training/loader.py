@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import threading
@@ -18,11 +17,22 @@ from converter.cropping.resizing import MOST_CHANNELS
 from converter.loader.h5folder import H5Folder
 from converter.loader.indexed_file import EqualArrays, IndexedFile
 from converter.threads import usable_cores
-from converter.training.batches import IMAGE, Filler, Filling, Recipe, Request
+from converter.training.batches import Filling
 from converter.training.buffers import Buffers, PinnedBuffers
-from converter.training.labels import Labels, Selection, as_array, identity_of, select
+from converter.training.labels import Labels, as_array, identity_of, select
 from converter.training.orders import Epochs, Order, Place, at_least
+from converter.training.plans import (
+    IMAGE,
+    LABEL,
+    POSITION,
+    PartnerOf,
+    Partners,
+    Recipe,
+    Request,
+    checked_partners,
+)
 from converter.training.readers import InProcesses, InThreads, RemoteFilling
+from converter.training.rows import Filler
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8
@@ -30,9 +40,7 @@ MOST_THREADS = 8
 #: memory took 0.6 to 0.95 of the time, above it 1.1 times it.
 LEAST_REUSED_NBYTES = 32 << 20
 NOT_BEGUN = -1  # in place of a process
-LABEL, POSITION = "label", "position"
 Path = str | os.PathLike[str]
-PartnerOf = Callable[[str], Any]
 
 
 class H5Loader:
@@ -158,7 +166,7 @@ class H5Loader:
         self._prefetch = at_least("prefetch", prefetch, 1)
         self._as_torch, self._is_pinned = as_torch, pin_memory
         self._has_positions = positions
-        self._partners_of = _checked_partners(masks, images)
+        self._partners_of = checked_partners(masks, images)
         self._selection = select(self.folder, keys)
         self._labels: Labels | None = None
         if labels is not None:
@@ -249,9 +257,9 @@ class H5Loader:
         self._epochs.load_state(state)
 
     @functools.cached_property
-    def _partners(self) -> _Partners:
+    def _partners(self) -> Partners:
         """The partners of all samples, which are looked up at the first batch."""
-        return _Partners(self.folder, self._selection, self._partners_of)
+        return Partners(self.folder, self._selection, self._partners_of)
 
     def _equal_arrays(self) -> EqualArrays | None:
         """Return what gathers samples that are copied as they are; None where they are unlike."""
@@ -443,71 +451,6 @@ def _end(
         readers.close()
 
 
-class _Partners:
-    """The partners of all selected samples by name: numbers of folders, and positions there.
-
-    Raises ValueError where one is missing.
-    """
-
-    def __init__(
-        self, folder: H5Folder, selection: Selection, functions: dict[str, tuple[bool, PartnerOf]]
-    ) -> None:
-        self._folders = [folder]
-        self._functions = functions
-        self._columns = {}
-        if not functions:
-            return
-        key = folder._open().source.keys.key
-        keys = [key(position) for position in selection.positions]
-        for name, (_, function) in functions.items():
-            self._columns[name] = self._found(name, keys, list(map(function, keys)))
-
-    def added_to(self, recipe: Recipe) -> tuple[Recipe, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """Return a recipe that knows the partners, and their columns."""
-        kinds = {name: is_mask for name, (is_mask, _) in self._functions.items()}
-        known = dataclasses.replace(recipe, folders=tuple(self._folders), partners=kinds)
-        return known, self._columns
-
-    def _found(
-        self, name: str, keys: list[str], partners: list[Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.zeros(len(keys), np.int64)
-        names = []
-        for n, partner in enumerate(partners):
-            if isinstance(partner, tuple) and len(partner) == 2:
-                numbers[n], partner = self._number(name, partner[0]), partner[1]
-            if not isinstance(partner, str):
-                raise ValueError(
-                    f"the function of {name!r} returned {partner!r} for {keys[n]!r}: return a key, "
-                    "or (H5Folder, key)"
-                )
-            names.append(partner)
-        positions = np.empty(len(keys), np.int64)
-        for number in np.unique(numbers).tolist():
-            chosen = np.flatnonzero(numbers == number)
-            found = self._folders[number]._open().source.keys.find_all([names[n] for n in chosen])
-            if (found < 0).any():
-                n = int(chosen[np.argmin(found)])
-                raise ValueError(
-                    f"{keys[n]!r} has no {name}: {names[n]!r} is not in "
-                    f"{self._folders[number].path}; select samples that have one with keys="
-                )
-            positions[chosen] = found
-        return numbers, positions
-
-    def _number(self, name: str, folder: Any) -> int:
-        for number, known in enumerate(self._folders):
-            if known is folder:
-                return number
-        if not isinstance(folder, H5Folder):
-            raise ValueError(
-                f"the function of {name!r} returned a pair with a {type(folder).__name__}: return "
-                "a key, or (H5Folder, key)"
-            )
-        self._folders.append(folder)
-        return len(self._folders) - 1
-
-
 def _check(name: str, value: object, is_right: bool, cure: str) -> None:
     """Raise ValueError where an argument is not right."""
     if not is_right:
@@ -526,21 +469,6 @@ def _count_threads(threads: int | None) -> int:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         return max(1, min(MOST_THREADS, usable_cores() // max(1, beside) - 1))
     return at_least("threads", threads, 0)
-
-
-def _checked_partners(
-    masks: Mapping[str, PartnerOf] | None, images: Mapping[str, PartnerOf] | None
-) -> dict[str, tuple[bool, PartnerOf]]:
-    """Return for each name whether it is a mask, and its function."""
-    partners: dict[str, tuple[bool, PartnerOf]] = {}
-    for argument, functions in (("masks", masks or {}), ("images", images or {})):
-        for name, function in functions.items():
-            if name in (IMAGE, LABEL, POSITION) or name in partners:
-                raise ValueError(f"{argument} gives the name {name!r} twice: take another name")
-            if not callable(function):
-                raise ValueError(f"{argument}[{name!r}] is no function: give one of the key")
-            partners[name] = argument == "masks", function
-    return partners
 
 
 def _check_torch(as_torch: bool, pin_memory: bool) -> None:

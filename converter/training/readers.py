@@ -32,8 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import LoadError, describe
-from converter.training.batches import Filler, Filling, Recipe, Request, joined
+from converter.training.batches import Filling, joined
 from converter.training.buffers import HAS_MEMFD, Buffers, SharedMemory, bytes_of, mapped
+from converter.training.plans import Recipe, Request
+from converter.training.rows import Filler
 
 LONGEST_JOIN_SECONDS = 2.0  # of a process
 LONGEST_THREAD_JOIN_SECONDS = 5.0
