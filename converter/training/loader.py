@@ -20,7 +20,7 @@ from converter.threads import usable_cores
 from converter.training.batches import Filling
 from converter.training.buffers import Buffers, PinnedBuffers
 from converter.training.labels import Labels, as_array, identity_of, select
-from converter.training.orders import Epochs, Order, Place, at_least
+from converter.training.orders import Epochs, HasEpochs, Order, Place, at_least
 from converter.training.plans import (
     IMAGE,
     LABEL,
@@ -43,7 +43,7 @@ NOT_BEGUN = -1  # in place of a process
 Path = str | os.PathLike[str]
 
 
-class H5Loader:
+class H5Loader(HasEpochs):
     """Batches of samples, read and cropped ahead by threads of this process.
 
     A batch is an array ``(N, H, W[, C])``; with ``labels`` it is ``(images, labels)``; with
@@ -233,28 +233,9 @@ class H5Loader:
         """The number of each class."""
         return self._labels.class_to_idx if self._labels else {}
 
-    @property
-    def sampler(self) -> H5Loader:
-        """What has `set_epoch`: Lightning asks ``loader.sampler`` for it."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next ``iter()`` is.
-
-        After `load_state_dict` the epoch of the state goes on where the state was.
-        """
-        self._epochs.set_epoch(epoch)
-
     def state_dict(self) -> dict[str, int | str]:
         """Return where training is: behind the batch handed out last. The same on all ranks."""
         return self._epochs.state(self._epochs.place)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, perhaps on another number of ranks.
-
-        Raises ValueError for the state of another file, selection, order or seed.
-        """
-        self._epochs.load_state(state)
 
     @functools.cached_property
     def _partners(self) -> Partners:

@@ -377,6 +377,31 @@ class Epochs:
         return self._make_identity()
 
 
+class HasEpochs:
+    """What loops and Lightning ask of whatever iterates over `Epochs`."""
+
+    _epochs: Epochs
+
+    @property
+    def sampler(self) -> HasEpochs:
+        """What has `set_epoch`: Lightning asks a loader, and a batch_sampler, for its sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next ``iter()`` is.
+
+        After `load_state_dict` the epoch of the state goes on where the state was.
+        """
+        self._epochs.set_epoch(epoch)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, perhaps on another number of ranks.
+
+        Raises ValueError for the state of another file, selection, order or seed.
+        """
+        self._epochs.load_state(state)
+
+
 def make_state(order: Order, place: Place, identity: str) -> dict[str, int | str]:
     """Return plain numbers and texts that say where training is, the same on all ranks.
 
