@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from converter.format.layout import Layout
+
 Axes = tuple[int | slice, ...]
 
 
@@ -34,16 +36,6 @@ class Location(NamedTuple):
     shape: tuple[int, ...]
 
 
-class _Array(Protocol):
-    """Whatever has a shape and a dtype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-
 class _Keys(Protocol):
     def key(self, position: int) -> str: ...
 
@@ -66,7 +58,9 @@ class Box(NamedTuple):
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
 
-def check_row(out: np.ndarray | None, array: _Array, keys: _Keys, position: int) -> None:
+def check_row(
+    out: np.ndarray | None, array: np.ndarray | Layout, keys: _Keys, position: int
+) -> None:
     """Raise ValueError where an array does not fit a row of ``out``."""
     if out is not None and (out.shape[1:] != array.shape or out.dtype != array.dtype):
         raise ValueError(

@@ -139,22 +139,20 @@ class H5ImageFolder:
                 return image
         return self.folder[position]
 
-    def _item(self, read: Any, number: int, position: int) -> tuple[Any, Any]:
-        image: Any = read
-        if isinstance(read, np.ndarray):
+    def _item(self, image: Any, target: Any, position: int) -> tuple[Any, Any]:
+        if isinstance(image, np.ndarray):
             key = self.folder.key_at(position)
             try:
-                image = to_rgb(read, key.rpartition(".")[2].lower())
+                image = to_rgb(image, key.rpartition(".")[2].lower())
             except (TypeError, ValueError) as error:
                 raise LoadError(
-                    f"{key!r} in {self.folder.path} is an array of {read.shape} {read.dtype}, "
+                    f"{key!r} in {self.folder.path} is an array of {image.shape} {image.dtype}, "
                     "which is no image: read it with H5Folder"
                 ) from error
         if self.output == "numpy":
             image = image if isinstance(image, np.ndarray) else np.array(image)
         elif isinstance(image, np.ndarray):
             image = _pillow().fromarray(image)
-        target: Any = number
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:
