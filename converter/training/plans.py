@@ -194,13 +194,11 @@ class Picture:
 
     def read(self, cut: Cut | None) -> np.ndarray:
         """Return the box of a cut; None: all. A large JPEG may give its box reduced."""
-        if cut is not None and (reduced := self._reduced(cut)) is not None:
-            return reduced
         array = self._array
-        if self._encoded is not None:
-            array = self._source.read(self._position)
         if cut is None:
             return self._source.view(self._position) if array is None else array
+        if (reduced := self._reduced(cut)) is not None:
+            return reduced
         if array is None:
             rows = self._source.view(self._position, cut.top, cut.height)
         else:
@@ -212,8 +210,7 @@ class Picture:
 
         It takes about half the time.
         """
-        factor = cut.reduction() if self._encoded else 1
-        if self._encoded is None or factor <= 1:
+        if self._encoded is None or (factor := cut.reduction()) == 1:
             return None
         reduced = self._encoded.reduced(self._position, factor)
         if reduced is None:
@@ -228,9 +225,9 @@ class _Samples:
     def __init__(self, folder: H5Folder, positions: np.ndarray) -> None:
         self.source = folder._open().source
         self.positions = positions.tolist()
-        self.numbers = self.source.placed(positions).numbers
-        known = {number: self.source.layout(number) for number in np.unique(self.numbers).tolist()}
-        self.layouts = [known[number] for number in self.numbers.tolist()]
+        numbers = self.source.placed(positions).numbers
+        known = {number: self.source.layout(number) for number in np.unique(numbers).tolist()}
+        self.layouts = [known[number] for number in numbers.tolist()]
 
     def picture(self, n: int, reducible_shape: tuple[int, ...] | None = None) -> Picture:
         """Open one of them."""
