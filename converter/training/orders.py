@@ -59,16 +59,6 @@ class Opening(NamedTuple):
     run: int
 
 
-class Part(NamedTuple):
-    """What one rank takes of an epoch's order: ``begin`` to ``end`` of the order.
-
-    An ``end`` behind the order goes on at its beginning.
-    """
-
-    begin: int
-    end: int
-
-
 class Order:
     """The order of the samples, in any epoch.
 
@@ -156,7 +146,7 @@ class Order:
         """Yield the indices of this rank's batches, int64, from the sample ``start`` on."""
         self._check_enough(self.size(epoch))
         for part in self._parts(self.size(epoch), start):
-            yield self._take(epoch, part)
+            yield self._take(epoch, *part)
 
     def samples_after(self, epoch: int, batches: int, start: int = 0) -> int:
         """Return how many samples of an epoch all ranks have had after so many batches."""
@@ -211,24 +201,28 @@ class Order:
         # too few for one sample on each rank: the step before gives some of its own
         return whole - 1, [self._step_size + rest - self.world_size, self.world_size]
 
-    def _parts(self, size: int, start: int) -> Iterator[Part]:
+    def _parts(self, size: int, start: int) -> Iterator[tuple[int, int]]:
+        """Yield where each batch of this rank begins and ends in an epoch's order.
+
+        An end behind the order goes on at its beginning.
+        """
         whole, last = self._divide(size - start)
         begin = start
         for number in range(whole + len(last)):
             step = self._step_size if number < whole else last[number - whole]
             share, more = divmod(step, self.world_size)
             first = begin + self.rank * share + min(self.rank, more)
-            yield Part(first, first + share + (self.rank < more))
+            yield first, first + share + (self.rank < more)
             begin += step
 
-    def _take(self, epoch: int, part: Part) -> np.ndarray:
+    def _take(self, epoch: int, begin: int, end: int) -> np.ndarray:
         """Return the indices of a part of an epoch's order."""
         if self.kind == "stored":
-            return np.arange(*part, dtype=np.int64) % self.count
+            return np.arange(begin, end, dtype=np.int64) % self.count
         indices = self._indices(epoch)
-        if part.end <= len(indices):
-            return indices[part.begin : part.end].copy()
-        return indices[np.arange(*part) % len(indices)]
+        if end <= len(indices):
+            return indices[begin:end].copy()
+        return indices[np.arange(begin, end) % len(indices)]
 
     def _indices(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch; that of the last one asked for is kept."""
