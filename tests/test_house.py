@@ -48,6 +48,7 @@ def copy(tmp_path: Path) -> Path:
         ("commands/verify.py", "converter.messages"),
         ("errors.py", "converter.files"),
         ("training/batches.py", "converter.images.formats"),
+        ("cropping/crops.py", "converter.loader.h5folder"),
     ],
 )
 def test_an_arrow_turned_round_breaks_a_contract(copy: Path, module: str, imports: str) -> None:

@@ -17,7 +17,10 @@ from converter.threads import Threads
 
 
 class EncodedFile:
-    """An open file whose samples are image files; gives the arrays they decode to."""
+    """An open file whose samples are image files; gives the arrays they decode to.
+
+    Other methods are those of an `IndexedFile`.
+    """
 
     holds_files = True
 
@@ -86,11 +89,9 @@ class EncodedFile:
         return None if isinstance(data, np.ndarray) else decode_reduced(data, factor)
 
     def placed(self, positions: np.ndarray) -> Placed:
-        """Return where the samples at positions lie."""
         return self._source.placed(positions)
 
     def layout(self, number: int) -> Layout | None:
-        """Return the layout of a number in `placed`; None for -1."""
         return self._source.layout(number)
 
     def read_part(self, position: int, selection: Any) -> np.ndarray:
@@ -121,7 +122,6 @@ class EncodedFile:
         return batch
 
     def fetch(self, positions: np.ndarray) -> None:
-        """Ask the disk for all samples that are read next, at once."""
         self._source.fetch(positions)
 
     def location(self, position: int) -> Location:

@@ -21,7 +21,7 @@ from converter.loader.cache import Cache
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import IndexedFile
-from converter.loader.selection import Location, fill_rows
+from converter.loader.selection import Location, fill_rows, stacked
 from converter.loader.several_files import OneFile, SeveralFiles
 from converter.loader.suggestions import unknown_key
 from converter.threads import Threads
@@ -240,9 +240,9 @@ class H5Folder(Mapping[str, np.ndarray]):
             cached = map(opened.read, positions.tolist())
             if out is not None:
                 return fill_rows(out, cached, opened.source.keys, positions)
-            return _stacked(list(cached))
+            return stacked(list(cached))
         arrays = opened.source.read_batch(positions, out)
-        return arrays if isinstance(arrays, np.ndarray) else _stacked(arrays)
+        return arrays if isinstance(arrays, np.ndarray) else stacked(arrays)
 
     def __getitems__(self, keys: Sequence[str | SupportsIndex]) -> list[np.ndarray]:
         """Return one array for each key or position: PyTorch's DataLoader asks for a batch so."""
@@ -366,14 +366,3 @@ def _check_out(out: Any, count: int) -> None:
         raise ValueError(f"out has shape {out.shape}: give it {count} rows, one for each key")
     if not out.flags.writeable:
         raise ValueError("out is read-only: give an array that can be written")
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Stack arrays where they agree; numpy's own stack would make big-endian numbers native."""
-    shape, dtype = arrays[0].shape, arrays[0].dtype
-    if any(array.shape != shape or array.dtype != dtype for array in arrays):
-        return arrays
-    batch = np.empty((len(arrays), *shape), dtype)
-    for n, array in enumerate(arrays):
-        batch[n] = array
-    return batch

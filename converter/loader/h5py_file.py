@@ -176,7 +176,10 @@ def _closing_at_exit() -> weakref.WeakSet[Datasets]:
 
 
 class H5pyFile:
-    """A file without an index, read through HDF5. Its names are kept as an index in memory."""
+    """A file without an index, read through HDF5 by the methods of an `IndexedFile`.
+
+    Its names are kept as an index in memory.
+    """
 
     holds_files = False
 
@@ -193,13 +196,13 @@ class H5pyFile:
         self._datasets.close()
 
     def read(self, position: int) -> np.ndarray:
-        """Return the array at a position in range."""
         return self._datasets.read(self.keys.key(position))
 
     def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
-        """Return an array, or rows of it, read-only."""
-        is_whole = (first_row, rows) == (0, None)
-        array = self.read(position) if is_whole else self._rows(position, first_row, rows)
+        if (first_row, rows) == (0, None) or not self._datasets.shape(self.keys.key(position)):
+            array = self.read(position)
+        else:
+            array = self.read_part(position, rows_of(first_row, rows))
         array.flags.writeable = False
         return array
 
@@ -220,7 +223,6 @@ class H5pyFile:
         return memoryview(array)  # type: ignore[arg-type]
 
     def read_part(self, position: int, selection: Any) -> np.ndarray:
-        """Return a part of the array at a position in range."""
         name = self.keys.key(position)
         box = box_of(selection, self._datasets.shape(name))
         return np.array(self._datasets.read(name, box)[(*box.take, ...)])
@@ -228,7 +230,6 @@ class H5pyFile:
     def read_batch(
         self, positions: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray | list[np.ndarray]:
-        """Return the arrays at positions in range; or fill the rows of ``out``, and return it."""
         arrays = map(self.read, positions.tolist())
         return list(arrays) if out is None else fill_rows(out, arrays, self.keys, positions)
 
@@ -241,11 +242,6 @@ class H5pyFile:
             f"{self.keys.path} has no index, which tells where {self.keys.key(position)!r} lies: "
             "add one with --verify --rebuild_index"
         )
-
-    def _rows(self, position: int, first_row: int, rows: int | None) -> np.ndarray:
-        if not self._datasets.shape(self.keys.key(position)):
-            return self.read(position)
-        return self.read_part(position, rows_of(first_row, rows))
 
     def _number(self, name: str) -> int:
         """Return the number of a dataset's shape and dtype."""

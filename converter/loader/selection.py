@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from converter.format.layout import Layout
 
 Axes = tuple[int | slice, ...]
 
@@ -34,16 +36,6 @@ class Location(NamedTuple):
     shape: tuple[int, ...]
 
 
-class _Array(Protocol):
-    """Whatever has a shape and a dtype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-
 class _Keys(Protocol):
     def key(self, position: int) -> str: ...
 
@@ -66,7 +58,9 @@ class Box(NamedTuple):
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
 
-def check_row(out: np.ndarray | None, array: _Array, keys: _Keys, position: int) -> None:
+def check_row(
+    out: np.ndarray | None, array: np.ndarray | Layout, keys: _Keys, position: int
+) -> None:
     """Raise ValueError where an array does not fit a row of ``out``."""
     if out is not None and (out.shape[1:] != array.shape or out.dtype != array.dtype):
         raise ValueError(
@@ -84,6 +78,22 @@ def fill_rows(
         check_row(out, array, keys, int(positions[n]))
         out[n, ...] = array
     return out
+
+
+def stacked(
+    arrays: list[np.ndarray], make: Callable[..., np.ndarray] = np.empty
+) -> np.ndarray | list[np.ndarray]:
+    """Stack equal arrays into what ``make`` returns for shape and dtype; return others as they are.
+
+    numpy's own stack would make big-endian numbers native.
+    """
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    if any(array.shape != shape or array.dtype != dtype for array in arrays):
+        return arrays
+    batch = make((len(arrays), *shape), dtype)
+    for n, array in enumerate(arrays):
+        batch[n] = array
+    return batch
 
 
 def rows_of(first_row: int, rows: int | None) -> slice:

@@ -23,14 +23,14 @@ OneFile = IndexedFile | H5pyFile | EncodedFile
 
 
 class SeveralIndexes:
-    """The keys of several files, one file behind the other.
+    """The keys of several files, one file behind the other, to be asked as an `Index`.
 
     Raises LoadError where two files have a key in common.
     """
 
     def __init__(self, indexes: Sequence[Index]) -> None:
         self.path = ", ".join(index.path for index in indexes)
-        self._indexes = indexes
+        self.indexes = indexes
         self.starts = [0, *itertools.accumulate(len(index) for index in indexes)]
         if not self._are_in_order():  # else they have no keys in common
             self._check_common()
@@ -38,27 +38,19 @@ class SeveralIndexes:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    @property
-    def indexes(self) -> Sequence[Index]:
-        """Return the index of each file."""
-        return self._indexes
-
     def damage(self, what: str) -> LoadError:
-        """Return the error to raise for what cannot be."""
-        return self._indexes[0].damage(what)
+        return self.indexes[0].damage(what)
 
     def find(self, key: str) -> int | None:
-        """Return a key's position."""
-        for start, index in zip(self.starts, self._indexes, strict=False):
+        for start, index in zip(self.starts, self.indexes, strict=False):
             position = index.find(key)
             if position is not None:
                 return start + position
         return None
 
     def find_all(self, keys: Sequence[str]) -> np.ndarray:
-        """Return the position of each key, -1 for unknown ones."""
         positions = np.full(len(keys), -1, np.int64)
-        for start, index in zip(self.starts, self._indexes, strict=False):
+        for start, index in zip(self.starts, self.indexes, strict=False):
             unknown = np.flatnonzero(positions < 0)
             if not len(unknown):
                 break
@@ -67,17 +59,14 @@ class SeveralIndexes:
         return positions
 
     def key(self, position: int) -> str:
-        """Return the key at a position that is in range."""
         number = self.number_of(position)
-        return self._indexes[number].key(position - self.starts[number])
+        return self.indexes[number].key(position - self.starts[number])
 
     def keys(self) -> Iterator[str]:
-        """Return all keys in stored order."""
-        return itertools.chain.from_iterable(index.keys() for index in self._indexes)
+        return itertools.chain.from_iterable(index.keys() for index in self.indexes)
 
     def positions_with(self, fragment: str) -> Iterator[int]:
-        """Yield the positions of keys that hold a text."""
-        for start, index in zip(self.starts, self._indexes, strict=False):
+        for start, index in zip(self.starts, self.indexes, strict=False):
             yield from (start + position for position in index.positions_with(fragment))
 
     def number_of(self, position: int) -> int:
@@ -87,16 +76,16 @@ class SeveralIndexes:
     def _are_in_order(self) -> bool:
         """Tell whether the keys lie in the order of a conversion, as those of shards do."""
         last: Any = ()
-        for index in filter(len, self._indexes):
+        for index in filter(len, self.indexes):
             if order_of(index.key(0)) <= last or not index.is_in_order:
                 return False
             last = order_of(index.key(len(index) - 1))
         return True
 
     def _check_common(self) -> None:
-        for n, index in enumerate(self._indexes):
+        for n, index in enumerate(self.indexes):
             keys = list(index.keys())
-            for other in self._indexes[:n]:
+            for other in self.indexes[:n]:
                 common = np.flatnonzero(other.find_all(keys) >= 0)
                 if len(common):
                     raise LoadError(
@@ -106,7 +95,7 @@ class SeveralIndexes:
 
 
 class SeveralFiles:
-    """Open files, read as one."""
+    """Open files, read as one by the methods of an `IndexedFile` and an `EncodedFile`."""
 
     def __init__(self, files: Sequence[OneFile]) -> None:
         self._files = files
@@ -115,32 +104,26 @@ class SeveralFiles:
         self.holds_files = any(file.holds_files for file in files)
 
     def close(self) -> None:
-        """Close all."""
         for file in self._files:
             file.close()
 
     def payload(self, position: int) -> Bytes | np.ndarray:
-        """Return the bytes of an encoded file, or an array."""
         file, position = self._split(position)
         return file.payload(position)
 
     def read(self, position: int) -> np.ndarray:
-        """Return the array at a position in range."""
         file, position = self._split(position)
         return file.read(position)
 
     def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
-        """Return an array, or rows of it, read-only."""
         file, position = self._split(position)
         return file.view(position, first_row, rows)
 
     def reducible_shape(self, position: int) -> tuple[int, ...] | None:
-        """Return the shape of a JPEG that `reduced` can decode, by its header; else None."""
         file, position = self._split(position)
         return file.reducible_shape(position) if isinstance(file, EncodedFile) else None
 
     def reduced(self, position: int, factor: int) -> np.ndarray | None:
-        """Return a JPEG decoded to a part of its size, as `EncodedFile.reduced` does."""
         file, position = self._split(position)
         return file.reduced(position, factor) if isinstance(file, EncodedFile) else None
 
@@ -154,13 +137,11 @@ class SeveralFiles:
         return Placed(offsets, numbers)
 
     def layout(self, number: int) -> Layout | None:
-        """Return the layout of a number in `placed`; None for -1."""
         if number < 0:
             return None
         return self._files[number >> FILE_BITS].layout(number & ((1 << FILE_BITS) - 1))
 
     def read_part(self, position: int, selection: Any) -> np.ndarray:
-        """Return a part of the array at a position in range."""
         file, position = self._split(position)
         return file.read_part(position, selection)
 
@@ -180,7 +161,6 @@ class SeveralFiles:
         return arrays if out is None else fill_rows(out, arrays, self.keys, positions)
 
     def fetch(self, positions: np.ndarray) -> None:
-        """Ask the disk for all samples that are read next, at once."""
         for number, _, own in self._by_file(positions):
             self._files[number].fetch(own)
 

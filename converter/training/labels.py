@@ -5,7 +5,8 @@ Works on the bytes of all keys at once: a million keys take about a tenth of a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -146,10 +147,6 @@ class Labels:
         if isinstance(column, np.ndarray):
             return _usual(column.take(indices, axis=0))
         return [column[index] for index in indices.tolist()]
-
-    def all(self) -> np.ndarray | list[Any]:
-        """Return the labels of all selected samples, new."""
-        return self.take(np.arange(len(self._selection)))
 
     def _all(self) -> np.ndarray | list[Any]:
         if self._column is None:
@@ -406,9 +403,7 @@ def _checked_classes(classes: Sequence[str]) -> list[str]:
     names = list(classes)
     if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
         raise ValueError("classes takes the names of folders: give a list of texts")
-    twice = (
-        [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
-    )
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"classes holds {twice[0]!r} twice: name each class once")
     return names
@@ -416,14 +411,11 @@ def _checked_classes(classes: Sequence[str]) -> list[str]:
 
 def _as_column(labels: Any) -> np.ndarray | list[Any]:
     """Return labels as one array where numbers or equal sequences of numbers, else as a list."""
-    if isinstance(labels, np.ndarray):
-        array = labels
-    else:
-        values = list(labels) if not hasattr(labels, "__array__") else labels
-        try:
-            array = np.asarray(values)
-        except ValueError:  # of unequal lengths
-            return list(values)
+    values = labels if hasattr(labels, "__array__") else list(labels)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # of unequal lengths
+        return list(values)
     if array.dtype.kind in "OSUV" or array.ndim == 0:
         return list(labels)
     return array
@@ -440,7 +432,3 @@ def _usual(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind in "fb":
         return labels.astype(np.float32, copy=False)
     return labels
-
-
-#: What `labels=` may be.
-LabelSpec = str | Sequence[Any] | np.ndarray | Mapping[str, Any] | Callable[[list[str]], Any]

@@ -12,16 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from converter.cropping.crops import CropMethod
+from converter.cropping.resizing import MOST_CHANNELS
 from converter.loader.h5folder import H5Folder
 from converter.loader.indexed_file import EqualArrays, IndexedFile
 from converter.threads import usable_cores
-from converter.training.batches import IMAGE, Filler, Filling, Recipe, Request
+from converter.training.batches import Filling
 from converter.training.buffers import Buffers, PinnedBuffers
-from converter.training.crops import CropMethod
-from converter.training.labels import Labels, Selection, as_array, identity_of, select
-from converter.training.orders import Epochs, Order, Place
-from converter.training.readers import InCaller, InProcesses, InThreads, RemoteFilling
-from converter.training.resizing import MOST_CHANNELS
+from converter.training.labels import Labels, as_array, identity_of, select
+from converter.training.orders import Epochs, HasEpochs, Order, Place, at_least
+from converter.training.plans import (
+    IMAGE,
+    LABEL,
+    POSITION,
+    PartnerOf,
+    Partners,
+    Recipe,
+    Request,
+    checked_partners,
+)
+from converter.training.readers import InProcesses, InThreads, RemoteFilling
+from converter.training.rows import Filler
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 MOST_THREADS = 8
@@ -29,13 +40,10 @@ MOST_THREADS = 8
 #: memory took 0.6 to 0.95 of the time, above it 1.1 times it.
 LEAST_REUSED_NBYTES = 32 << 20
 NOT_BEGUN = -1  # in place of a process
-LABEL, POSITION = "label", "position"
-INTERPOLATIONS = ("bilinear", "nearest")
 Path = str | os.PathLike[str]
-PartnerOf = Callable[[str], Any]
 
 
-class H5Loader:
+class H5Loader(HasEpochs):
     """Batches of samples, read and cropped ahead by threads of this process.
 
     A batch is an array ``(N, H, W[, C])``; with ``labels`` it is ``(images, labels)``; with
@@ -143,26 +151,31 @@ class H5Loader:
     ) -> None:
         self.folder = source if isinstance(source, H5Folder) else H5Folder(source)
         self.batch_size = batch_size
-        self._processes = _checked_processes(processes, threads, pin_memory)
-        self._threads = 0 if processes else _checked_threads(threads)
-        self._prefetch = _checked_prefetch(prefetch)
-        self._as_torch, self._is_pinned = as_torch, pin_memory
+        is_crop = crop is None or hasattr(crop, "geometry")
+        is_known = interpolation in ("bilinear", "nearest")
+        _check("crop", crop, is_crop, "a crop, such as RandomResizedCrop(224)")
+        _check("hflip", hflip, 0 <= hflip <= 1, "a probability from 0 to 1")
+        _check("vflip", vflip, 0 <= vflip <= 1, "a probability from 0 to 1")
+        _check("interpolation", interpolation, is_known, "'bilinear' or 'nearest'")
+        _check("channels", channels, channels in (None, 3), "3, or leave it out")
+        _check("classes", classes, classes is None or labels is not None, "labels='folder', too")
+        _check_readers(processes, threads, pin_memory)
         _check_torch(as_torch, pin_memory)
+        self._processes = at_least("processes", processes, 0)
+        self._threads = 0 if processes else _count_threads(threads)
+        self._prefetch = at_least("prefetch", prefetch, 1)
+        self._as_torch, self._is_pinned = as_torch, pin_memory
         self._has_positions = positions
-        self._partners_of = _checked_partners(masks, images)
+        self._partners_of = checked_partners(masks, images)
         self._selection = select(self.folder, keys)
-        self._labels = self._checked_labels(labels, classes)
-        if channels not in (None, 3):
-            raise ValueError(f"channels is {channels!r}: give 3, or leave it out")
-        if crop is not None and not hasattr(crop, "geometry"):
-            raise ValueError(f"crop is {crop!r}: give a crop, such as RandomResizedCrop(224)")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {interpolation!r}: give 'bilinear' or 'nearest'")
+        self._labels: Labels | None = None
+        if labels is not None:
+            self._labels = Labels(labels, self.folder, self._selection, classes)
         self._recipe = Recipe(
             (self.folder,),
             crop=crop,
-            hflip=_checked_chance("hflip", hflip),
-            vflip=_checked_chance("vflip", vflip),
+            hflip=hflip,
+            vflip=vflip,
             channels=channels,
             antialias=antialias,
             is_nearest=interpolation == "nearest",
@@ -185,7 +198,6 @@ class H5Loader:
             evaluate=evaluate,
             runs=self._runs.runs if self._runs else None,
         )
-        self._partners: _Partners | None = None
         self._equal: tuple[IndexedFile, EqualArrays | None] | None = None
         self._buffers: dict[str, Buffers] = {}
         self._in_processes: InProcesses | None = None
@@ -221,41 +233,14 @@ class H5Loader:
         """The number of each class."""
         return self._labels.class_to_idx if self._labels else {}
 
-    @property
-    def sampler(self) -> H5Loader:
-        """What has `set_epoch`: Lightning asks ``loader.sampler`` for it."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next ``iter()`` is.
-
-        After `load_state_dict` the epoch of the state goes on where the state was.
-        """
-        self._epochs.set_epoch(epoch)
-
     def state_dict(self) -> dict[str, int | str]:
         """Return where training is: behind the batch handed out last. The same on all ranks."""
         return self._epochs.state(self._epochs.place)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, perhaps on another number of ranks.
-
-        Raises ValueError for the state of another file, selection, order or seed.
-        """
-        self._epochs.load_state(state)
-
-    def _checked_labels(self, labels: Any, classes: Sequence[str] | None) -> Labels | None:
-        if labels is None:
-            if classes is not None:
-                raise ValueError("classes goes with labels='folder': give both")
-            return None
-        return Labels(labels, self.folder, self._selection, classes)
-
-    def _known_partners(self) -> _Partners:
-        """Return the partners of all samples, which are looked up at the first batch."""
-        if self._partners is None:
-            self._partners = _Partners(self.folder, self._selection, self._partners_of)
-        return self._partners
+    @functools.cached_property
+    def _partners(self) -> Partners:
+        """The partners of all samples, which are looked up at the first batch."""
+        return Partners(self.folder, self._selection, self._partners_of)
 
     def _equal_arrays(self) -> EqualArrays | None:
         """Return what gathers samples that are copied as they are; None where they are unlike."""
@@ -267,12 +252,12 @@ class H5Loader:
         equal = self._equal[1]
         return equal if equal is not None and self._recipe.gathers(equal.layout) else None
 
-    def _readers(self, recipe: Recipe) -> InThreads | InCaller | InProcesses:
+    def _readers(self, recipe: Recipe) -> InThreads | InProcesses:
         """Return what fills batches: the processes there are, or new threads."""
         if self._pid != os.getpid():
             self._buffers, self._in_processes, self._pid = {}, None, os.getpid()
         if not self._processes:
-            return InThreads(self._threads) if self._threads else InCaller()
+            return InThreads(self._threads)
         if self._in_processes is None or self._in_processes.is_broken:
             self._in_processes = InProcesses(self._processes, recipe)
         return self._in_processes
@@ -315,7 +300,8 @@ class _Epoch(Iterator[Any]):
         self._handed_out = 0
         self._is_finished = False
         self._pid = NOT_BEGUN
-        self._ahead: deque[Filling | RemoteFilling] = deque()
+        #: Batches in the making, and what waits for each.
+        self._ahead: deque[tuple[Filling | RemoteFilling, Callable[[], None]]] = deque()
 
     def __next__(self) -> Any:
         if self._is_finished:
@@ -330,11 +316,12 @@ class _Epoch(Iterator[Any]):
             if not self._ahead:
                 self._finish()
                 raise StopIteration
-            self._wait()
+            filling, wait = self._ahead[0]
+            wait()
         except Exception:
             self._finish()
             raise
-        filling = self._ahead.popleft()
+        self._ahead.popleft()
         self._handed_out += 1
         self._plan()  # so that the readers have work while the caller has this batch
         batch = loader._batch(filling.request, *filling.result())
@@ -353,7 +340,7 @@ class _Epoch(Iterator[Any]):
         )
         self._indices = order.batches(*place) if place.epoch == self._start.epoch else iter(())
         self._number = self._handed_out  # of batches begun
-        self._recipe, self._columns = loader._known_partners().added_to(loader._recipe)
+        self._recipe, self._columns = loader._partners.added_to(loader._recipe)
         self._equal = None if loader._processes else loader._equal_arrays()
         self._is_over = threading.Event()
         self._readers = loader._readers(self._recipe)
@@ -361,17 +348,7 @@ class _Epoch(Iterator[Any]):
         self._buffers = functools.partial(_buffers_of, loader._buffers, loader._is_pinned)
         self._read_ahead = ReadAhead(order, loader._runs, *place) if loader._runs else None
         self._end = weakref.finalize(self, _end, self._is_over, self._readers, self._read_ahead)
-        self._fillers = threading.local()
-
-    def _wait(self) -> None:
-        """Wait for the batch that is handed out next."""
-        filling = self._ahead[0]
-        if isinstance(filling, RemoteFilling):
-            assert isinstance(self._readers, InProcesses)
-            self._readers.wait(filling)
-        else:
-            assert not isinstance(self._readers, InProcesses)
-            self._readers.wait(filling)
+        self._filler = Filler(self._recipe)
 
     def _plan(self) -> None:
         """Have as many batches in the making as are to be ahead."""
@@ -383,8 +360,8 @@ class _Epoch(Iterator[Any]):
                 return
             self._ahead.append(self._started(indices))
 
-    def _started(self, indices: np.ndarray) -> Filling | RemoteFilling:
-        """Let the readers begin a batch."""
+    def _started(self, indices: np.ndarray) -> tuple[Filling | RemoteFilling, Callable[[], None]]:
+        """Let the readers begin a batch; return it, and what waits for it."""
         loader, readers = self._loader, self._readers
         partners = {name: (a[indices], b[indices]) for name, (a, b) in self._columns.items()}
         request = Request(self._start.epoch, loader._selection.at(indices), partners)
@@ -393,15 +370,13 @@ class _Epoch(Iterator[Any]):
         until_read = self._until_read()
         if isinstance(readers, InProcesses):
             until_read()
-            remote = RemoteFilling(readers.next_number(), request, self._recipe, labels)
-            readers.start(remote)
-            return remote
+            remote = RemoteFilling(request, self._recipe, labels)
+            return remote, readers.start(remote)
         filling = Filling(
-            self._number,
             request,
             self._recipe,
             buffers=self._buffers,
-            filler=functools.partial(_filler, self._fillers, self._recipe),
+            filler=self._filler,
             labels=labels,
             until_read=until_read,
             gather=functools.partial(_gather, self._equal, self._buffers, indices)
@@ -410,13 +385,12 @@ class _Epoch(Iterator[Any]):
             threads=loader._threads,
             is_over=self._is_over.is_set,
         )
-        readers.start(filling)
-        return filling
+        return filling, readers.start(filling)
 
     def _until_read(self) -> Callable[[], None]:
         """Return what waits until the runs of the newest batch are in memory."""
         if self._read_ahead is None:
-            return _do_nothing
+            return lambda: None
         epoch, start = self._start
         last = self._order.samples_after(epoch, self._number, start) - 1
         return functools.partial(self._read_ahead.wait, self._read_ahead.advance(last))
@@ -445,13 +419,9 @@ def _gather(
     return equal.take(indices, memory.array((count, *layout.shape), layout.dtype))
 
 
-def _do_nothing() -> None:
-    """Wait for nothing."""
-
-
 def _end(
     is_over: threading.Event,
-    readers: InThreads | InCaller | InProcesses,
+    readers: InThreads | InProcesses,
     read_ahead: ReadAhead | None,
 ) -> None:
     """End what was started for one epoch; processes are used again."""
@@ -462,123 +432,24 @@ def _end(
         readers.close()
 
 
-def _filler(fillers: threading.local, recipe: Recipe) -> Filler:
-    """Return the filler of this thread."""
-    try:
-        filler: Filler = fillers.filler
-    except AttributeError:
-        filler = fillers.filler = Filler(recipe)
-    return filler
+def _check(name: str, value: object, is_right: bool, cure: str) -> None:
+    """Raise ValueError where an argument is not right."""
+    if not is_right:
+        raise ValueError(f"{name} is {value!r}: give {cure}")
 
 
-class _Partners:
-    """The partners of all selected samples by name: numbers of folders, and positions there.
-
-    Raises ValueError where one is missing.
-    """
-
-    def __init__(
-        self, folder: H5Folder, selection: Selection, functions: dict[str, tuple[bool, PartnerOf]]
-    ) -> None:
-        self._folders = [folder]
-        self._functions = functions
-        self._columns = {}
-        if not functions:
-            return
-        key = folder._open().source.keys.key
-        keys = [key(position) for position in selection.positions]
-        for name, (_, function) in functions.items():
-            self._columns[name] = self._found(name, keys, list(map(function, keys)))
-
-    def added_to(self, recipe: Recipe) -> tuple[Recipe, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """Return a recipe that knows the partners, and their columns."""
-        kinds = {name: is_mask for name, (is_mask, _) in self._functions.items()}
-        return recipe.with_partners(tuple(self._folders), kinds), self._columns
-
-    def _found(
-        self, name: str, keys: list[str], partners: list[Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.zeros(len(keys), np.int64)
-        names = []
-        for n, partner in enumerate(partners):
-            if isinstance(partner, tuple) and len(partner) == 2:
-                numbers[n], partner = self._number(name, partner[0]), partner[1]
-            if not isinstance(partner, str):
-                raise ValueError(
-                    f"the function of {name!r} returned {partner!r} for {keys[n]!r}: return a key, "
-                    "or (H5Folder, key)"
-                )
-            names.append(partner)
-        positions = np.empty(len(keys), np.int64)
-        for number in np.unique(numbers).tolist():
-            chosen = np.flatnonzero(numbers == number)
-            found = self._folders[number]._open().source.keys.find_all([names[n] for n in chosen])
-            if (found < 0).any():
-                n = int(chosen[np.argmin(found)])
-                raise ValueError(
-                    f"{keys[n]!r} has no {name}: {names[n]!r} is not in "
-                    f"{self._folders[number].path}; select samples that have one with keys="
-                )
-            positions[chosen] = found
-        return numbers, positions
-
-    def _number(self, name: str, folder: Any) -> int:
-        for number, known in enumerate(self._folders):
-            if known is folder:
-                return number
-        if not isinstance(folder, H5Folder):
-            raise ValueError(
-                f"the function of {name!r} returned a pair with a {type(folder).__name__}: return "
-                "a key, or (H5Folder, key)"
-            )
-        self._folders.append(folder)
-        return len(self._folders) - 1
-
-
-def _checked_threads(threads: int | None) -> int:
-    if threads is None:
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        return max(1, min(MOST_THREADS, usable_cores() // max(1, beside) - 1))
-    if threads < 0:
-        raise ValueError(f"threads is {threads}: give 0 (none beside the caller's) or more")
-    return threads
-
-
-def _checked_processes(processes: int, threads: int | None, pin_memory: bool) -> int:
-    if processes < 0:
-        raise ValueError(f"processes is {processes}: give 0 or more")
+def _check_readers(processes: int, threads: int | None, pin_memory: bool) -> None:
     if processes and threads is not None:
         raise ValueError("processes read instead of threads: give one of the two")
     if processes and pin_memory:
         raise ValueError("pin_memory=True needs threads: leave processes out")
-    return processes
 
 
-def _checked_prefetch(prefetch: int) -> int:
-    if prefetch < 1:
-        raise ValueError(f"prefetch is {prefetch}: give 1 or more")
-    return prefetch
-
-
-def _checked_chance(name: str, chance: float) -> float:
-    if not 0 <= chance <= 1:
-        raise ValueError(f"{name} is {chance}: give a probability from 0 to 1")
-    return float(chance)
-
-
-def _checked_partners(
-    masks: Mapping[str, PartnerOf] | None, images: Mapping[str, PartnerOf] | None
-) -> dict[str, tuple[bool, PartnerOf]]:
-    """Return for each name whether it is a mask, and its function."""
-    partners: dict[str, tuple[bool, PartnerOf]] = {}
-    for argument, functions in (("masks", masks or {}), ("images", images or {})):
-        for name, function in functions.items():
-            if name in (IMAGE, LABEL, POSITION) or name in partners:
-                raise ValueError(f"{argument} gives the name {name!r} twice: take another name")
-            if not callable(function):
-                raise ValueError(f"{argument}[{name!r}] is no function: give one of the key")
-            partners[name] = argument == "masks", function
-    return partners
+def _count_threads(threads: int | None) -> int:
+    if threads is None:
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        return max(1, min(MOST_THREADS, usable_cores() // max(1, beside) - 1))
+    return at_least("threads", threads, 0)
 
 
 def _check_torch(as_torch: bool, pin_memory: bool) -> None:

@@ -59,16 +59,6 @@ class Opening(NamedTuple):
     run: int
 
 
-class Part(NamedTuple):
-    """What one rank takes of an epoch's order: ``begin`` to ``end`` of the order.
-
-    An ``end`` behind the order goes on at its beginning.
-    """
-
-    begin: int
-    end: int
-
-
 class Order:
     """The order of the samples, in any epoch.
 
@@ -128,15 +118,15 @@ class Order:
             raise ValueError(f"order is {kind!r}: give {known}, or a function of the epoch")
         if kind == "blocks" and runs is None:
             raise ValueError("order='blocks' needs the runs of the file: give runs=")
-        self.count = _at_least("the number of samples", count, 1)
+        self.count = at_least("the number of samples", count, 1)
         self.kind = kind
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.seed = _at_least("seed", seed, 0)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.seed = at_least("seed", seed, 0)
         self.drop_last = not evaluate if drop_last is None else bool(drop_last)
         self.evaluate = evaluate
         self.rank, self.world_size = check_ranks(rank, world_size)
         self._runs = runs
-        self._window = _at_least("window", window, 1)
+        self._window = at_least("window", window, 1)
         self._drawn: tuple[int, np.ndarray] | None = None
         if not callable(kind):
             self._check_enough(self.count)
@@ -156,7 +146,7 @@ class Order:
         """Yield the indices of this rank's batches, int64, from the sample ``start`` on."""
         self._check_enough(self.size(epoch))
         for part in self._parts(self.size(epoch), start):
-            yield self._take(epoch, part)
+            yield self._take(epoch, *part)
 
     def samples_after(self, epoch: int, batches: int, start: int = 0) -> int:
         """Return how many samples of an epoch all ranks have had after so many batches."""
@@ -211,24 +201,28 @@ class Order:
         # too few for one sample on each rank: the step before gives some of its own
         return whole - 1, [self._step_size + rest - self.world_size, self.world_size]
 
-    def _parts(self, size: int, start: int) -> Iterator[Part]:
+    def _parts(self, size: int, start: int) -> Iterator[tuple[int, int]]:
+        """Yield where each batch of this rank begins and ends in an epoch's order.
+
+        An end behind the order goes on at its beginning.
+        """
         whole, last = self._divide(size - start)
         begin = start
         for number in range(whole + len(last)):
             step = self._step_size if number < whole else last[number - whole]
             share, more = divmod(step, self.world_size)
             first = begin + self.rank * share + min(self.rank, more)
-            yield Part(first, first + share + (self.rank < more))
+            yield first, first + share + (self.rank < more)
             begin += step
 
-    def _take(self, epoch: int, part: Part) -> np.ndarray:
+    def _take(self, epoch: int, begin: int, end: int) -> np.ndarray:
         """Return the indices of a part of an epoch's order."""
         if self.kind == "stored":
-            return np.arange(*part, dtype=np.int64) % self.count
+            return np.arange(begin, end, dtype=np.int64) % self.count
         indices = self._indices(epoch)
-        if part.end <= len(indices):
-            return indices[part.begin : part.end].copy()
-        return indices[np.arange(*part) % len(indices)]
+        if end <= len(indices):
+            return indices[begin:end].copy()
+        return indices[np.arange(begin, end) % len(indices)]
 
     def _indices(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch; that of the last one asked for is kept."""
@@ -280,8 +274,8 @@ class Order:
 
 def check_ranks(rank: int, world_size: int) -> tuple[int, int]:
     """Return rank and world size as int; raise ValueError for what cannot be."""
-    world_size = _at_least("world_size", world_size, 1)
-    rank = _at_least("rank", rank, 0)
+    world_size = at_least("world_size", world_size, 1)
+    rank = at_least("rank", rank, 0)
     if rank >= world_size:
         raise ValueError(f"rank is {rank} of {world_size}: give 0 to {world_size - 1}")
     return rank, world_size
@@ -361,9 +355,7 @@ class Epochs:
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is next; the one that a state left goes on where it was."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}: give 0 or more")
-        if epoch != self.next.epoch:
+        if at_least("epoch", epoch, 0) != self.next.epoch:
             self.next = self.place = Place(epoch, 0)
 
     def state(self, place: Place) -> dict[str, int | str]:
@@ -377,6 +369,31 @@ class Epochs:
     @functools.cached_property
     def _identity(self) -> str:
         return self._make_identity()
+
+
+class HasEpochs:
+    """What loops and Lightning ask of whatever iterates over `Epochs`."""
+
+    _epochs: Epochs
+
+    @property
+    def sampler(self) -> HasEpochs:
+        """What has `set_epoch`: Lightning asks a loader, and a batch_sampler, for its sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next ``iter()`` is.
+
+        After `load_state_dict` the epoch of the state goes on where the state was.
+        """
+        self._epochs.set_epoch(epoch)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, perhaps on another number of ranks.
+
+        Raises ValueError for the state of another file, selection, order or seed.
+        """
+        self._epochs.load_state(state)
 
 
 def make_state(order: Order, place: Place, identity: str) -> dict[str, int | str]:
@@ -426,7 +443,7 @@ def place_of(state: Mapping[str, Any], order: Order, identity: str) -> Place:
             "this state is of another file or selection: give it the state of a loader with the "
             "same file and keys"
         )
-    place = Place(_at_least("epoch", state["epoch"], 0), _at_least("sample", state["sample"], 0))
+    place = Place(at_least("epoch", state["epoch"], 0), at_least("sample", state["sample"], 0))
     if place.sample > order.size(place.epoch):
         raise ValueError(
             f"sample is {place.sample} in this state, but epoch {place.epoch} has "
@@ -454,7 +471,8 @@ def _checked_indices(returned: Any, epoch: int, count: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-def _at_least(name: str, value: Any, least: int) -> int:
+def at_least(name: str, value: Any, least: int) -> int:
+    """Return a whole number as int; raise ValueError for what is none, or less."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
-import mmap
 import multiprocessing
 import multiprocessing.process
 import os
@@ -23,59 +23,37 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory as NamedMemory
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from converter.errors import LoadError, describe
-from converter.training.batches import Filler, Filling, Recipe, Request, joined
-from converter.training.buffers import Buffers, Memory
+from converter.training.batches import Filling, joined
+from converter.training.buffers import HAS_MEMFD, Buffers, SharedMemory, bytes_of, mapped
+from converter.training.plans import Recipe, Request
+from converter.training.rows import Filler
 
 LONGEST_JOIN_SECONDS = 2.0  # of a process
 LONGEST_THREAD_JOIN_SECONDS = 5.0
-HAS_MEMFD = hasattr(os, "memfd_create") and sys.platform == "linux"
-Part = tuple[int, Callable[[], None]]  # of the work with this number
-
-
-class Work(Protocol):
-    """What is done in parts, which threads take as they are free."""
-
-    number: int  # no other work in progress has it
-
-    def parts(self) -> Sequence[Callable[[], None]]:
-        """Return the parts, of which none raises anything."""
-
-
-class InCaller:
-    """Does each part when somebody waits for it."""
-
-    def start(self, work: Work) -> None:
-        """Begin nothing yet."""
-
-    def wait(self, work: Work) -> None:
-        """Do all parts."""
-        for part in work.parts():
-            part()
-
-    def close(self) -> None:
-        """End nothing."""
+Part = tuple[int, Callable[[], None]]  # of the batch with this number
 
 
 class InThreads:
     """Threads that hold this object alone: whoever waits for the parts may go at any time.
 
-    Queues of this kind may be used amid garbage collection, where `close` may be called; a lock
-    may not.
+    Without threads, who waits does the parts. Queues of this kind may be used amid garbage
+    collection, where `close` may be called; a lock may not.
     """
 
     def __init__(self, count: int) -> None:
+        self._numbers = itertools.count()
         self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._left: dict[int, int] = {}  # parts of each work that are not done
+        self._left: dict[int, int] = {}  # parts of each batch that are not done
         # as daemons: threading waits for other threads before it calls what closes these
         self._threads = [
             threading.Thread(
@@ -86,18 +64,20 @@ class InThreads:
         for thread in self._threads:
             thread.start()
 
-    def start(self, work: Work) -> None:
-        """Let the threads begin."""
-        parts = work.parts()
-        self._left[work.number] = len(parts)
+    def start(self, filling: Filling) -> Callable[[], None]:
+        """Let the threads begin; return what waits until all parts are done."""
+        if not self._threads:
+            return functools.partial(_do_parts, filling)
+        parts, number = filling.parts(), next(self._numbers)
+        self._left[number] = len(parts)
         for part in parts:
-            self._parts.put((work.number, part))
+            self._parts.put((number, part))
+        return functools.partial(self._wait, number)
 
-    def wait(self, work: Work) -> None:
-        """Return when all parts are done."""
-        while self._left[work.number]:
+    def _wait(self, number: int) -> None:
+        while self._left[number]:
             self._left[self._done.get()] -= 1
-        del self._left[work.number]
+        del self._left[number]
 
     def close(self) -> None:
         """End the threads when each has done its part; what none has begun is not done."""
@@ -112,66 +92,18 @@ class InThreads:
                 thread.join(max(0.0, end - time.monotonic()))
 
 
-def _serve_thread(
-    parts: queue.SimpleQueue[Part | None],
-    done: queue.SimpleQueue[int],
-) -> None:
+def _do_parts(filling: Filling) -> None:
+    for part in filling.parts():
+        part()
+
+
+def _serve_thread(parts: queue.SimpleQueue[Part | None], done: queue.SimpleQueue[int]) -> None:
     """Do parts until told to end."""
     while (item := parts.get()) is not None:
         number, part = item
         part()
         done.put(number)
         del item, part  # or this thread would hold the arrays of a batch until the next part
-
-
-class SharedMemory(Memory):
-    """Memory that reader processes write: on Linux a file without a name, elsewhere one with."""
-
-    def __init__(self, number: int, nbytes: int) -> None:
-        self.number = number
-        self.handle: int | str
-        if HAS_MEMFD:
-            descriptor = self.handle = os.memfd_create("H5Loader", os.MFD_CLOEXEC)
-            weakref.finalize(self, os.close, descriptor)
-            # reserved: a page that cannot be had when it is touched kills with SIGBUS
-            os.posix_fallocate(descriptor, 0, max(1, nbytes))
-            self.bytes = _mapped(descriptor, nbytes)
-        else:
-            named = NamedMemory(create=True, size=max(1, nbytes))
-            weakref.finalize(self, _remove, named)
-            self.handle = named.name
-            self.bytes = _bytes_of(named, nbytes)
-        _retired_at_fork().add(self)
-
-
-def _mapped(descriptor: int, nbytes: int) -> np.ndarray:
-    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-    return np.frombuffer(mmap.mmap(descriptor, max(1, nbytes), flags), np.uint8, nbytes)
-
-
-def _bytes_of(named: NamedMemory, nbytes: int) -> np.ndarray:
-    assert named.buf is not None  # only behind close()
-    return np.frombuffer(named.buf, np.uint8, nbytes)
-
-
-def _remove(named: NamedMemory) -> None:
-    named.unlink()
-    with contextlib.suppress(BufferError):  # it is unmapped with its last array
-        named.close()
-
-
-@functools.cache
-def _retired_at_fork() -> weakref.WeakSet[SharedMemory]:
-    """Return the memory that is not written again after a fork: the child may hold it, too."""
-    memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-
-    def retire() -> None:
-        for memory in list(memories):
-            memory.is_retired = True
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=retire)
-    return memories
 
 
 class Place(NamedTuple):
@@ -204,10 +136,8 @@ class Done(NamedTuple):
 class RemoteFilling:
     """A batch that processes fill."""
 
-    def __init__(
-        self, number: int, request: Request, recipe: Recipe, labels: Callable[[], Any] | None
-    ) -> None:
-        self.number, self.request = number, request
+    def __init__(self, request: Request, recipe: Recipe, labels: Callable[[], Any] | None) -> None:
+        self.request = request
         self.arrays: dict[str, np.ndarray] = {}
         self.done: list[Done | None] = []
         self._recipe, self._labels = recipe, labels
@@ -246,7 +176,7 @@ class InProcesses:
             ) from error
         self.is_broken = False
         self._pid = os.getpid()
-        self._numbers = iter(range(sys.maxsize))
+        self._numbers = itertools.count()  # of batches and of memory
         self._dropped: list[deque[int]] = [deque() for _ in range(count)]
         self._known: list[set[int]] = [set() for _ in range(count)]
         self._rows: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
@@ -269,17 +199,16 @@ class InProcesses:
             self._processes.append(process)
             theirs.close()
 
-    def next_number(self) -> int:
-        """Return a number for a batch that none had before."""
-        return next(self._numbers)
+    def start(self, work: RemoteFilling) -> Callable[[], None]:
+        """Send each process its part; return what waits until all are done.
 
-    def start(self, work: RemoteFilling) -> None:
-        """Send each process its part."""
-        request, count = work.request, len(self._pipes)
+        It raises LoadError where a process has ended.
+        """
+        request, count, number = work.request, len(self._pipes), next(self._numbers)
         shares = [share for share in _shares(len(request.positions), count) if share]
         memories = self._prepare(work)
         work.done = [None] * len(shares)
-        self._pending[work.number] = work
+        self._pending[number] = work
         first = 0
         for n, share in enumerate(shares):
             places = {
@@ -291,14 +220,11 @@ class InProcesses:
                 )
                 for name, (memory, array) in memories.items()
             }
-            self._send(n, work.number, request.rows(first, first + share), places, memories)
+            self._send(n, number, request.rows(first, first + share), places, memories)
             first += share
+        return functools.partial(self._wait, work)
 
-    def wait(self, work: RemoteFilling) -> None:
-        """Return when all parts are done.
-
-        Raises LoadError where a process has ended.
-        """
+    def _wait(self, work: RemoteFilling) -> None:
         while any(part is None for part in work.done):
             sentinels = {process.sentinel: n for n, process in enumerate(self._processes)}
             ready = connection.wait([*self._pipes, *sentinels])
@@ -454,10 +380,10 @@ def _attached(pipe: Connection, nbytes: int, name: str) -> np.ndarray:
     if not name:
         descriptor = reduction.recv_handle(pipe)
         try:
-            return _mapped(descriptor, nbytes)
+            return mapped(descriptor, nbytes)
         finally:
             os.close(descriptor)
-    return _bytes_of(NamedMemory(name), nbytes)
+    return bytes_of(NamedMemory(name), nbytes)
 
 
 def _answer(pipe: Connection, answers: queue.SimpleQueue[Done]) -> None:
@@ -471,39 +397,38 @@ class _Target(Buffers):
 
     def __init__(self, place: np.ndarray | None) -> None:
         super().__init__()
-        self.place = place
+        self._place = place
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        place = self.place
+        place = self._place
         if place is not None and place.shape == shape and place.dtype == dtype:
             return place
         return np.empty(shape, dtype)
+
+    def put(self, rows: Any) -> Any:
+        """Return None for rows that are in their place from now on, else the rows."""
+        if not isinstance(rows, np.ndarray):
+            return rows
+        target = self.array(rows.shape, rows.dtype)
+        if target is not self._place:
+            return rows
+        if rows is not target:
+            target[...] = rows
+        return None
 
 
 def _done(task: Task, recipe: Recipe, filler: Filler, memories: dict[int, np.ndarray]) -> Done:
     targets: dict[str, _Target] = {}
 
-    def buffers(name: str) -> Buffers:
+    def buffers(name: str) -> _Target:
         return targets.setdefault(name, _Target(_view(task.places.get(name), memories)))
 
     try:
-        filling = Filling(
-            task.number,
-            task.request,
-            recipe,
-            buffers=buffers,
-            filler=lambda: filler,
-            labels=None,
-            until_read=lambda: None,
-            threads=0,
-            is_over=lambda: False,
-        )
-        for part in filling.parts():
-            part()
+        filling = Filling(task.request, recipe, buffers=buffers, filler=filler)
+        _do_parts(filling)
         arrays, _ = filling.result()
-        return Done(
-            task.number, {name: _placed(buffers(name), rows) for name, rows in arrays.items()}, None
-        )
+        left = {name: buffers(name).put(rows) for name, rows in arrays.items()}
+        return Done(task.number, left, None)
     except BaseException as error:
         return Done(task.number, {}, _sendable(error))
 
@@ -514,20 +439,6 @@ def _view(place: Place | None, memories: dict[int, np.ndarray]) -> np.ndarray | 
     nbytes = math.prod(place.shape) * place.dtype.itemsize
     data = memories[place.memory][place.offset : place.offset + nbytes]
     return data.view(place.dtype).reshape(place.shape)
-
-
-def _placed(target: Buffers, rows: Any) -> Any:
-    """Return None for rows that are in their place by now, else the rows."""
-    if not isinstance(rows, np.ndarray):
-        return rows
-    place = target.array(rows.shape, rows.dtype)
-    if rows is place:
-        return None
-    assert isinstance(target, _Target)
-    if place is not target.place:
-        return rows
-    place[...] = rows
-    return None
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -18,7 +18,7 @@ from converter.format.index_reader import Index
 from converter.loader.h5folder import H5Folder
 from converter.loader.several_files import SeveralIndexes
 from converter.training.labels import Selection, as_array, indexes_of
-from converter.training.orders import Opening, Order, Runs
+from converter.training.orders import Opening, Order, Runs, at_least
 
 BLOCK_NBYTES = 8 << 20
 LARGEST_GAP_NBYTES = 128 << 10  # is read too: less than what a disk reads in the time of a seek
@@ -38,8 +38,7 @@ class FileRuns:
     def __init__(
         self, folder: H5Folder, selection: Selection, block_nbytes: int = BLOCK_NBYTES
     ) -> None:
-        if block_nbytes < 1:
-            raise ValueError(f"block_nbytes is {block_nbytes}: give 1 or more")
+        block_nbytes = at_least("block_nbytes", block_nbytes, 1)
         positions = as_array(selection.positions)
         files, offsets, nbytes = _extents(folder._open().source.keys, positions)
         indices = np.lexsort((offsets, files))

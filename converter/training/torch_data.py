@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from converter.training.labels import (
     identity_of,
     select,
 )
-from converter.training.orders import Epochs, OrderFunction
+from converter.training.orders import Epochs, HasEpochs, OrderFunction
 from converter.training.runs import BLOCK_NBYTES, FileRuns, ReadAhead
 
 OUTPUTS = ("pil", "numpy")
@@ -139,22 +139,20 @@ class H5ImageFolder:
                 return image
         return self.folder[position]
 
-    def _item(self, read: Any, number: int, position: int) -> tuple[Any, Any]:
-        image: Any = read
-        if isinstance(read, np.ndarray):
+    def _item(self, image: Any, target: Any, position: int) -> tuple[Any, Any]:
+        if isinstance(image, np.ndarray):
             key = self.folder.key_at(position)
             try:
-                image = to_rgb(read, key.rpartition(".")[2].lower())
+                image = to_rgb(image, key.rpartition(".")[2].lower())
             except (TypeError, ValueError) as error:
                 raise LoadError(
-                    f"{key!r} in {self.folder.path} is an array of {read.shape} {read.dtype}, "
+                    f"{key!r} in {self.folder.path} is an array of {image.shape} {image.dtype}, "
                     "which is no image: read it with H5Folder"
                 ) from error
         if self.output == "numpy":
             image = image if isinstance(image, np.ndarray) else np.array(image)
         elif isinstance(image, np.ndarray):
             image = _pillow().fromarray(image)
-        target: Any = number
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:
@@ -248,7 +246,7 @@ def _place(key: str) -> tuple[str, str, str]:
     return folder.partition("/")[0], folder, name
 
 
-class H5Sampler:
+class H5Sampler(HasEpochs):
     """The orders of `H5Loader` for a DataLoader of torch.
 
     With ``batch_size`` it yields lists of indices, for ``batch_sampler=``; without, single ones,
@@ -337,18 +335,6 @@ class H5Sampler:
             if ahead is not None:
                 ahead.close()
 
-    @property
-    def sampler(self) -> H5Sampler:
-        """What has `set_epoch`: Lightning asks a batch_sampler for its sampler."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next ``iter()`` is.
-
-        After `load_state_dict` the epoch of the state goes on where the state was.
-        """
-        self._epochs.set_epoch(epoch)
-
     def state_dict(self, batches: int | None = None) -> dict[str, int | str]:
         """Return where training is: plain numbers and texts, the same on all ranks.
 
@@ -361,13 +347,6 @@ class H5Sampler:
         if done:
             place = self._epochs.order.place_after(place, done)
         return self._epochs.state(place)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, perhaps on another number of ranks.
-
-        Raises ValueError for the state of another file, selection, order or seed.
-        """
-        self._epochs.load_state(state)
 
 
 def _parts_of(dataset: Any) -> tuple[H5Folder | None, Selection]:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from converter import H5Folder
+from converter.cropping.crops import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 from converter.errors import ConverterError, LoadError
 from converter.training.buffers import Buffers
-from converter.training.crops import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 from converter.training.loader import H5Loader
 from helpers.arrays import equal_samples, make_h5, smooth
 from helpers.run import ROOT, wait_until
@@ -467,7 +467,7 @@ SCRIPT = """
 import sys
 import numpy as np
 from converter.training.loader import H5Loader
-from converter.training.crops import RandomCrop
+from converter.cropping.crops import RandomCrop
 loader = H5Loader(sys.argv[1], batch_size=2, crop=RandomCrop(6), threads=2)
 iterator = iter(loader)
 first = next(iterator)

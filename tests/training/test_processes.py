@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from converter.cropping.crops import CenterCrop, RandomCrop
 from converter.errors import LoadError
-from converter.training.crops import CenterCrop, RandomCrop
 from converter.training.loader import H5Loader
 from helpers.arrays import equal_samples, make_h5
 from helpers.run import ROOT
@@ -210,7 +210,7 @@ def test_what_cannot_be_pickled_is_refused(path: Path) -> None:
 SCRIPT = """
 import os, signal, sys, time
 from converter.training.loader import H5Loader
-from converter.training.crops import RandomCrop
+from converter.cropping.crops import RandomCrop
 def work():
     loader = H5Loader(sys.argv[1], batch_size=2, crop=RandomCrop(6), processes=2)
     iterator = iter(loader)

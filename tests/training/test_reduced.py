@@ -6,9 +6,11 @@ from PIL import Image
 
 from converter import H5Folder
 from converter.cli import main
-from converter.training.crops import Cut, Draws, RandomResizedCrop, Resize
+from converter.cropping.crops import RandomResizedCrop, Resize
+from converter.cropping.draws import Draws
+from converter.cropping.geometry import Cut
+from converter.cropping.resizing import Resizer
 from converter.training.loader import H5Loader
-from converter.training.resizing import Resizer
 
 pytest.importorskip("simplejpeg")
 SIDES = (301, 407)

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter import H5Folder
+from converter.cropping.crops import CenterCrop, RandomCrop, RandomResizedCrop
 from converter.errors import LoadError
-from converter.training.batches import Filling, Recipe
-from converter.training.crops import CenterCrop, RandomCrop, RandomResizedCrop
+from converter.training.batches import Filling
 from converter.training.loader import H5Loader
+from converter.training.plans import Recipe
 from helpers.arrays import make_h5
 
 COUNT = 23

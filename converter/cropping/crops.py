@@ -8,120 +8,18 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from converter.cropping.draws import CROP, Draws, below, between
+from converter.cropping.geometry import Geometry, ImpossibleCropError
 from converter.errors import ConverterError
 
 Size = int | Sequence[int]
 
 TRIES = 10  # of torchvision, before it takes the central crop
 MOST_PIXELS = 1 << 28  # of a resized image of which a window is cut
-#: Of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
-GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-MIX_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-MASK = (1 << 64) - 1
-#: The streams of `Draws`: each question asks numbers of its own, so none shifts another's.
-CROP, HFLIP, VFLIP, TRANSFORM = range(4)
-
-
-class CropError(ConverterError):
-    """Why an image does not become a row, in a sentence that does not name it."""
-
-
-class ImpossibleCropError(CropError):
-    """A crop that an image does not have; ``row`` is its place in the batch."""
-
-    def __init__(self, row: int, why: str) -> None:
-        super().__init__(why)
-        self.row = row
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.row, str(self))
-
-
-class Cut(NamedTuple):
-    """One image's part, in pixels: a box of it, resized, and a window of the result.
-
-    The window has the size of the crop. Where it reaches beyond the resized box, which begins at
-    its (0, 0), the row is padded.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    resized_height: int
-    resized_width: int
-    window_top: int
-    window_left: int
-
-    def reduction(self) -> int:
-        """Return by which of 8, 4, 2 and 1 the image may be reduced before this cut is made."""
-        resized = max(1, self.resized_height), max(1, self.resized_width)
-        spare = min(self.height // resized[0], self.width // resized[1])
-        return next(factor for factor in (8, 4, 2, 1) if spare >= factor or factor == 1)
-
-    def reduced(self, factor: int) -> Cut:
-        """Return this cut of an image reduced so: the box, to the nearest of its pixels."""
-        top, left = round(self.top / factor), round(self.left / factor)
-        height = max(1, round((self.top + self.height) / factor) - top)
-        width = max(1, round((self.left + self.width) / factor) - left)
-        return self._replace(top=top, left=left, height=height, width=width)
-
-
-class Geometry(NamedTuple):
-    """The cuts of a batch: the fields of `Cut`, each an int64 array with a number an image."""
-
-    top: np.ndarray
-    left: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
-    resized_height: np.ndarray
-    resized_width: np.ndarray
-    window_top: np.ndarray
-    window_left: np.ndarray
-
-    def cuts(self) -> list[Cut]:
-        """Return the cut of each image."""
-        return list(map(Cut._make, zip(*(column.tolist() for column in self), strict=True)))
-
-
-class Draws:
-    """Random numbers for the samples of a batch.
-
-    They depend on seed, epoch and each sample's position alone: not on the batch the sample is
-    in, nor on what else was drawn. ``seed`` is any int, taken modulo 2**64.
-    """
-
-    def __init__(self, seed: int, epoch: int, positions: np.ndarray) -> None:
-        start = _mix(np.array([seed & MASK], np.uint64))
-        start = _mix(start ^ np.uint64((epoch + 1) * GOLDEN_GAMMA & MASK))
-        steps = np.asarray(positions, np.int64).astype(np.uint64) + np.uint64(1)
-        self._states = _mix(start + steps * np.uint64(GOLDEN_GAMMA))
-
-    def __len__(self) -> int:
-        return len(self._states)
-
-    def uniform(self, stream: int, count: int) -> np.ndarray:
-        """Return ``(n, count)`` float64 in [0, 1): ``count`` numbers for each sample."""
-        return (self._bits(stream, count) >> np.uint64(11)) * 2.0**-53
-
-    def generator(self, row: int) -> np.random.Generator:
-        """Return a generator for what a user's function draws for one sample."""
-        (state,) = _mix(self._states[row : row + 1] ^ _stream(TRANSFORM))
-        return np.random.Generator(np.random.PCG64(int(state)))
-
-    def _bits(self, stream: int, count: int) -> np.ndarray:
-        states = _mix(self._states ^ _stream(stream))
-        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
-        return _mix(states[:, None] + steps)
-
-
-def flips(draws: Draws, hflip: float = 0.0, vflip: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return two bool arrays: which rows to mirror left to right, and which upside down."""
-    return _chance(draws, HFLIP, hflip), _chance(draws, VFLIP, vflip)
 
 
 class CropMethod(Protocol):
@@ -174,8 +72,8 @@ class RandomResizedCrop:
         """Return a box for each image: the first of ten draws that fits, else a central one."""
         heights, widths = _sizes(heights, widths)
         draw = draws.uniform(CROP, 4 * TRIES).reshape(-1, TRIES, 4)
-        area = (heights * widths)[:, None] * _between(draw[..., 0], *self.scale)
-        ratio = np.exp(_between(draw[..., 1], *np.log(self.ratio)))
+        area = (heights * widths)[:, None] * between(draw[..., 0], *self.scale)
+        ratio = np.exp(between(draw[..., 1], *np.log(self.ratio)))
         tried_width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         tried_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
         fits = (tried_width > 0) & (tried_width <= widths[:, None])
@@ -186,8 +84,8 @@ class RandomResizedCrop:
         height = np.where(is_found, tried_height[rows, first], central_height)
         width = np.where(is_found, tried_width[rows, first], central_width)
         free_height, free_width = heights - height, widths - width
-        top = np.where(is_found, _below(draw[rows, first, 2], free_height + 1), free_height // 2)
-        left = np.where(is_found, _below(draw[rows, first, 3], free_width + 1), free_width // 2)
+        top = np.where(is_found, below(draw[rows, first, 2], free_height + 1), free_height // 2)
+        left = np.where(is_found, below(draw[rows, first, 3], free_width + 1), free_width // 2)
         return _whole(top, left, height, width, self.size)
 
     def _central(self, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -293,7 +191,7 @@ class RandomCrop:
             self._check(heights, widths)
             factor = np.ones(len(heights))
         else:
-            factor = _between(draw[:, 2], *self.scale)
+            factor = between(draw[:, 2], *self.scale)
         spans = [
             _random_span(draw[:, n], (heights, widths)[n], factor, self.size[n], self.padding[n])
             for n in range(2)
@@ -374,7 +272,7 @@ def _random_span(
     beyond = np.rint(padding / factor).astype(np.int64)
     ends = -beyond, lengths - shown + beyond
     first, last = np.minimum(*ends), np.maximum(*ends)
-    start = first + _below(draw, last - first + 1)
+    start = first + below(draw, last - first + 1)
     begin, end = np.clip(start, 0, lengths), np.clip(start + shown, 0, lengths)
     before = np.rint((begin - start) * side / shown).astype(np.int64)
     after = np.rint((end - start) * side / shown).astype(np.int64)
@@ -423,33 +321,3 @@ def _range(name: str, value: Sequence[float]) -> tuple[float, float]:
     if not (0 < least <= most < math.inf):
         raise ConverterError(f"{name}={value!r} must be two numbers above 0, the smaller one first")
     return least, most
-
-
-def _chance(draws: Draws, stream: int, probability: float) -> np.ndarray:
-    if not probability:
-        return np.zeros(len(draws), bool)
-    is_drawn: np.ndarray = draws.uniform(stream, 1)[:, 0] < probability
-    return is_drawn
-
-
-def _between(draw: np.ndarray, least: float, most: float) -> np.ndarray:
-    between: np.ndarray = least + draw * (most - least)
-    return between
-
-
-def _below(draw: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return whole numbers from 0 to count - 1."""
-    whole: np.ndarray = np.minimum((draw * count).astype(np.int64), count - 1)
-    return whole
-
-
-def _stream(stream: int) -> np.uint64:
-    return np.uint64((stream + 1) * MASK // 7 & MASK)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Return the output function of SplitMix64, a bijection of 64 bits."""
-    values = (values ^ (values >> np.uint64(30))) * MIX_FACTORS[0]
-    values = (values ^ (values >> np.uint64(27))) * MIX_FACTORS[1]
-    mixed: np.ndarray = values ^ (values >> np.uint64(31))
-    return mixed

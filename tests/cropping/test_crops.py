@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter.cropping.crops import CenterCrop, RandomCrop, RandomResizedCrop, Resize
+from converter.cropping.draws import CROP, VFLIP, Draws, flips
+from converter.cropping.geometry import ImpossibleCropError
 from converter.errors import ConverterError
-from converter.training import crops
-from converter.training.crops import (
-    CenterCrop,
-    Draws,
-    ImpossibleCropError,
-    RandomCrop,
-    RandomResizedCrop,
-    Resize,
-)
 
 SIDES = st.integers(1, 3000)
 MANY = 20_000
@@ -33,17 +27,17 @@ def cut_of(crop, height: int, width: int, seed: int = 0):
 
 
 def test_draws_depend_on_seed_epoch_and_position_alone():
-    together = Draws(5, 3, np.array([7, 1_000_000, 9])).uniform(crops.CROP, 8)
-    alone = Draws(5, 3, np.array([1_000_000])).uniform(crops.CROP, 3)
+    together = Draws(5, 3, np.array([7, 1_000_000, 9])).uniform(CROP, 8)
+    alone = Draws(5, 3, np.array([1_000_000])).uniform(CROP, 3)
     assert np.array_equal(together[1, :3], alone[0])
     for other in (Draws(6, 3, [7]), Draws(5, 4, [7]), Draws(5, 3, [8])):
-        assert not (other.uniform(crops.CROP, 8) == together[0]).any()
+        assert not (other.uniform(CROP, 8) == together[0]).any()
 
 
 def test_draws_stay_what_they_are():
     # a run that is resumed by a later version must get the same batches
-    values = Draws(-1, 2, np.array([3])).uniform(crops.VFLIP, 2)
-    assert values.tolist() == Draws(2**64 - 1, 2, np.array([3])).uniform(crops.VFLIP, 2).tolist()
+    values = Draws(-1, 2, np.array([3])).uniform(VFLIP, 2)
+    assert values.tolist() == Draws(2**64 - 1, 2, np.array([3])).uniform(VFLIP, 2).tolist()
     assert Draws(1, 2, [3])._states.tolist() == [EXPECTED_STATE]
 
 
@@ -82,12 +76,12 @@ def test_generators_of_two_samples_differ_and_return():
 
 
 def test_flips_have_the_probability_asked_for_and_differ_from_each_other():
-    left_right, upside_down = crops.flips(draws(), 0.3, 0.3)
+    left_right, upside_down = flips(draws(), 0.3, 0.3)
     for drawn in (left_right, upside_down):
         assert abs(drawn.mean() - 0.3) < 0.02
     assert abs((left_right & upside_down).mean() - 0.09) < 0.02
-    assert not crops.flips(draws(), 0, 0)[0].any()
-    assert crops.flips(draws(), 1, 1)[1].all()
+    assert not flips(draws(), 0, 0)[0].any()
+    assert flips(draws(), 1, 1)[1].all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
+import threading
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from converter.training.crops import CropError, Cut, Geometry
+from converter.cropping.geometry import CropError, Cut, Geometry
+from converter.cropping.libraries import OpenCV, Torch, opencv_library, torch_library
 
 MOST_CHANNELS = 4
 MOST_PADDING = 4  # times the pixels of an image or its row: more are padded one by one
@@ -26,7 +22,7 @@ WIDENED_DTYPES = frozenset({np.dtype(np.uint16), np.dtype(np.float16)})
 
 
 class Resizer:
-    """Fills rows of a batch. It has memory of its own: make one for each thread.
+    """Fills rows of a batch, in any thread.
 
     Parameters
     ----------
@@ -67,7 +63,8 @@ class Resizer:
         target : (H, W[, C]) array
             The row: of the crop's size, and of the image's dtype.
         source : (h, w[, C]) array
-            The box that the cut names, and nothing else; may be strided and read-only.
+            The box that the cut names, and nothing else; may be strided and read-only. With one
+            channel, it fills all of the row's.
         cut : Cut
             How the box is resized, and what of it is shown where.
         hflip, vflip : bool
@@ -79,8 +76,8 @@ class Resizer:
             The value of padding.
         """
         row, source = _with_channels(target), _with_channels(source)
-        if source.shape[2] != row.shape[2]:
-            source = _adapt(source, row.shape[2])
+        if source.shape[2] != row.shape[2]:  # gray, to be colours
+            source = np.broadcast_to(source, (*source.shape[:2], row.shape[2]))
         size = cut.resized_height, cut.resized_width
         shown, first = row, (cut.window_top, cut.window_left)
         if size != row.shape[:2] or first != (0, 0):
@@ -95,7 +92,7 @@ class Resizer:
         elif nearest:
             _pick(source, shown, size, first)
         else:
-            library = _torch() if self.antialias else _opencv()
+            library = torch_library() if self.antialias else opencv_library()
             self._interpolate(library, source, shown, size, first)
             mirror = library.mirror
         if hflip or vflip:
@@ -103,7 +100,7 @@ class Resizer:
 
     def _interpolate(
         self,
-        library: _Torch | _OpenCV,
+        library: Torch | OpenCV,
         source: np.ndarray,
         target: np.ndarray,
         size: tuple[int, int],
@@ -182,8 +179,8 @@ def mirror_one(row: np.ndarray, hflip: bool, vflip: bool) -> None:
     mirror_rows(row[None], np.array([hflip]), np.array([vflip]))
 
 
-class _Scratch:
-    """Memory that is used again for each row; grows to the largest."""
+class _Scratch(threading.local):
+    """Memory that is used again for each row, of each thread its own; grows to the largest."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -197,18 +194,6 @@ class _Scratch:
 
 def _with_channels(array: np.ndarray) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
-
-
-def _adapt(source: np.ndarray, channels: int) -> np.ndarray:
-    """Return gray in as many channels as are wanted, or colours without alpha."""
-    if source.shape[2] == channels + 1:
-        return source[:, :, :channels]
-    if source.shape[2] == 1:
-        return np.broadcast_to(source, (*source.shape[:2], channels))
-    raise CropError(
-        f"an image has {source.shape[2]} channels where the batch has {channels}: "
-        "channels=3 makes them equal"
-    )
 
 
 def _shown(
@@ -266,113 +251,3 @@ def _put(values: np.ndarray, target: np.ndarray) -> None:
     if target.dtype.kind == "u" and values.dtype.kind == "f":
         values = np.clip(np.rint(values), 0, np.iinfo(target.dtype).max)
     target[...] = values
-
-
-class _Torch:
-    """Interpolates by torch, in the thread that calls it."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self._torch = torch
-        self._set_threads = _set_openmp_threads(torch)
-        operator = torch.ops.aten._upsample_bilinear2d_aa
-        self._resize, self._resize_into = operator.default, operator.out
-
-    def takes(self, source: np.ndarray) -> bool:
-        """Tell whether an array can be resized as it lies: here it must be copied first."""
-        return False
-
-    def resize(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Resize one contiguous ``(H, W, C)`` array into another of its dtype."""
-        image, out, size = self._tensor(source), self._tensor(target), target.shape[:2]
-        threads = self._torch.get_num_threads()
-        self._set_threads(1)
-        try:
-            if size[1] == 1:  # `out` with the strides of such an array gets wrong numbers
-                out.copy_(self._resize(image.contiguous(), size, False))
-            else:
-                self._resize_into(image, size, False, None, None, out=out)
-        finally:
-            self._set_threads(threads)
-
-    def mirror(self, row: np.ndarray, hflip: bool, vflip: bool) -> None:
-        """Mirror a contiguous ``(H, W, C)`` array where it is."""
-        if "cv2" in sys.modules:  # loaded anyway: a row of 224x224 takes it 5 us, torch 32
-            _opencv().mirror(row, hflip, vflip)
-            return
-        image = self._tensor(row.view(np.uint8))
-        axes = [axis for axis, is_flipped in ((2, vflip), (3, hflip)) if is_flipped]
-        threads = self._torch.get_num_threads()
-        self._set_threads(1)
-        try:
-            image.copy_(self._torch.flip(image, axes))
-        finally:
-            self._set_threads(threads)
-
-    def _tensor(self, array: np.ndarray) -> Any:
-        """Return a contiguous ``(H, W, C)`` array as ``(1, C, H, W)`` in channels_last."""
-        height, width, channels = array.shape
-        strides = array.size, 1, width * channels, channels
-        return self._torch.from_numpy(array).as_strided((1, channels, height, width), strides)
-
-
-class _OpenCV:
-    """Interpolates by OpenCV."""
-
-    def __init__(self) -> None:
-        import cv2
-
-        self._cv2 = cv2
-
-    def takes(self, source: np.ndarray) -> bool:
-        """Tell whether an array can be resized as it lies: its pixels must lie side by side."""
-        channels, itemsize = source.shape[2], source.itemsize
-        is_dense = channels == 1 or source.strides[2] == itemsize
-        return is_dense and source.strides[1] == channels * itemsize and source.flags.aligned
-
-    def resize(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Resize an ``(H, W, C)`` array into a contiguous one of its dtype."""
-        height, width, _ = target.shape
-        cv2 = self._cv2
-        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
-
-    def mirror(self, row: np.ndarray, hflip: bool, vflip: bool) -> None:
-        """Mirror a contiguous ``(H, W, C)`` array where it is."""
-        pixels = row.view(np.uint8)
-        self._cv2.flip(pixels, -1 if hflip and vflip else int(hflip), dst=pixels)
-
-
-def _set_openmp_threads(torch: Any) -> Callable[[int], object]:
-    """Return OpenMP's ``omp_set_num_threads``, of the library that torch uses.
-
-    It is a setting of the calling thread alone, unlike `torch.set_num_threads`. Where it cannot be
-    found, torch divides each resize between its threads.
-    """
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        function = ctypes.PyDLL(os.fspath(library)).omp_set_num_threads
-    except (OSError, AttributeError):
-        return lambda count: None
-    function.argtypes, function.restype = [ctypes.c_int], None
-    return function
-
-
-@functools.cache
-def _torch() -> _Torch:
-    try:
-        return _Torch()
-    except ImportError as error:
-        raise CropError(
-            "a crop that resizes needs torch, or OpenCV with antialias=False: pip install torch"
-        ) from error
-
-
-@functools.cache
-def _opencv() -> _OpenCV:
-    try:
-        return _OpenCV()
-    except ImportError as error:
-        raise CropError(
-            "a crop with antialias=False needs OpenCV: pip install opencv-python-headless"
-        ) from error

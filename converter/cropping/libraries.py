@@ -1,0 +1,125 @@
+"""Interpolate and mirror by torch or OpenCV, without changing a setting of either."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.cropping.geometry import CropError
+
+
+class Torch:
+    """Interpolates by torch, in the thread that calls it."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self._set_threads = _set_openmp_threads(torch)
+        operator = torch.ops.aten._upsample_bilinear2d_aa
+        self._resize, self._resize_into = operator.default, operator.out
+
+    def takes(self, source: np.ndarray) -> bool:
+        """Tell whether an array can be resized as it lies: here it must be copied first."""
+        return False
+
+    def resize(self, source: np.ndarray, target: np.ndarray) -> None:
+        """Resize one contiguous ``(H, W, C)`` array into another of its dtype."""
+        image, out, size = self._tensor(source), self._tensor(target), target.shape[:2]
+        threads = self._torch.get_num_threads()
+        self._set_threads(1)
+        try:
+            if size[1] == 1:  # `out` with the strides of such an array gets wrong numbers
+                out.copy_(self._resize(image.contiguous(), size, False))
+            else:
+                self._resize_into(image, size, False, None, None, out=out)
+        finally:
+            self._set_threads(threads)
+
+    def mirror(self, row: np.ndarray, hflip: bool, vflip: bool) -> None:
+        """Mirror a contiguous ``(H, W, C)`` array where it is."""
+        if "cv2" in sys.modules:  # loaded anyway: a row of 224x224 takes it 5 us, torch 32
+            opencv_library().mirror(row, hflip, vflip)
+            return
+        image = self._tensor(row.view(np.uint8))
+        axes = [axis for axis, is_flipped in ((2, vflip), (3, hflip)) if is_flipped]
+        threads = self._torch.get_num_threads()
+        self._set_threads(1)
+        try:
+            image.copy_(self._torch.flip(image, axes))
+        finally:
+            self._set_threads(threads)
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        """Return a contiguous ``(H, W, C)`` array as ``(1, C, H, W)`` in channels_last."""
+        height, width, channels = array.shape
+        strides = array.size, 1, width * channels, channels
+        return self._torch.from_numpy(array).as_strided((1, channels, height, width), strides)
+
+
+class OpenCV:
+    """Interpolates by OpenCV."""
+
+    def __init__(self) -> None:
+        import cv2
+
+        self._cv2 = cv2
+
+    def takes(self, source: np.ndarray) -> bool:
+        """Tell whether an array can be resized as it lies: its pixels must lie side by side."""
+        channels, itemsize = source.shape[2], source.itemsize
+        is_dense = channels == 1 or source.strides[2] == itemsize
+        return is_dense and source.strides[1] == channels * itemsize and source.flags.aligned
+
+    def resize(self, source: np.ndarray, target: np.ndarray) -> None:
+        """Resize an ``(H, W, C)`` array into a contiguous one of its dtype."""
+        height, width, _ = target.shape
+        cv2 = self._cv2
+        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+
+    def mirror(self, row: np.ndarray, hflip: bool, vflip: bool) -> None:
+        """Mirror a contiguous ``(H, W, C)`` array where it is."""
+        pixels = row.view(np.uint8)
+        self._cv2.flip(pixels, -1 if hflip and vflip else int(hflip), dst=pixels)
+
+
+def _set_openmp_threads(torch: Any) -> Callable[[int], object]:
+    """Return OpenMP's ``omp_set_num_threads``, of the library that torch uses.
+
+    It is a setting of the calling thread alone, unlike `torch.set_num_threads`. Where it cannot be
+    found, torch divides each resize between its threads.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        function = ctypes.PyDLL(os.fspath(library)).omp_set_num_threads
+    except (OSError, AttributeError):
+        return lambda count: None
+    function.argtypes, function.restype = [ctypes.c_int], None
+    return function
+
+
+@functools.cache
+def torch_library() -> Torch:
+    try:
+        return Torch()
+    except ImportError as error:
+        raise CropError(
+            "a crop that resizes needs torch, or OpenCV with antialias=False: pip install torch"
+        ) from error
+
+
+@functools.cache
+def opencv_library() -> OpenCV:
+    try:
+        return OpenCV()
+    except ImportError as error:
+        raise CropError(
+            "a crop with antialias=False needs OpenCV: pip install opencv-python-headless"
+        ) from error
