@@ -657,7 +657,7 @@ class Result(NamedTuple):
 def serve(connection: Connection, job: Job | TrainJob, method: str) -> None:
     """Read one epoch for each seed that comes; send back what was measured.
 
-    A DataLoader starts its workers by ``method``, as in a script, and not as this process was.
+    Its DataLoader starts workers by ``method``, as in a script, however this process was started.
     """
     multiprocessing.set_start_method(method, force=True)
     reading = None

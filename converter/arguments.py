@@ -225,20 +225,20 @@ def _add_convert(flags: _Flags) -> None:
     add(
         "resize",
         metavar="N",
-        help="resize images so that the shorter side has N pixels where it has more; with "
-        "--store=encoded these are encoded again, and the others stay as they are (default: no "
-        "image is changed)",
+        help="make larger images smaller, so that the shorter side has N pixels; with "
+        "--store=encoded they are then encoded again; images that need no change keep every value "
+        "(default: no image is changed)",
     )
     add(
         "resize_mode",
-        help="shorter or longer: which side gets N pixels where it has more; crop: the shorter "
-        "side gets N in any image, and the middle of the longer side is kept, so that all have one "
-        "shape; exact: --resize=WIDTHxHEIGHT is the size of any image (default: shorter)",
+        help="shorter or longer: that side gets N pixels where it has more; crop: every image "
+        "becomes N x N, from the largest square in its middle; exact: every image gets the size "
+        "--resize=WIDTHxHEIGHT (default: shorter)",
     )
     add(
         "resize_filter",
-        help="bicubic: for photos; nearest: for masks, no value is made that the image has not; "
-        "area: the mean (default: bicubic)",
+        help="bicubic: for photos; nearest: for masks and labels, makes no value that the image "
+        "does not have; area: for measured values, the mean of the pixels (default: bicubic)",
     )
     add(
         "quality",

@@ -173,7 +173,7 @@ def _proposal(advice: Advice) -> str | None:
         if not is_none:
             said.append(f"{STORED[choice.store]} {sizes}{without}")
     return (
-        f"smaller images, for training: {flags}, of masks with --resize_filter=nearest too "
+        f"smaller images, for training: {flags}, for masks with --resize_filter=nearest "
         f"({', '.join(said)})"
     )
 

@@ -52,8 +52,8 @@ class Advice:
     """What each choice would come to, judged from ``sampled`` files, ``failed`` of them unread.
 
     ``missing`` names choices that could not be tried, with the package to install. ``others``
-    store the originals, of a request that resizes images, or smaller images, of one that does not;
-    there are none where that would change no file.
+    answer for the same without ``--resize``, or with it where it was not asked for; there are none
+    where that would change no file.
     """
 
     plan: Plan
@@ -101,7 +101,7 @@ def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
 
 
 def others_of(request: Request) -> tuple[Choice, ...]:
-    """Return what to compare beside `choices_of`: images resized, or not, as is not asked for."""
+    """Return what else to compare: images resized if the request does not, else as they are."""
     if request.custom_read_func or request.skip_decode_check:
         return ()
     resizing = Resizing(PROPOSED_SIZE) if request.resizing is None else None

@@ -23,14 +23,14 @@ MOST_SAMPLED_NBYTES = MOST_NBYTES // 4  # more are not begun: what is read is ke
 ENTRY_NBYTES, STRUCTURE_NBYTES, FOLDER_NBYTES, FILE_NBYTES = 90, 100, 110, 4800
 SIZE_WARNING_RATIO = 2.0
 PROPOSED_SIZE = 256  # pixels of the shorter side, for training at 224
-LARGE_FILE_NBYTES = 64 << 10  # of an image file: a JPEG of that size has half
+LARGE_FILE_NBYTES = 64 << 10  # twice those of a JPEG of the proposed size
 
 
 class Estimate(NamedTuple):
     """What a conversion would come to; None where no file of the sample could be read.
 
-    ``ratio`` is output to source, of the sample, in which there may be images that ``--resize``
-    would make smaller.
+    ``ratio`` is output to source, of the sample. ``has_large_images``: ``--resize`` could make
+    images of it smaller.
     """
 
     output_nbytes: int | None
@@ -68,7 +68,7 @@ def estimate(plan: Plan, run: Run, stored: int, stored_nbytes: int, absent: KeyL
 
 
 def _is_large(shape: tuple[int, ...]) -> bool:
-    """Tell whether an array of this shape, or a file, may be an image larger than proposed."""
+    """Tell whether an array of this shape, or an encoded file, may be larger than proposed."""
     if len(shape) == 1:
         return shape[0] > LARGE_FILE_NBYTES
     return len(shape) > 1 and sorted(shape)[-2] > PROPOSED_SIZE

@@ -77,8 +77,8 @@ def _say_if_resized(path: Path, caller: Callbacks) -> None:
             size = provenance.size_resized_to(file.attrs.get("options"))
         if size is not None:
             caller.notice(
-                f"{path} was made with --resize={size}: images of another size are written as "
-                "they were resized and encoded again, and are not the originals"
+                f"{path} was made with --resize={size}: images of another size were "
+                "resized and encoded again, so their files are not the originals"
             )
 
 

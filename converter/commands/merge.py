@@ -148,7 +148,7 @@ def _check_alike(parts: Sequence[_Part]) -> None:
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Say in what options differ; those of resizing are there only where images were resized."""
+    """Say which options differ. Those of resizing are recorded only where images were resized."""
 
     def told(options: dict[str, Any], name: str) -> str:
         return json.dumps(options[name]) if name in options else "not given"

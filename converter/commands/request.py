@@ -327,13 +327,13 @@ def _check_resizing(request: Request) -> None:
         )
     if request.skip_decode_check:
         raise ConverterError(
-            f"--resize={size} decodes the files, and --skip_decode_check is to store them without: "
-            "drop one of them"
+            f"--resize={size} decodes the files, and --skip_decode_check stores them without "
+            "decoding: drop one of them"
         )
     check_resizing(resizing, store=request.store)
     if request.quality is not None and not (request.custom_prune_func or _has_lossy(request)):
         raise ConverterError(
-            f"--quality={request.quality} is of JPEG and WebP, and --ext={request.ext} names "
+            f"--quality={request.quality} is for JPEG and WebP, and --ext={request.ext} names "
             "neither: drop it"
         )
 

@@ -15,12 +15,12 @@ _FEW_BLOCKS = 10
 CHECKSUM_NBYTES = 4
 STEP_NBYTES = 12
 
-#: What is known of a checksum behind some bytes, which more will follow: ints, or uint32 arrays.
+#: A checksum after a part of its bytes: ints of one block, or uint32 arrays of many.
 State = tuple[Any, Any, Any]
 
 
 def beginning(data: bytes, nbytes: int) -> State:
-    """Return the state behind ``data``, whole steps, of the checksum of ``nbytes`` bytes."""
+    """Return the state after ``data``, the first whole steps of ``nbytes`` bytes."""
     a = b = c = _SEED + nbytes & _BITS_32
     words = struct.unpack(f"<{len(data) // 4}I", data)
     for n in range(0, len(words), 3):
@@ -35,7 +35,7 @@ def lookup3(blocks: np.ndarray, states: Sequence[State] = ()) -> np.ndarray:
 
     Bob Jenkins' lookup3, function hashlittle with initval 0 (public domain, 2006), which
     the HDF5 file format specification names for all its checksums. With ``states``, N of them,
-    rows are the ends of blocks, of at least one byte, and a state is that of what comes before.
+    rows are only the ends of blocks, at least one byte each; a state is that of the bytes before.
     """
     count, nbytes = blocks.shape
     padded = np.zeros((count, max(1, -(-nbytes // STEP_NBYTES)) * STEP_NBYTES), np.uint8)
@@ -51,7 +51,7 @@ def lookup3(blocks: np.ndarray, states: Sequence[State] = ()) -> np.ndarray:
 
 
 def _end(words: Any, state: State) -> Any:
-    """Return the checksum by its last words of 32 bits: ints of one block, or arrays of many."""
+    """Return the checksum after its last words of 32 bits: ints of one block, or arrays of many."""
     a, b, c = state
     for n in range(0, len(words), 3):
         a = a + words[n] & _BITS_32

@@ -61,9 +61,9 @@ class Kind(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The object header of datasets of one layout, but for where their payloads lie.
+    """The object header of datasets of one layout, without address and size of their payloads.
 
-    The checksums of all have the same ``state`` behind their first ``begin`` bytes.
+    All have the same first ``begin`` bytes, and so the same ``state`` of the checksum after these.
     """
 
     data: bytes
@@ -139,7 +139,8 @@ def fill_headers(
 ) -> None:
     """Write object headers of one kind into ``buffer``, uint8, with checksums.
 
-    ``places`` is where each begins; ``addresses`` and ``nbytes`` are those of the payloads.
+    ``places`` are the offsets at which they begin; ``addresses`` and ``nbytes`` are those of the
+    payloads.
     """
     first, count = forms[0], len(forms)
     length = len(first.data)

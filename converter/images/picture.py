@@ -26,18 +26,18 @@ ORIENTATION = 0x0112  # the tag of TIFF and EXIF
 
 
 class Pixels(NamedTuple):
-    """What the numbers of an array are: to be known before they are mixed.
+    """What the numbers of an array mean: whoever resizes it has to know.
 
     Attributes
     ----------
     row_axis : int, optional
-        The axis of height. Width comes next, and behind it only channels. None: not known.
+        The axis of height. Width comes next, and after it only channels. None: not known.
     alpha_axis : int, optional
         The axis of channels, of which the last is alpha, by which the others are not multiplied.
     most : int, optional
         The largest value that the file allows, where that is not the largest of the dtype.
     is_mixable : bool
-        A number between two of them means something between: not with a palette.
+        Whether a number between two of them means something between: not with a palette.
     size : (int, int), optional
         Width and height of the file, where its array is smaller.
     """

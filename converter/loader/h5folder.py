@@ -179,7 +179,7 @@ class H5Folder(Mapping[str, np.ndarray]):
     def read_bytes(self, key: str | SupportsIndex) -> bytes:
         """Return the bytes of a file that is stored with ``--store=encoded``.
 
-        They are those of the original, unless ``--resize`` encoded its picture again. Raises
+        They are those of the original, unless ``--resize`` encoded its image again. Raises
         LoadError where arrays were stored.
         """
         opened = self._open()

@@ -31,7 +31,7 @@ class Reader(Protocol):
     ) -> Image:
         """Read a file, perhaps into ``allocate(nbytes)``; any exception makes it a failure.
 
-        It may be smaller, by a factor, but not smaller than ``least`` says of its size.
+        The image may be decoded to a half, a quarter or an eighth, but not below ``least(size)``.
         """
 
     def plugins_of(self, extensions: Sequence[str]) -> dict[str, str | None]:

@@ -10,9 +10,9 @@ The operation is Pillow's. For 8 bits a channel these lines give the same pixels
     box = tuple(side / scale for side in box)
     resized = image.resize(size, PIL.Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
 
-Other depths are resized so channel by channel in mode "F", then rounded half to even and clipped.
-An image that is transparent everywhere is resized as if its alpha were a channel like others.
-The filter "area" is Pillow's BOX. Nearest is NEAREST, of the whole image: no ``draft``.
+Other depths are resized in the same way, channel by channel in mode "F", then rounded half to even
+and clipped. An image that is transparent everywhere is resized as if its alpha were a channel like
+others. The filter "area" is Pillow's BOX. Nearest is NEAREST, of the whole image: no ``draft``.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def _mixed(
         width, height = part.size
         shape = array.shape[:row_axis], (height, width), array.shape[row_axis + 2 :]
         resized = np.empty([*shape[0], *shape[1], *shape[2]], dtype)
-        for place in np.ndindex(shape[0]):
-            resized[place] = _picture(array[place], how)
+        for index in np.ndindex(shape[0]):
+            resized[index] = _picture(array[index], how)
     return np.moveaxis(resized, -1, alpha_axis) if alpha_axis is not None and is_planar else resized
 
 

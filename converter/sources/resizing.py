@@ -110,8 +110,8 @@ def parse_size(text: str | int) -> int | tuple[int, int]:
     sides = tuple(int(side) for side in match.groups() if side is not None) if match else ()
     if not sides or not all(1 <= side <= LARGEST_SIDE for side in sides):
         raise ConverterError(
-            f"--resize={text} is no size: give a number of pixels from 1 to {LARGEST_SIDE}, as "
-            "--resize=256, or with --resize_mode=exact WIDTHxHEIGHT, as --resize=320x240"
+            f"--resize={text} is no size: give a number of pixels from 1 to {LARGEST_SIDE}, such "
+            "as --resize=256, or with --resize_mode=exact WIDTHxHEIGHT, such as --resize=320x240"
         )
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
@@ -129,7 +129,7 @@ def check_resizing(resizing: Resizing, *, store: str) -> None:
     if is_exact and not is_pair:
         raise ConverterError(
             f"--resize_mode=exact needs both sides, and --resize={resizing.size} names one: give "
-            f"--resize=WIDTHxHEIGHT, as --resize={resizing.size}x{resizing.size}"
+            f"--resize=WIDTHxHEIGHT, such as --resize={resizing.size}x{resizing.size}"
         )
     if isinstance(resizing.size, tuple) and not is_exact:
         width, height = resizing.size

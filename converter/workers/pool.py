@@ -312,7 +312,7 @@ class Pool:
             self._in_plan_order.insert(place + number, _Task([key], alone=True))
 
     def _start_workers(self, count: int) -> None:
-        """Start workers until there are so many."""
+        """Start workers until there are ``count``."""
         with _explained_start():
             while len(self._workers) < count:
                 self._workers.append(self._start_worker(_new_memory()))

@@ -50,7 +50,7 @@ def packed(results: Sequence[Result]) -> list[Any]:
 
 
 def unpacked(keys: Sequence[str], rows: Sequence[Any]) -> list[Result]:
-    """Return the results that a worker has packed, of the first of the keys of its task."""
+    """Return what `packed` was given; there may be fewer results than keys."""
     results: list[Result] = []
     for key, row in zip(keys, rows, strict=False):
         if type(row) is not tuple:

@@ -2,7 +2,8 @@
 
 What travels here: `Batch`es in plan order, from workers or from an older file (`reuse`, `stored`).
 `structures` gives each sample its `Extent`s in the file and puts HDF5's structures for it into the
-batch; the `writer` writes the batch, then appends a `Row` for each of its files to the `journal`.
+batch; the `writer` writes the batch (`payloads`), then appends a `Row` for each of its files to the
+`journal`. What is copied, kept or verified is read by `large_reads`.
 
 Beside the output (`paths`) a run has two files:
 

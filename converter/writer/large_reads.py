@@ -17,14 +17,15 @@ from converter.writer.payloads import BLOCK_NBYTES, UNCACHED, is_large, knows_un
 
 SMALLEST_NBYTES = 256 << 10  # for less, other programs' pages are not in danger
 STRUCTURES_NBYTES = 4 << 10  # behind a payload, mostly far fewer
-#: Read at once: more where samples are large, for what is read in vain where a worker's task ends.
+#: From LARGE_NBYTES on so much is read at once, and a block of smaller samples: what is read
+#: beyond the last sample of a worker's task is wasted.
 LARGE_NBYTES, MOST_NBYTES = 64 << 10, 4 << 20
 #: Fills memory from an offset on. Raises LoadError where the file ends before.
 Reader = Callable[[memoryview, int], None]
 
 
 def reader_of(handle: Handle, nbytes: int | None = None) -> Reader:
-    """Return what reads a file best; ``nbytes`` if it is one of several that are read."""
+    """Return what reads a file best. ``nbytes`` is that of all files, if several are read."""
     is_past = is_large(handle.nbytes if nbytes is None else nbytes) and knows_uncached()
     return partial(_read_past, handle) if is_past else handle.read_into
 

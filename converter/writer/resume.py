@@ -90,8 +90,8 @@ def find_kept(
 ) -> Kept:
     """Find what of an interrupted run can stay. The caller holds the lock on ``paths.partial``.
 
-    ``notice`` is told what is kept and what is not, and why. Nothing is changed yet, but that
-    HDF5's structures for what is kept are mended.
+    ``notice`` is told what is kept and what is not, and why. Nothing is changed yet, except
+    that damaged HDF5 structures of what is kept are mended.
 
     Raises
     ------

@@ -71,7 +71,7 @@ class StoredSamples:
         return len(self.keys)
 
     def read_as_part_of(self, nbytes: int) -> None:
-        """Read on as is best where so many bytes are read of this file and others."""
+        """Read from now on as is best for several files, of ``nbytes`` together."""
         self._read = reader_of(self._handle, nbytes)
 
     def find_current(self, keys: Sequence[str], sources: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ class StoredSamples:
         return int(chosen.sum())
 
     def damaged(self, positions: np.ndarray) -> np.ndarray:
-        """Return those of the positions whose payloads have not their checksums."""
+        """Return those of the positions whose payloads do not have their checksums."""
         numbers: list[int] = []
         first = 0
         for read in read_batches(self._read, self._samples(positions)):

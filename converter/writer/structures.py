@@ -43,7 +43,7 @@ class _Form(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """Headers, where each goes in a payload, and address and size of what its dataset holds."""
+    """Headers, their offsets in a payload, and address and size of what their datasets hold."""
 
     headers: list[Header]
     places: list[int]
@@ -92,7 +92,7 @@ class Structures:
     def _lay_out(
         self, samples: Sequence[Encoded], form_of: Mapping[int, _Form], payload: memoryview
     ) -> list[list[Extent]]:
-        """Put the structures of samples behind what they hold; return where that lies."""
+        """Put the structures of samples behind their payloads; return where these lie."""
         begin, end, all_extents = self.end, self.end, []
         placed = {form.kind: _Placed([], [], [], []) for form in form_of.values()}
         placed_of = {number: placed[form.kind] for number, form in form_of.items()}

@@ -538,7 +538,7 @@ def test_a_dry_run_proposes_smaller_images(folder, output, convert):
         assert is_close(megabytes, output)
     arrays, files = small.values()
     assert ended.out.splitlines()[-1] == (
-        "smaller images, for training: --resize=256, of masks with --resize_filter=nearest too "
+        "smaller images, for training: --resize=256, for masks with --resize_filter=nearest "
         f"(arrays {arrays:.2f} MB instead of {plain['array', 'auto']:.2f} MB, "
         f"encoded files {files:.2f} MB instead of {plain['encoded', 'auto']:.2f} MB)"
     )
