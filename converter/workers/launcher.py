@@ -91,12 +91,13 @@ class Launcher:
                 return -int(signal.SIGKILL)
             self._received += data
             whole = len(self._received) // NOTICE.size * NOTICE.size
-            self._exit_codes.update(NOTICE.iter_unpack(self._received[:whole]))
+            for told, code in NOTICE.iter_unpack(self._received[:whole]):
+                self._exit_codes.setdefault(told, code)  # of a killed one it may be told twice
             self._received = self._received[whole:]
         return self._exit_codes[number]
 
     def kill(self, number: int) -> None:
-        """End a worker at once, if it still runs."""
+        """End a worker at once, if it still runs; its end is told again if it does not."""
         with suppress(WorkersError):
             self._send(("kill", number))
 
@@ -107,16 +108,21 @@ class Launcher:
             self._end()
 
     def _send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
-        data = pickle.dumps(message)
+        data, is_sent = pickle.dumps(message), False
         try:
             head = HEAD.pack(len(data), len(descriptors))
             socket.send_fds(self._socket, [head], list(descriptors))
             self._socket.sendall(data)
+            is_sent = True
         except OSError as error:
             raise WorkersError(
                 "the process that starts the worker processes has ended: repeat the command, or "
                 "add --workers=1"
             ) from error
+        finally:
+            if not is_sent:  # a signal came: what is sent next would be taken for the rest
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class Launched:

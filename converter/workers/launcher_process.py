@@ -76,9 +76,11 @@ def _obey(
         data += piece
     kind, number, *rest = pickle.loads(data)  # imports what workers need, once for all of them
     if kind == "kill":
-        for process, other in workers.items():
-            if other == number:
-                os.kill(process, signal.SIGKILL)
+        process = next((process for process, other in workers.items() if other == number), None)
+        if process is None:  # a signal may have kept the parent from noting its end
+            connection.sendall(NOTICE.pack(number, -signal.SIGKILL))
+        else:
+            os.kill(process, signal.SIGKILL)
         return True
     try:
         if CAN_FORK:

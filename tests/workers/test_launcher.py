@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,43 @@ def started(request, monkeypatch) -> Iterator[Launcher]:
         made = Launcher(fork=request.param == "forked")
         yield made
         made.close()
+
+
+class Signalled(BaseException):
+    """What a handler of a signal raises, anywhere."""
+
+
+def test_a_signal_amid_a_message_holds_nobody_up(started, tmp_path, monkeypatch):
+    worker = started.start(sleep, (str(tmp_path / "sleeping"),), [])
+    wait_until((tmp_path / "sleeping").exists)
+    send_fds = socket.send_fds
+
+    def send_head(*arguments):
+        send_fds(*arguments)
+        raise Signalled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "send_fds", send_head)
+        with pytest.raises(Signalled):
+            started.start(sleep, ("a" * 1000,), [])
+    worker.kill()  # the launcher would wait for the rest of the message
+    worker.join()
+    started.close()
+
+
+def test_an_end_that_a_signal_kept_from_being_noted_is_told_again(started):
+    worker = started.start(leave, (7,), [])
+    started._socket.recv(4096)  # what was read, when the signal came
+    worker.kill()
+    worker.join()
+
+
+def test_the_first_that_is_told_of_an_end_counts(started):
+    worker = started.start(leave, (7,), [])
+    worker.join()
+    worker.kill()
+    started.start(leave, (0,), []).join()
+    assert worker.exitcode == 7
 
 
 @pytest.mark.everyday(1)
