@@ -271,3 +271,9 @@ def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
         Batch(batch.results[:count], batch.payload[:nbytes]),
         Batch(batch.results[count:], batch.payload[nbytes:], batch.release),
     )
+
+
+def until_failure(batch: Batch) -> Batch:
+    """Return a batch without what comes behind its first failure."""
+    numbers = (n for n, result in enumerate(batch.results) if isinstance(result, Failure))
+    return _cut(batch, next(numbers, len(batch.results)) + 1)[0]

@@ -140,7 +140,7 @@ def test_any_tree_of_names_is_converted_one_to_one(tree, store):
         source, output = folder / "source", folder / "out" / "OUT.h5"
         source.mkdir()
         made = make_tree(source, tree)
-        flags = ["--custom_prune_func", f"--path_functions={functions}"]
+        flags = ["--custom_prune_func", f"--path_functions={functions}", "--hidden_folders"]
         flags += ["--custom_read_func"] if store == "array" else ["--store=encoded"]
         flags += ["--skip_decode_check"] if store == "encoded" else []
         place = [f"--path_images={source}", f"--path_output={output}"]

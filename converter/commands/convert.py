@@ -31,7 +31,7 @@ from converter.commands.request import (
 )
 from converter.errors import ConverterError, StoppedError
 from converter.files import Spare, open_hdf5
-from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run
+from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run, until_failure
 from converter.sources import readers, user_functions
 from converter.sources.encoder import Choice
 from converter.sources.readers import READERS
@@ -235,6 +235,8 @@ class _Conversion:
         for failure in self._plan.failures:
             self._fail(failure)
         for batch in batches:
+            if self._request.on_error == "stop" and not batch.is_in_place:
+                batch = until_failure(batch)  # a next run would drop what comes behind it
             with self._caller.without_signals():
                 self._writer.write(batch)
             self._count(batch)

@@ -16,7 +16,7 @@ from converter.errors import WriteError
 from converter.files import Handle
 from converter.format.headers import structure_nbytes
 from converter.format.layout import Layout
-from converter.samples import Batch, Encoded, Part
+from converter.samples import Batch, Encoded, Failure, Part, until_failure
 from converter.writer.journal import Head, read_rows
 from converter.writer.paths import Paths
 from converter.writer.payloads import BLOCK_NBYTES, SMALLEST_FOR_THREAD_NBYTES
@@ -166,3 +166,14 @@ def test_a_payload_that_fills_the_memory_is_written_before_the_next_is_taken(wri
     released: list[str] = []
     writer.write(batch_of("huge", 2 << 20, released))
     assert released == ["huge"]
+
+
+def test_of_a_run_that_stops_at_a_failure_nothing_behind_it_is_written():
+    # the next run, which may read that file, would drop it: perhaps most of what was kept
+    first, second = batch_of("a", 10, []), batch_of("c", 20, [])
+    payload = memoryview(bytes(first.payload) + bytes(second.payload))
+    whole = Batch([*first.results, Failure("b", "it is damaged"), *second.results], payload)
+    cut = until_failure(whole)
+    assert [result.key for result in cut.results] == ["a", "b"]
+    assert bytes(cut.payload) == bytes(first.payload)
+    assert until_failure(first) is first
