@@ -84,8 +84,9 @@ def _run_mode(parsed: Arguments, *, is_fresh: bool) -> int:
 
 
 def _convert(parsed: Arguments, caller: Callbacks) -> _Done:
-    if parsed.mode == arguments.CONVERT and not parsed.values["custom_read_func"]:
-        _import_numpy()
+    hooks = ("custom_read_func", "custom_prune_func")
+    if parsed.mode == arguments.CONVERT and not any(parsed.values[name] for name in hooks):
+        _import_numpy()  # the user's own code may need these threads
     from converter.commands.convert import run_request
     from converter.messages import report_lines
 

@@ -144,3 +144,30 @@ def test_help_imports_no_package() -> None:
     )
     assert "--path_images" in ended.stdout
     assert ended.stderr.split() == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_a_plain_conversion_starts_no_threads_of_numpy(tmp_path: Path) -> None:
+    """They spin for a while. The user's own code gets them: what it does may need them."""
+    (tmp_path / "mine.py").write_text("def my_prune(name, ext):\n    return name.endswith(ext)\n")
+    code = (
+        "import os, sys\nfrom converter.cli import main\nstatus = main(sys.argv[1:])\n"
+        "print(status, len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ)\n"
+    )
+    environment = {name: v for name, v in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    said = {}
+    for name, flags in (
+        ("plain", []),
+        ("pruned", ["--custom_prune_func", f"--path_functions={tmp_path / 'mine.py'}"]),
+        ("numpy alone", None),
+    ):
+        argv = [f"--path_images={ROOT / 'tests' / 'images'}", f"--path_output={tmp_path / name}.h5"]
+        run = [*argv, "--workers=1", "--quiet", *(flags or [])]
+        text = code if flags is not None else code.replace("main(sys.argv[1:])", "0; import numpy")
+        ended = subprocess.run(
+            [sys.executable, "-c", text, *run],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said[name] = ended.stdout.splitlines()[-1]
+    assert said["plain"] == "0 1 False"
+    assert said["pruned"] == said["numpy alone"]
