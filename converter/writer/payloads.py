@@ -26,8 +26,9 @@ from converter.files import is_refusal, write_at
 
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
-#: `Payloads.append` waits while more than these are not written yet.
-MOST_WAITING, MOST_WAITING_NBYTES = 4, 64 << 20
+#: `Payloads.append` waits while more than these are not written yet. Blocks are memory of their own,
+#: and enough of them that a disk which is busy for a moment keeps nobody waiting.
+MOST_WAITING, MOST_WAITING_NBYTES, MOST_WAITING_BLOCKS = 4, 64 << 20, 12
 SMALLEST_FOR_THREAD_NBYTES = 256 << 10  # handing it over costs as much as writing so much
 #: Of a direct write. The system waits for each, and a disk is faster with few long ones.
 BLOCK_NBYTES = 4 << 20
@@ -119,7 +120,7 @@ class Payloads:
             self._end += len(data)
             self._handed_over = self._end
             self._hand_over(_Piece(data, self._end - len(data), [release]))
-        self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
+            self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
 
     def settle(self) -> None:
         """Wait until all is written, or something cannot be."""
@@ -144,7 +145,7 @@ class Payloads:
             data = data[len(front) :]
             if not self._end % BLOCK_NBYTES:
                 self._flush()
-                self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
+                self._wait(MOST_WAITING_BLOCKS, MOST_WAITING_NBYTES)
         release()
         if time.monotonic() - self._last_time > SECONDS_BETWEEN_WRITES:
             self._flush()

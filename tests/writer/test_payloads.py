@@ -211,12 +211,12 @@ def test_where_it_is_refused_what_was_written_is_dropped_twice(
 
 
 def test_a_large_payload_is_written_in_few_blocks_of_memory(disk: Disk, tmp_path: Path) -> None:
-    content = random.Random(4).randbytes(40 * BLOCK)
+    content = random.Random(4).randbytes(80 * BLOCK)
     with io.FileIO(tmp_path / "a", "w+") as file:
         made = Payloads(file, 0, lambda end: None, threads=2, is_large=True)
         made.append(memoryview(content), lambda: None)
         made.settle()
-        assert len(made._spare_blocks) <= payloads.MOST_WAITING + 2
+        assert len(made._spare_blocks) <= payloads.MOST_WAITING_BLOCKS + 2
         made.close()
     assert (tmp_path / "a").read_bytes() == content
 
