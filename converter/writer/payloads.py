@@ -26,8 +26,8 @@ from converter.files import is_refusal, write_at
 
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
-#: `Payloads.append` waits while more than these are not written yet. Blocks are memory of their own,
-#: and enough of them that a disk which is busy for a moment keeps nobody waiting.
+#: `Payloads.append` waits while more than these are not written yet. There are enough blocks that a
+#: disk which is busy for a moment keeps nobody waiting.
 MOST_WAITING, MOST_WAITING_NBYTES, MOST_WAITING_BLOCKS = 4, 64 << 20, 12
 SMALLEST_FOR_THREAD_NBYTES = 256 << 10  # handing it over costs as much as writing so much
 #: Of a direct write. The system waits for each, and a disk is faster with few long ones.
