@@ -13,16 +13,15 @@ from converter import __version__
 from converter.errors import ConverterError, StoppedError, describe
 
 SECONDS_TO_CONNECT = 10
-SECONDS_WITHOUT_WORKERS = 60
 #: A function of this package could be asked only where the package is.
 VERSION_EXPRESSION = "__import__('converter').__version__"
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
+def dask_executor(address: str, *, seconds: float = SECONDS_TO_CONNECT) -> Iterator[Executor]:
     """Give an executor of the workers of the scheduler at ``address`` (tcp://HOST:PORT).
 
-    Raises ConverterError where it cannot be reached.
+    Raises ConverterError where it cannot be reached within so many seconds.
     """
     try:
         from distributed import Client
@@ -32,7 +31,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
         raise ConverterError(f"--dask={address} is no address of a scheduler: give tcp://HOST:PORT")
     try:
         client = Client(  # type: ignore[no-untyped-call]
-            address, timeout=SECONDS_TO_CONNECT, set_as_default=False, direct_to_workers=True
+            address, timeout=seconds, set_as_default=False, direct_to_workers=True
         )
     except (OSError, ValueError, TimeoutError) as error:
         raise ConverterError(
@@ -75,16 +74,16 @@ class Cluster:
                     "and all workers"
                 )
 
-    def check_workers(self) -> None:
-        """Raise StoppedError where there have been no workers for long."""
+    def check_workers(self, patience: float) -> None:
+        """Raise StoppedError where there have been no workers for ``patience`` seconds."""
         if self._count():
             self._missed = None
         elif self._missed is None:
             self._missed = time.monotonic()
-        elif time.monotonic() - self._missed > SECONDS_WITHOUT_WORKERS:
+        elif time.monotonic() - self._missed > patience:
             raise StoppedError(
                 f"the Dask scheduler at {self._address} has had no workers for "
-                f"{SECONDS_WITHOUT_WORKERS} s: start some with `dask worker {self._address}`, and "
+                f"{patience:g} s: start some with `dask worker {self._address}`, and "
                 "repeat the command"
             )
 

@@ -28,7 +28,8 @@ THREADS_EXPECTED = 8
 #: Dask blames all tasks of a worker that died, those too that it had not begun.
 ATTEMPTS_ALONE = 3
 SECONDS_IN_TASK = 0.2
-SECONDS_BETWEEN_LOOKS = 5
+SECONDS_WITHOUT_WORKERS = 60.0
+LOOKS = 12  # for workers, in that time
 
 
 @dataclass(eq=False)
@@ -43,23 +44,33 @@ class _Task:
 class ExecutorRun:
     """Hands samples to an executor, and their results back in order.
 
-    What is on its way is bounded in bytes. A task that fails as a whole, as when its worker
+    About ``most_nbytes`` are on their way at most. A task that fails as a whole, as when its worker
     dies, is given out again file by file; a file that fails alone so, three times, is a Failure.
+    A cluster that has no workers for ``patience`` seconds ends the run.
     """
 
-    def __init__(self, executor: Executor, job: FolderJob) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        job: FolderJob,
+        *,
+        most_nbytes: int = MOST_BYTES_AHEAD,
+        patience: float = SECONDS_WITHOUT_WORKERS,
+    ) -> None:
         self._executor = executor
         self._cluster = cluster_of(executor)
         if self._cluster is not None:
             self._cluster.check_versions()
         self._job = job
+        self._most_nbytes = most_nbytes
+        self._patience = patience
         self._in_plan_order: deque[_Task] = deque()
         self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
         self._largest = 0.0  # of an answer
         threads = self._threads()
         self._most_tasks = max(MOST_TASKS_AHEAD, 2 * threads)
-        fair = MOST_BYTES_AHEAD // (2 * threads)
+        fair = most_nbytes // (2 * threads)
         self._answer_nbytes = max(SMALLEST_ANSWER_NBYTES, min(fair, LARGEST_ANSWER_NBYTES))
 
     def run(self, keys: Sequence[str]) -> Iterator[Batch]:
@@ -114,7 +125,7 @@ class ExecutorRun:
     def _take_back(self) -> int:
         """Cancel what was submitted when files seemed smaller; return how many files."""
         files = 0
-        while len(self._in_plan_order) > 1 and self._nbytes_ahead() > MOST_BYTES_AHEAD:
+        while len(self._in_plan_order) > 1 and self._nbytes_ahead() > self._most_nbytes:
             if self._in_plan_order[-1].is_seen or not self._in_plan_order[-1].future.cancel():
                 break
             files += len(self._in_plan_order.pop().keys)
@@ -127,7 +138,7 @@ class ExecutorRun:
         while start < len(keys) and len(self._in_plan_order) < self._most_tasks:
             count = self._files_in_task(len(keys) - start)
             ahead = self._nbytes_ahead() + max(self._allowance(count), self._largest)
-            if self._in_plan_order and ahead > MOST_BYTES_AHEAD:
+            if self._in_plan_order and ahead > self._most_nbytes:
                 break
             self._in_plan_order.append(self._submit(list(keys[start : start + count])))
             start += count
@@ -180,8 +191,8 @@ class ExecutorRun:
     def _wait(self, future: Future[Returned]) -> None:
         """Wait for an answer, looking now and then if anybody is there to give it."""
         if self._cluster is not None:
-            while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
-                self._cluster.check_workers()
+            while not wait([future], timeout=self._patience / LOOKS).done:
+                self._cluster.check_workers(self._patience)
 
     def _learn(self, answer: Returned) -> None:
         files = max(len(answer.results), 1)
