@@ -283,7 +283,9 @@ def _next_slash(paths: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.n
     return np.where(nearest < ends, nearest, begins - 1)
 
 
-def folder_changes(keys: Index | SeveralIndexes, positions: np.ndarray) -> np.ndarray | None:
+def folder_changes(
+    keys: Index | SeveralIndexes, positions: np.ndarray, *, at_once: int = KEYS_AT_ONCE
+) -> np.ndarray | None:
     """Return where the next of ascending positions lies in another folder.
 
     None where files of one folder do not come in the order of their names.
@@ -291,8 +293,8 @@ def folder_changes(keys: Index | SeveralIndexes, positions: np.ndarray) -> np.nd
     changes = [np.empty(0, np.int64)]
     for index, chosen, some in _by_index(keys, positions):
         begins, ends = _spans(index, some)
-        for n in range(0, len(some) - 1, KEYS_AT_ONCE):
-            pairs = slice(n, n + KEYS_AT_ONCE + 1)
+        for n in range(0, len(some) - 1, at_once):
+            pairs = slice(n, n + at_once + 1)
             found = _folder_changes(index.path_bytes, begins[pairs], ends[pairs])
             if found is None:
                 return None

@@ -33,6 +33,7 @@ from helpers.check import (
 )
 from helpers.images import colours, save
 from helpers.run import Finished, command, finish, processes_left, read_with, run, start, wait_until
+from helpers.seams import pretend_free
 
 SIZE = 40  # pixels, to which tests resize
 RESIZE = f"--resize={SIZE}"
@@ -666,7 +667,7 @@ def test_the_lack_of_space_names_resize_where_it_helps(
     flags, is_named, folder, output, convert, monkeypatch
 ):
     save_large(folder)
-    monkeypatch.setattr("converter.commands.estimate.free_nbytes", lambda output: 1000)
+    pretend_free(monkeypatch, 1000)
     ended = convert(folder, output, *flags)
     assert_refused(ended, "only 0 MB are free", "--dry_run compares")
     assert ("--resize=256, which makes images smaller" in ended.err) == is_named

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import namedtuple
+
 import pytest
 
 from converter.workers import once, tasks
@@ -11,6 +14,12 @@ from converter.writer import provenance
 def pretend_installed(patch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
     """Have these versions of packages recorded, and no others."""
     patch.setattr(provenance, "installed_versions", lambda _: versions)
+
+
+def pretend_free(patch: pytest.MonkeyPatch, nbytes: int) -> None:
+    """Have disks with so many free bytes."""
+    usage = namedtuple("usage", "total used free")
+    patch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - nbytes, nbytes))
 
 
 def make_tasks_small(patch: pytest.MonkeyPatch, files: int) -> None:
