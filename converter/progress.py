@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 from converter.callbacks import Progress
 
@@ -14,8 +14,8 @@ SECONDS_BETWEEN_LINES = 30.0
 class ProgressBar:
     """Shows `Progress` as it grows; use as a context manager."""
 
-    def __init__(self, *, quiet: bool, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, *, quiet: bool) -> None:
+        self._stream = sys.stderr
         self._quiet = quiet
         self._bar: Any = None
         self._start = self._last_line = time.monotonic()
