@@ -90,7 +90,8 @@ def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
     missing = {c.name: package for c in ALL if (package := c.missing_package)}
     resizing = request.resizing
     own = Choice(request.store, request.compression, resizing)
-    choices = [Choice("array", c, _without_quality(resizing)) for c in ALL if c.name not in missing]
+    plain = None if resizing is None else replace(resizing, quality=None)
+    choices = [Choice("array", c, plain) for c in ALL if c.name not in missing]
     if request.skip_decode_check:  # of files that may decode to nothing
         choices, missing = [], {}
     if not request.custom_read_func and request.reader is None:
@@ -107,10 +108,6 @@ def others_of(request: Request) -> tuple[Choice, ...]:
     resizing = Resizing(PROPOSED_SIZE) if request.resizing is None else None
     stores = ("array", "encoded") if request.reader is None else ("array",)
     return tuple(Choice(store, AUTO, resizing) for store in stores)
-
-
-def _without_quality(resizing: Resizing | None) -> Resizing | None:
-    return None if resizing is None else replace(resizing, quality=None)
 
 
 def advise(
