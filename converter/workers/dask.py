@@ -54,7 +54,7 @@ class Cluster:
 
         The scheduler too must have this package: it reads what tasks are made of.
         """
-        if not self._count():
+        if not self._workers():
             raise ConverterError(
                 f"the Dask scheduler at {self._address} has no workers: start some with `dask "
                 f"worker {self._address}`"
@@ -76,7 +76,7 @@ class Cluster:
 
     def check_workers(self, patience: float) -> None:
         """Raise StoppedError where there have been no workers for ``patience`` seconds."""
-        if self._count():
+        if self._workers():
             self._missed = None
         elif self._missed is None:
             self._missed = time.monotonic()
@@ -95,15 +95,14 @@ class Cluster:
 
     def count_threads(self) -> int:
         """Return how many tasks the workers do at once."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        return sum(int(worker["nthreads"]) for worker in workers.values())
+        return sum(int(worker["nthreads"]) for worker in self._workers().values())
 
     @property
     def _address(self) -> str:
         return str(self._client.scheduler.address)
 
-    def _count(self) -> int:
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+    def _workers(self) -> dict[str, Any]:
+        return dict(self._client.scheduler_info(n_workers=-1)["workers"])
 
 
 def cluster_of(executor: Executor) -> Cluster | None:
