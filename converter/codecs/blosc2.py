@@ -65,7 +65,6 @@ def typesize_of(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset."""
     typesize = typesize_of(chunks, dtype.itemsize)
     nbytes = dtype.itemsize * math.prod(chunks)
     return ((FILTER, (REVISION, 0, typesize, nbytes, level, BYTE_SHUFFLE, ZSTD_CODEC)),)

@@ -37,7 +37,6 @@ WORTHWHILE_RATIO = 3.0
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset."""
     return after_shuffle(FILTER, (level,), dtype.itemsize)
 
 

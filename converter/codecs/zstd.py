@@ -31,7 +31,6 @@ _of_thread = threading.local()
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset."""
     return after_shuffle(FILTER, (level,), dtype.itemsize)
 
 

@@ -96,7 +96,6 @@ class Index:
         )
 
     def find(self, key: str) -> int | None:
-        """Return a key's position."""
         name = key.encode(errors="surrogatepass")
         bucket = crc32_of_key(name) >> self._shift
         path_ends, paths_begin = self._path_ends, self._paths_begin

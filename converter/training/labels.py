@@ -37,7 +37,6 @@ class Selection:
         return len(self.positions)
 
     def at(self, indices: np.ndarray) -> np.ndarray:
-        """Return the positions of indices."""
         if isinstance(self.positions, range):
             return np.asarray(indices * self.positions.step + self.positions.start)
         return self.positions.take(indices)
@@ -132,7 +131,6 @@ class Labels:
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """The number of each class."""
         return {name: number for number, name in enumerate(self.classes)}
 
     def take(self, indices: np.ndarray) -> np.ndarray | list[Any]:

@@ -434,7 +434,6 @@ def _end(
 
 
 def _check(name: str, value: object, is_right: bool, cure: str) -> None:
-    """Raise ValueError where an argument is not right."""
     if not is_right:
         raise ValueError(f"{name} is {value!r}: give {cure}")
 

@@ -74,7 +74,6 @@ class Request(NamedTuple):
     partners: dict[str, Column]
 
     def rows(self, first: int, stop: int) -> Request:
-        """Return a part of it."""
         some = slice(first, stop)
         partners = {name: (a[some], b[some]) for name, (a, b) in self.partners.items()}
         return Request(self.epoch, self.positions[some], partners)
@@ -221,7 +220,6 @@ class _Samples:
         self.layouts = [known[number] for number in numbers.tolist()]
 
     def picture(self, n: int, reducible_shape: tuple[int, ...] | None = None) -> Picture:
-        """Open one of them."""
         return Picture(self.source, self.positions[n], self.layouts[n], reducible_shape)
 
 
