@@ -24,7 +24,6 @@ NOTICE: str | None = (
 #: The index has one of the input, which is cheaper to check.
 NEEDS_INDEX_CHECKSUM = True
 INFLATION = 1 << 15  # 4 bytes make a block of 128 KiB (RFC 8878, 3.1.1.2)
-LARGEST_ITEM_NBYTES: int | None = None
 PAYLOAD_VERSION = 2  # frames of version 1 had a checksum of their content
 
 _of_thread = threading.local()
