@@ -639,11 +639,11 @@ def test_structures_that_cannot_be_mended_stop_the_run(halfway, monkeypatch):
     offset, nbytes = payload_places(halfway)["0000.num"]
     flip(halfway.partial, offset + nbytes + 5)
 
-    def write_at(*_: object) -> None:
+    def pwrite(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as context:
-        context.setattr("converter.writer.resume.write_at", write_at)
+        context.setattr(os, "pwrite", pwrite)
         ended = halfway.run()
     assert ended.status == 2
     assert ended.err.splitlines()[-1] == (
