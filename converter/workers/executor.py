@@ -88,8 +88,7 @@ class ExecutorRun:
                 if answer is None:
                     continue
                 if not task.is_seen:
-                    self._learn(answer)
-                    self._give_out_rest(task, answer, 0)
+                    self._see(task, answer, 0)
                 yield Batch(answer.results, answer.payload.data)
         finally:
             for task in self._in_plan_order:
@@ -105,12 +104,12 @@ class ExecutorRun:
             if task.is_seen or not task.future.done() or task.future.cancelled():
                 continue
             if task.future.exception() is None:
-                task.is_seen = True
-                self._learn(task.future.result())
-                self._give_out_rest(task, task.future.result(), place)
+                self._see(task, task.future.result(), place)
 
-    def _give_out_rest(self, task: _Task, answer: Returned, place: int) -> None:
-        """Submit the files of a task that are not in its answer, which had bytes enough."""
+    def _see(self, task: _Task, answer: Returned, place: int) -> None:
+        """Learn from an answer; submit the files that are not in it, which had bytes enough."""
+        task.is_seen = True
+        self._learn(answer)
         done = len(answer.results)
         if done < len(task.keys) and answer.problem is None:
             self._in_plan_order.insert(place, self._submit(task.keys[done:]))
@@ -153,7 +152,7 @@ class ExecutorRun:
         by_nbytes = self._answer_nbytes / max(self._nbytes, 1)
         by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
         by_rest = left / 8  # the last ones should not all be one worker's
-        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), tasks.MOST_FILES_IN_TASK))
+        return max(1, int(min(by_nbytes, by_time, by_rest, tasks.MOST_FILES_IN_TASK)))
 
     def _submit(self, keys: list[str], attempts: int = 1) -> _Task:
         allowance = self._allowance(len(keys))
