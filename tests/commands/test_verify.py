@@ -742,7 +742,7 @@ def rows_of(path: Path) -> dict[str, tuple[Any, ...]]:
     """Return what an index says of each sample."""
     tail = tail_of(path)
     return {
-        key: (tail.layout_at(n), tail.extents(n), tail.row(n).nbytes)
+        key: (tail.layout_at(n), tail.extents(n), tail.nbytes[n])
         for n, key in enumerate(tail.keys())
     }
 
