@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,10 +33,7 @@ class Threads:
     def __init__(
         self, count: int | None = None, *, clock: Callable[[], float] = time.thread_time
     ) -> None:
-        import multiprocessing  # takes 0.02 s: not for those who only count cores
-
-        in_worker = multiprocessing.current_process().name != "MainProcess"
-        self.count = (1 if in_worker else usable_cores()) if count is None else count
+        self.count = (1 if _is_worker() else usable_cores()) if count is None else count
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._clock = clock  # of a thread: without waiting for others, or a disk
         self._seconds: float | None = None  # of CPU time that an item took last
@@ -109,6 +107,12 @@ class _Tasks:
                 self.errors[n] = error
                 self._left.clear()
         return done
+
+
+def _is_worker() -> bool:
+    """Tell whether multiprocessing has started this process: then it has been imported here."""
+    processes = sys.modules.get("multiprocessing.process")
+    return processes is not None and processes.current_process().name != "MainProcess"
 
 
 def usable_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:

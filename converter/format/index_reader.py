@@ -70,6 +70,7 @@ class Index:
         #: For single samples: a number each, in a third of the time numpy takes.
         self.offsets, self.nbytes = _ints(self.rows["offset"]), _ints(self.rows["nbytes"])
         self.layout_numbers = _ints(self.rows["layout"])
+        self._layout_ends = _ints(self._array("layout_ends", "<u8"))
         self._layouts: dict[int, Layout] = {}
 
     @property
@@ -220,10 +221,10 @@ class Index:
         return [Extent(offset, nbytes, crc) for offset, nbytes, crc, _ in rows.tolist()]
 
     def _parse_layout(self, number: int) -> Layout:
-        ends = self._array("layout_ends", "<u8")
+        ends = self._layout_ends
         if number >= len(ends):
             raise self.damage(f"has no layout {number}")
-        begin, end = int(ends[number - 1]) if number else 0, int(ends[number])
+        begin, end = ends[number - 1] if number else 0, ends[number]
         offset = self._begins["layouts"]
         try:
             return parse_layout(bytes(self._content[offset + begin : offset + end]))

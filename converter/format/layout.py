@@ -53,17 +53,17 @@ class Layout:
     def nbytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
 
-    @cached_property
+    @property
     def is_encoded(self) -> bool:
         """Tell whether it is a whole file, stored as it was, and not an array."""
         return self.content == "encoded"
 
-    @cached_property
+    @property
     def has_shape(self) -> bool:
         """Tell whether the shape is known; else it is the number of bytes of the payload."""
         return self.content != "encoded" or self.chunks is not None
 
-    @cached_property
+    @property
     def is_plain(self) -> bool:
         """Tell whether the bytes in the file are the array's own, in one piece."""
         return self.chunks is None
@@ -149,7 +149,7 @@ def parse_layout(described: bytes) -> Layout:
     if len(described) > LONGEST_DESCRIPTION:
         raise ValueError(f"a layout of {len(described)} bytes")
     try:
-        fields = json.loads(described)
+        fields = json.loads(described.decode())
     except (ValueError, RecursionError):
         raise ValueError("a layout that is no JSON") from None
     if not isinstance(fields, dict):

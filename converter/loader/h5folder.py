@@ -17,10 +17,10 @@ import numpy as np
 from converter.errors import LoadError
 from converter.files import Handle, local_path
 from converter.format.index_reader import open_index
-from converter.loader.cache import Cache
 from converter.loader.encoded_file import EncodedFile
 from converter.loader.h5py_file import H5pyFile
 from converter.loader.indexed_file import IndexedFile
+from converter.loader.memory import Cache
 from converter.loader.selection import Location, fill_rows, stacked
 from converter.loader.several_files import OneFile, SeveralFiles
 from converter.loader.suggestions import unknown_key

@@ -92,10 +92,12 @@ class IndexedFile:
         elif offset + plain.nbytes > pages.nbytes or not pages.are_cached(plain.nbytes, offset):
             return self._read_checked(position, threads)
         if plain.items is None:
-            return np.ndarray(plain.shape, plain.dtype, plain.mapped, offset).copy()
-        try:
-            array: np.ndarray = plain.items[offset].copy()
+            array = pages.new_arrays.empty(plain.shape, plain.dtype)
+            array[...] = np.ndarray(plain.shape, plain.dtype, plain.mapped, offset)
             return array
+        try:
+            small: np.ndarray = plain.items[offset].copy()
+            return small
         except IndexError:  # behind the HDF5 part
             raise keys.misplaced(position) from None
 
@@ -280,7 +282,7 @@ class IndexedFile:
     def _read_checked(self, position: int, threads: int | None = None) -> np.ndarray:
         layout = self.keys.layout_at(position)
         extents = self.keys.extents(position)  # checked before memory is taken
-        array = np.empty(layout.shape, layout.dtype)
+        array = self._pages.new_arrays.empty(layout.shape, layout.dtype)
         self._fill(position, extents, layout, array, threads=threads or self._threads.count)
         return array
 

@@ -130,7 +130,8 @@ class Filler:
         is_mask = name != IMAGE and recipe.partners[name]
         read = picture.read(cut)
         if recipe.channels and not is_mask:
-            read = _coloured(read, picture.key)
+            if read.ndim != 3 or read.shape[2] != recipe.channels:
+                read = _coloured(read, picture.key)
             shape = (*shape[:2], recipe.channels)
         if cut is None:
             target = np.empty(shape, picture.dtype)
