@@ -127,15 +127,23 @@ class StoredSamples:
         form_of = lru_cache(maxsize=4096)(self._form)
         for first in range(0, len(positions), BATCH_FILES):
             some = positions[first : first + BATCH_FILES]
-            rows = index.rows[some]
-            columns = [rows[name].tolist() for name in ("layout", "offset", "nbytes", "crc32")]
-            columns += [some.tolist(), self._sources[some].tolist()]
-            for number, offset, nbytes, crc, n, source in zip(*columns, strict=True):
-                form = form_of(number, nbytes)
-                extents = [Extent(offset, nbytes, crc)]
-                if not form.is_in_one or offset + nbytes > end:
-                    extents = index.extents(n)
-                yield form.stored(index.key(n), extents, source)
+            rows, sources = index.rows[some], self._sources[some]
+            offsets, sizes, crcs = (rows[name].tolist() for name in Extent._fields)
+            forms = list(map(form_of, rows["layout"].tolist(), sizes))
+            extents: list[Sequence[Extent]] = [[one] for one in map(Extent, offsets, sizes, crcs)]
+            parts: list[tuple[Part, ...]] = list(zip(map(Part, sizes, crcs), strict=True))
+            is_inside = (rows["nbytes"] <= end) & (rows["offset"] <= end - rows["nbytes"])
+            for n in np.flatnonzero(~is_inside | ~np.array([form.is_in_one for form in forms])):
+                extents[n] = index.extents(int(some[n]))
+                parts[n] = tuple([Part(nbytes, crc) for _, nbytes, crc in extents[n]])
+            columns = (
+                [form.layout for form in forms],
+                parts,
+                sources["nbytes"].tolist(),
+                sources["mtime_ns"].tolist(),
+            )
+            encoded = map(Encoded, index.keys_at(some), *columns)
+            yield from map(Stored, encoded, extents, [form.record_nbytes for form in forms])
 
     def _form(self, number: int, nbytes: int) -> Form:
         return Form.of(self.keys.layout(number), nbytes, marks_images=self.marks_images)
@@ -193,12 +201,8 @@ def read_batches(read: Reader, samples: Iterator[Stored | Failure]) -> Generator
                 some.batch.release()
 
 
-class _Target(NamedTuple):
-    """Where an extent goes in a batch, and the number of its result."""
-
-    begin: int
-    result: int
-    extent: Extent
+#: Where an extent goes in a batch, and the number of its result.
+_Target = tuple[int, int, Extent]
 
 
 def _read_some(
@@ -214,7 +218,7 @@ def _read_some(
         else:
             begin = nbytes
             for extent in sample.extents:
-                targets.append(_Target(begin, len(results), extent))
+                targets.append((begin, len(results), extent))
                 begin += extent.nbytes
             results.append(sample.encoded)
             nbytes += sample.nbytes
@@ -235,8 +239,9 @@ def _read_some(
 def _fill(read: Reader, batch: Batch, targets: Sequence[_Target]) -> Read:
     """Read payloads to where they go, at once where they lie in the file just so."""
     buffer, is_filled = batch.payload, False
-    first = targets[0].extent.offset - targets[0].begin if targets else -1
-    if all(extent.offset - begin == first for begin, _, extent in targets) and first >= 0:
+    firsts = {extent.offset - begin for begin, _, extent in targets}
+    first = firsts.pop() if len(firsts) == 1 else -1
+    if first >= 0:
         with suppress(LoadError, OSError):  # then one of them cannot be read
             read(buffer, first)
             is_filled = True
