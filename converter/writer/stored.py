@@ -103,18 +103,13 @@ class StoredSamples:
         self._sources[chosen] = STALE
         return int(chosen.sum())
 
-    def damaged(self, positions: np.ndarray) -> np.ndarray:
-        """Return those of the positions whose payloads do not have their checksums."""
-        numbers: list[int] = []
-        first = 0
-        for read in read_batches(self._read, self._samples(positions)):
-            numbers += [first + number for number in read.damaged]
-            first += len(read.batch.results)
-        return positions[numbers]
+    def read(self, positions: np.ndarray) -> Iterator[Read]:
+        """Yield samples, a few at a time, and which of them are damaged."""
+        return read_batches(self._read, self._samples(positions))
 
     def batches(self, positions: np.ndarray) -> Iterator[Batch]:
         """Yield samples, a few at a time. Raises StoppedError where one is damaged."""
-        for read in read_batches(self._read, self._samples(positions)):
+        for read in self.read(positions):
             for number, why in read.damaged.items():
                 raise StoppedError(
                     f"{read.batch.results[number].key!r} in {self.path} is damaged ({why}): "
