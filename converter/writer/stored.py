@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class Stored(NamedTuple):
     """A sample that lies encoded in a file: ``nbytes`` with HDF5's structures behind it."""
 
     encoded: Encoded
-    extents: Sequence[Extent]
+    extents: Sequence[tuple[int, int, int]]  # as `Extent`
     nbytes: int
 
 
@@ -125,8 +127,8 @@ class StoredSamples:
             rows, sources = index.rows[some], self._sources[some]
             offsets, sizes, crcs = (rows[name].tolist() for name in Extent._fields)
             forms = list(map(form_of, rows["layout"].tolist(), sizes))
-            extents: list[Sequence[Extent]] = [[one] for one in map(Extent, offsets, sizes, crcs)]
-            parts: list[tuple[Part, ...]] = list(zip(map(Part, sizes, crcs), strict=True))
+            extents: list[Any] = [(one,) for one in zip(offsets, sizes, crcs, strict=True)]
+            parts: list[tuple[Part, ...]] = [(part,) for part in map(Part, sizes, crcs)]
             is_inside = (rows["nbytes"] <= end) & (rows["offset"] <= end - rows["nbytes"])
             for n in np.flatnonzero(~is_inside | ~np.array([form.is_in_one for form in forms])):
                 extents[n] = index.extents(int(some[n]))
@@ -196,8 +198,9 @@ def read_batches(read: Reader, samples: Iterator[Stored | Failure]) -> Generator
                 some.batch.release()
 
 
-#: Where an extent goes in a batch, and the number of its result.
-_Target = tuple[int, int, Extent]
+#: Of an extent: how far it is moved, where it goes in a batch, the number of its result, its bytes
+#: and their checksum.
+_Target = tuple[int, int, int, int, int]
 
 
 def _read_some(
@@ -212,9 +215,9 @@ def _read_some(
             results.append(sample)
         else:
             begin = nbytes
-            for extent in sample.extents:
-                targets.append((begin, len(results), extent))
-                begin += extent.nbytes
+            for offset, extent_nbytes, crc in sample.extents:
+                targets.append((offset - begin, begin, len(results), extent_nbytes, crc))
+                begin += extent_nbytes
             results.append(sample.encoded)
             nbytes += sample.nbytes
         if nbytes >= BATCH_NBYTES or len(results) >= BATCH_FILES:
@@ -232,27 +235,32 @@ def _read_some(
 
 
 def _fill(read: Reader, batch: Batch, targets: Sequence[_Target]) -> Read:
-    """Read payloads to where they go, at once where they lie in the file just so."""
-    buffer, is_filled = batch.payload, False
-    firsts = {extent.offset - begin for begin, _, extent in targets}
-    first = firsts.pop() if len(firsts) == 1 else -1
-    if first >= 0:
-        with suppress(LoadError, OSError):  # then one of them cannot be read
-            read(buffer, first)
-            is_filled = True
-    if not is_filled:
-        buffer[:] = bytes(len(buffer))  # nothing is left of what was there before
+    """Read payloads to where they go, at once those that lie in the file just so."""
     damaged: dict[int, str] = {}
-    for begin, result, extent in targets:
-        payload = buffer[begin : begin + extent.nbytes]
-        try:
-            if not is_filled:
-                read(payload, extent.offset)
-            if crc32(payload) != extent.crc32:
-                damaged[result] = "its checksum differs"
-        except (LoadError, OSError) as error:
-            damaged[result] = getattr(error, "strerror", None) or "the file was cut"
+    runs = [list(run) for _, run in groupby(targets, itemgetter(0))]
+    begins = [0, *(run[0][1] for run in runs[1:]), len(batch.payload)]
+    for run, (first, end) in zip(runs, pairwise(begins), strict=False):
+        is_read = _is_read(read, batch.payload[first:end], run[0][0] + first)
+        for moved, begin, result, nbytes, crc in run:
+            payload = batch.payload[begin : begin + nbytes]
+            try:
+                if not is_read:
+                    read(payload, begin + moved)
+                if crc32(payload) != crc:
+                    damaged[result] = "its checksum differs"
+            except (LoadError, OSError) as error:
+                damaged[result] = getattr(error, "strerror", None) or "the file was cut"
     return Read(batch, damaged)
+
+
+def _is_read(read: Reader, target: memoryview, offset: int) -> bool:
+    """Read samples in a row; tell whether all of them could be."""
+    if offset >= 0:
+        with suppress(LoadError, OSError):
+            read(target, offset)
+            return True
+    target[:] = bytes(len(target))  # nothing is left of what was there before
+    return False
 
 
 def _memory(nbytes: int) -> memoryview:

@@ -1010,7 +1010,9 @@ def test_damaged_payloads_among_changed_files_are_read_again(
     assert_as_fresh(folder, output, *flags)
 
 
-def test_what_is_kept_is_read_once(album, output, convert, update, monkeypatch):
+def test_what_is_kept_is_read_once_and_neighbours_together(
+    album, output, convert, update, assert_as_fresh, monkeypatch
+):
     convert(album, output, "--compression=none")
     real, found = Handle.read_into, []
 
@@ -1020,13 +1022,15 @@ def test_what_is_kept_is_read_once(album, output, convert, update, monkeypatch):
 
     monkeypatch.setattr(Handle, "read_into", read_into)
     save_jpegs(album, ["c.jpg"])
-    assert_changes(update(album, output), added=1, kept=5)
-    payloads = [payload_of(output, name) for name in NAMES]
-    nbytes = sum(end - begin for begin, end in payloads)
-    samples_end = max(end for _, end in payloads)
-    assert (
-        nbytes <= sum(size for offset, size in found if 48 <= offset < samples_end) < 1.5 * nbytes
-    )
+    (album / "b.jpg").unlink()
+    payloads = {name: payload_of(output, name) for name in NAMES}
+    found.clear()
+    assert_changes(update(album, output), added=1, removed=1, kept=4)
+    begins = [payload.begin for payload in payloads.values()]
+    reads = [(offset, nbytes) for offset, nbytes in found if begins[0] <= offset <= begins[-1]]
+    assert [offset for offset, _ in reads] == [begins[0], begins[2]]
+    assert sum(nbytes for _, nbytes in reads) < payloads["z/e.jpg"].end
+    assert_as_fresh(album, output, "--compression=none")
 
 
 def test_a_damaged_payload_whose_source_is_gone_is_no_matter(
