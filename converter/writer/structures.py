@@ -78,25 +78,18 @@ class Structures:
         keys, layouts, parts, nbytes, mtimes_ns, _ = zip(*samples, strict=True)
         forms, numbers = _forms(layouts)
         counts = np.array(list(map(len, parts)))
+        extents = self._lay_out(samples, forms, numbers, counts, batch.payload)
         sources = np.empty(len(samples), SOURCE)
         sources["nbytes"], sources["mtime_ns"] = nbytes, mtimes_ns
-        extents = self._lay_out(samples, forms, numbers, counts, batch.payload)
         described = [forms[number].described for number in numbers.tolist()]
         self._index.extend([key.encode() for key in keys], described, counts, extents, sources)
-        flat, ends = extents.ravel().tolist(), np.cumsum(3 * counts).tolist()
-        rows = [
-            (key, number, *source, *flat[begin:end])
-            for key, number, source, (begin, end) in zip(
-                keys, numbers.tolist(), sources.tolist(), pairwise([0, *ends]), strict=True
-            )
+        flat, ends = extents.ravel().tolist(), (3 * counts.cumsum()).tolist()
+        each = zip(keys, numbers.tolist(), sources.tolist(), pairwise([0, *ends]), strict=True)
+        rows = ((key, n, *source, *flat[begin:end]) for key, n, source, (begin, end) in each)
+        content = [
+            next(rows) if isinstance(result, Encoded) else (result.key,) for result in batch.results
         ]
-        if len(rows) < len(batch.results):
-            stored = iter(rows)
-            rows = [
-                next(stored) if isinstance(result, Encoded) else (result.key,)
-                for result in batch.results
-            ]
-        return Rows([form.described.decode() for form in forms], rows)
+        return Rows([form.described.decode() for form in forms], content)
 
     def _lay_out(
         self,
@@ -106,47 +99,58 @@ class Structures:
         counts: np.ndarray,
         payload: memoryview,
     ) -> np.ndarray:
-        """Put the structures of samples behind their payloads; return the extents ``(P, 3)``."""
+        """Put the structures of samples behind their payloads; return the extents ``(P, 3)``.
+
+        ``numbers`` say which of the forms each has, and ``counts`` how many extents.
+        """
         parts = chain.from_iterable(sample.parts for sample in samples)
         extents = np.zeros((int(counts.sum()), 3), np.int64)
         extents[:, 1:] = np.fromiter(chain.from_iterable(parts), np.int64).reshape(-1, 2)
-        each = [(form.nbytes, len(form.header.data), bool(form.kind.filters)) for form in forms]
-        between, header_sizes, in_chunks = np.array(each)[numbers].T
         firsts = np.concatenate(([0], counts.cumsum()))
-        ends_of_parts = np.concatenate(([0], extents[:, 1].cumsum()))  # had they no structures
-        begins, sizes = ends_of_parts[firsts[:-1]], ends_of_parts[firsts[1:]]
-        sizes -= begins
-        ends = self.end + (sizes + between).cumsum()
-        starts = ends - between - sizes
-        extents[:, 0] = ends_of_parts[:-1] + np.repeat(starts - begins, counts)
+        offsets = np.concatenate(([0], extents[:, 1].cumsum()))  # if all were payload
+        begins, sizes = offsets[firsts[:-1]], np.diff(offsets[firsts])
+        each = [(form.nbytes, len(form.header.data), bool(form.kind.filters)) for form in forms]
+        structures, header_sizes, in_chunks = np.array(each)[numbers].T
+        ends = self.end + (sizes + structures).cumsum()
+        starts = ends - structures - sizes
+        extents[:, 0] = offsets[:-1] + np.repeat(starts - begins, counts)
         addresses = np.where(sizes > 0, starts.astype(np.uint64), np.uint64(UNDEFINED))
         for n in np.flatnonzero(in_chunks).tolist():
-            places = extents[firsts[n] : firsts[n + 1]].tolist()
+            places = [Extent(*place) for place in extents[firsts[n] : firsts[n + 1]].tolist()]
             addresses[n] = self._put_tree(samples[n].layout, places, payload)
-        places = ends - header_sizes
-        self._headers.frombytes(places.astype(np.uint64).tobytes())
+        self._put_headers(forms, numbers, payload, ends - header_sizes, addresses, sizes)
+        self.end = int(ends[-1])
+        return extents
+
+    def _put_headers(
+        self,
+        forms: Sequence[_Form],
+        numbers: np.ndarray,
+        payload: memoryview,
+        *columns: np.ndarray,
+    ) -> None:
+        """Put object headers where they go: ``columns`` are their places, addresses and sizes."""
+        self._headers.frombytes(columns[0].astype(np.uint64).tobytes())
         kinds: dict[Kind, list[int]] = {}
         for number, form in enumerate(forms):
             kinds.setdefault(form.kind, []).append(number)
         for kind, alike in kinds.items():
             self._has_images |= kind.content == IMAGE
             self._has_chunks |= bool(kind.filters)
-            chosen = np.flatnonzero(np.isin(numbers, alike)) if len(kinds) > 1 else slice(None)
+            chosen = np.isin(numbers, alike) if len(kinds) > 1 else slice(None)
+            places, addresses, nbytes = (column[chosen] for column in columns)
             fill_headers(
                 np.frombuffer(payload, np.uint8),
                 [forms[number].header for number in alike],
                 np.searchsorted(alike, numbers[chosen]),
-                places=places[chosen] - self.end,
-                addresses=addresses[chosen],
-                nbytes=sizes[chosen],
+                places=places - self.end,
+                addresses=addresses,
+                nbytes=nbytes,
             )
-        self.end = int(ends[-1])
-        return extents
 
-    def _put_tree(self, layout: Layout, places: Sequence[list[int]], payload: memoryview) -> int:
+    def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
         """Put the B-tree of a dataset's chunks behind them; return its root's address."""
         assert layout.chunks is not None
-        extents = [Extent(*place) for place in places]
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
         payload[address - self.end :][: len(nodes)] = nodes
