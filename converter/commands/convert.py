@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from converter.callbacks import Callbacks, Progress
 from converter.codecs import compression
@@ -88,7 +88,8 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         run = stack.enter_context(encoding(request, found, launcher, executor))
         plan = plan_of(request, found)
         stack.enter_context(output_folder(request.path_output.parent))
-        conversion = _Conversion(request, plan, caller)
+        again = run if _is_alone(request) else _second_run(request, found, launcher, executor)
+        conversion = _Conversion(request, plan, again, caller)
         stack.callback(conversion.close)
         conversion.make(run, _attributes(request, found) | plan.shard_attribute())
     conversion.report.seconds = time.perf_counter() - start
@@ -133,11 +134,23 @@ def encoding(
         yield pool.run
 
 
+def _second_run(*args: Any) -> Run:
+    """Return what reads a few files while another `encoding` of these is at work."""
+
+    def run(keys: Sequence[str]) -> Iterator[Batch]:
+        with encoding(*args) as run:
+            for batch in run(keys):  # the payload outlives the workers
+                yield Batch(batch.results, memoryview(bytearray(batch.payload)))
+
+    return run
+
+
 class _Conversion:
     """Takes batches to the writer and counts them: what is planned, written and failed."""
 
-    def __init__(self, request: Request, plan: Plan, caller: Callbacks) -> None:
+    def __init__(self, request: Request, plan: Plan, run_again: Run, caller: Callbacks) -> None:
         self._request, self._plan, self._caller = request, plan, caller
+        self._run_again = run_again
         self._writer = Writer(Paths(request.path_output))
         self._failures = FailureList(request.path_output)
         undone = "is as it was" if request.update else "was not made"
@@ -203,12 +216,6 @@ class _Conversion:
         kept = find_kept(writer.paths, head, plan, run, notice, marks_images=marks)
         finished = _finished(request, attributes, self._caller) if request.update else None
         rest = Reuse(plan, kept.prefix.keys, finished)
-        damaged = rest.check()
-        if damaged:
-            notice(
-                f"{damaged} of the files kept are damaged in {request.path_output}: they are read "
-                "again"
-            )
         if finished is not None:
             self.report.changes = Changes(finished)
             if rest.is_all(run):
@@ -229,7 +236,7 @@ class _Conversion:
                 writer.resume(kept.prefix, kept.structures)
             else:
                 writer.begin(head)
-        return chain(kept.batches(writer.paths), rest.batches(run))
+        return chain(kept.batches(writer.paths), rest.batches(run, self._run_again, notice))
 
     def _write(self, batches: Iterator[Batch]) -> None:
         for failure in self._plan.failures:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import groupby, islice, pairwise
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +204,8 @@ def _check_folders(files: Sequence[StoredSamples]) -> None:
     """Refuse a name that is a folder in one file and a sample in another."""
     if len(files) == 1:
         return
-    folders = {key.rpartition("/")[0] for file in files for _, key in _keys(file)}
+    keys = chain.from_iterable(file.keys.keys() for file in files)
+    folders = {key.rpartition("/")[0] for key in keys}
     for folder in sorted(folders - {""}):
         above = folder.split("/")
         for n in range(1, len(above) + 1):
@@ -253,10 +254,6 @@ def _batches(files: Sequence[StoredSamples]) -> Iterator[Batch]:
         yield from streams[number].take(len(list(some)))
     for stream in streams:
         stream.finish()
-
-
-def _keys(file: StoredSamples) -> Iterator[tuple[int, str]]:
-    return enumerate(file.keys.keys())
 
 
 def _are_in_order(files: Sequence[StoredSamples]) -> bool:

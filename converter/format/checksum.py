@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,22 +29,23 @@ def beginning(data: bytes, nbytes: int) -> State:
     return a, b, c
 
 
-def lookup3(blocks: np.ndarray, states: Sequence[State] = ()) -> np.ndarray:
+def lookup3(blocks: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
     """Return the checksum of each row: ``(N, nbytes)`` uint8 to ``(N,)`` uint32.
 
     Bob Jenkins' lookup3, function hashlittle with initval 0 (public domain, 2006), which
-    the HDF5 file format specification names for all its checksums. With ``states``, N of them,
+    the HDF5 file format specification names for all its checksums. With ``states`` ``(N, 3)``
     rows are only the ends of blocks, at least one byte each; a state is that of the bytes before.
     """
     count, nbytes = blocks.shape
     padded = np.zeros((count, max(1, -(-nbytes // STEP_NBYTES)) * STEP_NBYTES), np.uint8)
     padded[:, :nbytes] = blocks
     words = padded.view("<u4").astype(np.uint32, copy=False)
-    states = states or [beginning(b"", nbytes)] * count
+    if states is None:
+        states = np.array([beginning(b"", nbytes)] * count, np.uint32)
     if count < _FEW_BLOCKS:
-        ends = [_end(block, state) for block, state in zip(words.tolist(), states, strict=True)]
-        return np.array(ends, np.uint32)
-    a, b, c = np.array(states, np.uint32).T
+        pairs = zip(words.tolist(), states.tolist(), strict=True)
+        return np.array([_end(block, state) for block, state in pairs], np.uint32)
+    a, b, c = states.T
     checksums: np.ndarray = _end(words.T, (a, b, c))
     return checksums
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import struct
-from array import array
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import h5py
+import numpy as np
 
 from converter.format import chunk_tree
 from converter.format.chunk_tree import btree
@@ -31,37 +32,23 @@ LINK_INFO, GROUP_INFO, LINK, SYMBOL_TABLE, K_VALUES = 0x02, 0x0A, 0x06, 0x11, 0x
 MOST_LINKS_IN_HEADER = 32  # they are searched one by one
 NODE_K, TREE_K = 4, 16  # HDF5's defaults for symbol table nodes and the B-tree above them
 NODE_ENTRIES, NODE_CHILDREN = 2 * NODE_K, 2 * TREE_K
-ENTRY = struct.Struct("<QQII16x")
+ENTRY = np.dtype([("name", "<u8"), ("header", "<u8"), ("cached", "V24")])
+NODE = np.dtype(
+    [
+        ("signature", "S4"),
+        ("version", "u1"),
+        ("zero", "u1"),
+        ("count", "<u2"),
+        ("entries", ENTRY, NODE_ENTRIES),
+    ]
+)
 SMALLEST_HEAP_NBYTES = 4096
 
-
-class Links:
-    """The links of a folder that is being written: 16 bytes each beside its name."""
-
-    def __init__(self, name: bytes) -> None:
-        self.name = name
-        self._names = bytearray()
-        self._ends = array("Q", [0])
-        self._addresses = array("Q")
-
-    def add(self, name: bytes, address: int) -> None:
-        """Add a link to the object header at an address."""
-        self._names += name
-        self._ends.append(len(self._names))
-        self._addresses.append(address)
-
-    def sorted(self) -> list[tuple[bytes, int]]:
-        names = memoryview(self._names)
-        ends = self._ends
-        return sorted(
-            (bytes(names[ends[i] : ends[i + 1]]), address)
-            for i, address in enumerate(self._addresses)
-        )
+#: The links of a folder: names, and addresses of object headers.
+Links = list[tuple[bytes, int]]
 
 
-def group(
-    links: Sequence[tuple[bytes, int]], address: int, attributes: Sequence[bytes] = ()
-) -> tuple[bytes, int]:
+def group(links: Links, address: int, attributes: Sequence[bytes] = ()) -> tuple[bytes, int]:
     """Return a group's structures, to be written at ``address``, and its header's address.
 
     ``links`` are sorted by name.
@@ -88,31 +75,29 @@ def _link(name: bytes, target: int) -> bytes:
     return bytes((1, flags)) + charset + size + name + target.to_bytes(8, "little")
 
 
-def _heap(names: Sequence[bytes], address: int) -> tuple[bytes, int, list[int]]:
+def _heap(names: Sequence[bytes], address: int) -> tuple[bytes, int, np.ndarray]:
     """Return a local heap of names, its address, and where in it each name begins."""
-    data, places = bytearray(8), []  # the empty name comes first
-    for name in names:
-        places.append(len(data))
-        data += name + bytes(8 - len(name) % 8)
+    sizes = [len(name) + 8 - len(name) % 8 for name in names]
+    places = np.cumsum([8, *sizes])  # the empty name comes first
+    data = bytes(8) + b"".join(map(bytes.ljust, names, sizes, repeat(b"\0")))
     head = struct.pack("<4sB3xQQQ", b"HEAP", 0, len(data), 1, address + 32)  # 1: nothing free
-    return head + bytes(data), address, places
+    return head + data, address, places[:-1]
 
 
-def _symbol_tree(targets: Sequence[int], places: list[int], address: int) -> tuple[bytes, int]:
+def _symbol_tree(targets: Sequence[int], places: np.ndarray, address: int) -> tuple[bytes, int]:
     """Return symbol table nodes and the B-tree above them, and the address of its root."""
-    out = bytearray()
-    children, last_names = [], []
-    for start in range(0, len(targets), NODE_ENTRIES):
-        end = min(start + NODE_ENTRIES, len(targets))
-        children.append(address + len(out))
-        last_names.append(places[end - 1])
-        out += struct.pack("<4sBBH", b"SNOD", 1, 0, end - start)
-        for i in range(start, end):
-            out += ENTRY.pack(places[i], targets[i], 0, 0)
-        out += bytes(ENTRY.size * (NODE_ENTRIES - (end - start)))
+    count = len(targets)
+    nodes = np.zeros(math.ceil(count / NODE_ENTRIES), NODE)
+    nodes["signature"], nodes["version"], nodes["count"] = b"SNOD", 1, NODE_ENTRIES
+    nodes["count"][-1] = (count - 1) % NODE_ENTRIES + 1
+    entries = np.zeros(nodes.size * NODE_ENTRIES, ENTRY)
+    entries["name"][:count], entries["header"][:count] = places, targets
+    nodes["entries"] = entries.reshape(-1, NODE_ENTRIES)
+    children = [address + n * NODE.itemsize for n in range(len(nodes))]
+    last_names = [*places[NODE_ENTRIES - 1 : -1 : NODE_ENTRIES].tolist(), int(places[-1])]
     keys = [place.to_bytes(8, "little") for place in (0, *last_names)]
-    tree, root = btree(0, children, keys, NODE_CHILDREN, address + len(out))
-    return bytes(out) + tree, root
+    tree, root = btree(0, children, keys, NODE_CHILDREN, address + nodes.nbytes)
+    return nodes.tobytes() + tree, root
 
 
 def superblock_extension() -> bytes:

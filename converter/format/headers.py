@@ -132,29 +132,30 @@ def header(layout: Layout) -> Header:
 def fill_headers(
     buffer: np.ndarray,
     forms: Sequence[Header],
-    places: Sequence[int],
-    addresses: Sequence[int],
-    nbytes: Sequence[int],
+    numbers: np.ndarray,
+    *,
+    places: np.ndarray,
+    addresses: np.ndarray,
+    nbytes: np.ndarray,
 ) -> None:
     """Write object headers of one kind into ``buffer``, uint8, with checksums.
 
-    ``places`` are the offsets at which they begin; ``addresses`` and ``nbytes`` are those of the
-    payloads.
+    ``numbers`` say which of the forms each has, ``places`` the offsets at which they begin;
+    ``addresses`` and ``nbytes`` are those of the payloads.
     """
-    first, count = forms[0], len(forms)
+    first, count = forms[0], len(numbers)
     length = len(first.data)
-    rows = np.frombuffer(bytearray().join([form.data for form in forms]), np.uint8)
-    rows = rows.reshape(count, length)
-    for start, numbers in ((first.address_at, addresses), (first.nbytes_at, nbytes)):
+    templates = np.frombuffer(b"".join([form.data for form in forms]), np.uint8)
+    rows = templates.reshape(-1, length)[numbers]
+    for start, values in ((first.address_at, addresses), (first.nbytes_at, nbytes)):
         if start >= 0:
-            raw = np.array(numbers, "<u8").view(np.uint8).reshape(count, 8)
-            rows[:, start : start + 8] = raw
+            rows[:, start : start + 8] = values.astype("<u8").view(np.uint8).reshape(count, 8)
     ends = rows[:, first.begin : -CHECKSUM_NBYTES]
-    checksums = lookup3(ends, [form.state for form in forms])
+    checksums = lookup3(ends, np.array([form.state for form in forms], np.uint32)[numbers])
     rows[:, -CHECKSUM_NBYTES:] = checksums.astype("<u4").view(np.uint8).reshape(count, -1)
-    starts = len(buffer) - length + 1
-    windows: np.ndarray = np.ndarray((starts, length), np.uint8, buffer, strides=(1, 1))
-    windows[np.array(places)] = rows
+    whole = f"V{length}"  # copied at once
+    windows: np.ndarray = np.ndarray(len(buffer) - length + 1, whole, buffer, strides=1)
+    windows[places] = rows.view(whole)[:, 0]
 
 
 def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:

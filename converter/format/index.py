@@ -24,7 +24,6 @@ index up to itself.
 
 from __future__ import annotations
 
-import itertools
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,7 +43,6 @@ ROW = np.dtype(
 )
 CHUNK = np.dtype([("offset", "<u8"), ("nbytes", "<u8"), ("crc32", "<u4"), ("zero", "<u4")])
 SOURCE = np.dtype([("nbytes", "<u8"), ("mtime_ns", "<i8")])
-SOURCE_STRUCT = struct.Struct("<Qq")
 SOURCES_END = struct.Struct("<II8s")  # CRC-32, zero, magic
 ROW_STRUCT = struct.Struct("<QQQII")
 CHUNK_STRUCT = struct.Struct("<QQII")
@@ -126,39 +124,50 @@ class IndexBuilder:
 
         ``source`` is the size and time of its file, as in `SOURCE`: of all samples or of none.
         """
-        self.extend([key], [layout], [extents], None if source is None else [source])
+        places = np.array(extents, np.uint64).reshape(-1, 3)
+        sources = None if source is None else np.array([source], SOURCE)
+        self.extend([key], [layout], np.array([len(extents)]), places, sources)
 
     def extend(
         self,
         keys: Sequence[bytes],
         layouts: Sequence[bytes],
-        extents: Sequence[Sequence[Extent]],
-        sources: Sequence[tuple[int, int]] | None,
+        counts: np.ndarray,
+        extents: np.ndarray,
+        sources: np.ndarray | None,
     ) -> None:
-        """Add samples as `add` adds one, in a third of the time."""
+        """Add samples as `add` adds one, in a tenth of the time.
+
+        ``counts`` ``(N,)`` says how many of the ``extents`` ``(P, 3)`` each has; ``sources`` are
+        of `SOURCE`.
+        """
         if len(self) + len(keys) > MOST_SAMPLES:
             raise ValueError(f"an index holds at most {MOST_SAMPLES} samples: convert in parts")
-        end, rows, known = len(self._paths), [], self._known
-        for key, layout, parts in zip(keys, layouts, extents, strict=True):
-            end += len(key)
-            number = known.get(layout)
-            if number is None:
-                number = self._intern(layout)
-            offset, nbytes, crc32 = parts[0] if len(parts) == 1 else self._add_chunks(parts)
-            rows.append(ROW_STRUCT.pack(offset, nbytes, end, crc32, number))
-        self._rows += b"".join(rows)
+        rows, ends, is_one = np.zeros(len(keys), ROW), np.cumsum(counts), counts == 1
+        rows["path_end"] = np.cumsum([len(self._paths), *map(len, keys)])[1:]
+        rows["layout"] = self._numbers(layouts)
+        for name, values in zip(Extent._fields, extents[ends[is_one] - 1].T, strict=True):
+            rows[name][is_one] = values
+        for n in np.flatnonzero(counts > 1).tolist():
+            chunks = extents[ends[n] - counts[n] : ends[n]]
+            rows["offset"][n] = len(self._chunks) // CHUNK.itemsize
+            rows["nbytes"][n] = chunks[:, 1].sum()
+            self._chunks += b"".join(CHUNK_STRUCT.pack(*chunk, 0) for chunk in chunks.tolist())
+        self._rows += rows.tobytes()
         self._paths += b"".join(keys)
         self._hashes += struct.pack(f"<{len(keys)}I", *map(zlib.crc32, keys))
         if sources is not None:
-            self._sources += b"".join(itertools.starmap(SOURCE_STRUCT.pack, sources))
+            self._sources += sources.tobytes()
 
-    def _add_chunks(self, extents: Sequence[Extent]) -> tuple[int, int, int]:
-        first = len(self._chunks) // CHUNK.itemsize if extents else 0
-        for extent in extents:
-            self._chunks += CHUNK_STRUCT.pack(*extent, 0)
-        return first, sum(extent.nbytes for extent in extents), 0
+    def _numbers(self, layouts: Sequence[bytes]) -> list[int]:
+        try:
+            return [self._known[layout] for layout in layouts]
+        except KeyError:
+            return [self._intern(layout) for layout in layouts]
 
     def _intern(self, layout: bytes) -> int:
+        if layout in self._known:
+            return self._known[layout]
         if len(self._known) >= INTERNED_LAYOUTS:  # memory is bounded; some are written twice
             self._known.clear()
         number = self._known[layout] = len(self._layout_ends) // 8

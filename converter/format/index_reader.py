@@ -150,11 +150,14 @@ class Index:
 
     def keys(self) -> Iterator[str]:
         """Yield all keys in stored order."""
-        begin = 0
         for first in range(0, self._len, ROWS_AT_ONCE):
-            for end in self.rows["path_end"][first : first + ROWS_AT_ONCE].tolist():
-                yield self._decoded(begin, end)
-                begin = end
+            yield from self.keys_at(np.arange(first, min(first + ROWS_AT_ONCE, self._len)))
+
+    def keys_at(self, positions: np.ndarray) -> list[str]:
+        """Return the keys at positions that are in range."""
+        ends = self.rows["path_end"]
+        begins = np.where(positions, ends[positions - 1], 0)
+        return list(map(self._decoded, begins.tolist(), ends[positions].tolist()))
 
     @property
     def path_bytes(self) -> np.ndarray:

@@ -263,8 +263,9 @@ def _has_filter(number: int) -> bool:
 
 def _index_of(names: Iterator[str], path: str) -> Index:
     builder, content = IndexBuilder(), io.BytesIO()
-    for name in names:
-        builder.add(name.encode(), b"", ())
+    keys = [name.encode() for name in names]
+    none = np.zeros(len(keys), int)
+    builder.extend(keys, [b""] * len(keys), none, np.empty((0, 3), int), None)
     builder.write(content, 0)
     return Index(content.getvalue(), 0, path)
 

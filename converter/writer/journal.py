@@ -18,7 +18,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +54,13 @@ class Row(NamedTuple):
     source: tuple[int, int] = (0, 0)
 
 
+class Rows(NamedTuple):
+    """A batch as a line has it; see above. A row of one value is a failure."""
+
+    layouts: Sequence[str] = ()
+    content: Sequence[Sequence[Any]] = ()
+
+
 class Journal:
     """A journal that is being written."""
 
@@ -71,30 +77,22 @@ class Journal:
     @classmethod
     def resume(cls, path: Path, count: int) -> Journal:
         """Cut a journal behind its first ``count`` rows, to append to it. Raises OSError."""
-        end, rest = 0, []
+        end, rest = 0, Rows()
         for line_end, rows in read_lines(path):
-            if len(rows) > count:
-                rest = rows[:count]
+            if len(rows.content) > count:
+                rest = rows._replace(content=rows.content[:count])
                 break
-            end, count = line_end, count - len(rows)
+            end, count = line_end, count - len(rows.content)
         journal = cls(path, "r+")
         journal._file.truncate(end)
         journal._file.seek(end)
-        if rest:
+        if rest.content:
             journal.append(rest)
         return journal
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Rows) -> None:
         """Record a batch. Raises OSError."""
-        layouts: dict[str, int] = {}
-        content: list[Any] = []
-        for key, layout, extents, source in rows:
-            if layout is None:
-                content.append((key,))
-            else:
-                number = layouts.setdefault(layout, len(layouts))
-                content.append((key, number, *source, *chain.from_iterable(extents)))
-        self._append("rows", [list(layouts), *content])
+        self._append("rows", [rows.layouts, *rows.content])
 
     def close(self) -> None:
         self._file.close()
@@ -128,18 +126,24 @@ def read_head(path: Path) -> Head | None:
     return None if head is None else Head(**head)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, list[Row]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, Rows]]:
     """Yield where each line of a journal ends, and its rows, up to the first bad line."""
     with open(path, "rb") as file:
         end = len(file.readline())
-        yield end, []  # its head
+        yield end, Rows()  # its head
         for line in file:
             rows = _content(line, b"rows")
             if rows is None:
                 return
             end += len(line)
-            layouts, *content = rows
-            yield end, [_row(layouts, *one) for one in content]
+            yield end, Rows(rows[0], rows[1:])
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a journal, up to the first bad line."""
+    for _, rows in read_lines(path):
+        for row in rows.content:
+            yield _row(rows.layouts, *row)
 
 
 def _row(layouts: Sequence[str], key: str, number: int | None = None, *numbers: int) -> Row:
@@ -148,12 +152,6 @@ def _row(layouts: Sequence[str], key: str, number: int | None = None, *numbers: 
     nbytes, mtime_ns, *rest = numbers
     extents = list(map(Extent, rest[::3], rest[1::3], rest[2::3]))
     return Row(key, layouts[number], extents, (nbytes, mtime_ns))
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a journal, up to the first bad line."""
-    for _, rows in read_lines(path):
-        yield from rows
 
 
 def _content(line: bytes, kind: bytes) -> Any:

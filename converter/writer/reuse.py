@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,18 +72,11 @@ class Reuse:
             keys.append(self._key(int(index)).encode())
         return keys
 
-    def check(self) -> int:
-        """Compare checksums; damaged samples will be read. Return how many there are."""
-        if self._finished is None:
-            return 0
-        damaged = self._finished.damaged(self._copied())
-        self._positions[np.isin(self._positions, damaged)] = TO_READ
-        return len(damaged)
-
     def is_all(self, run: Run) -> bool:
         """Tell whether the new file would hold just what the older one does.
 
-        To find out, the files that the older one lacks are read until one does not fail.
+        To find out, the files that the older one lacks are read until one does not fail, and then
+        what it holds until something is damaged.
         """
         if self._finished is None or self._begin:
             return False
@@ -93,13 +87,18 @@ class Reuse:
         for index in np.flatnonzero(self._positions == TO_READ):
             if self._key(int(index)) in self._failures:
                 self._positions[index] = FAILED
-        return len(self._failures) == len(keys)
+        if len(self._failures) < len(keys):
+            return False
+        return not any(read.damaged for read in self._finished.read(self._copied()))
 
-    def batches(self, run: Run) -> Iterator[Batch]:
-        """Yield all samples in plan order."""
-        fresh = Portions(run(self.keys_to_read()))
-        copied = iter(()) if self._finished is None else self._finished.batches(self._copied())
-        kept = Portions(copied)
+    def batches(self, run: Run, run_again: Run, notice: Callable[[str], None]) -> Iterator[Batch]:
+        """Yield all samples in plan order.
+
+        What is found to be damaged is read by ``run_again``, while ``run`` is at work; at the end
+        ``notice`` is told how many there were.
+        """
+        damaged: list[str] = []
+        fresh, kept = Portions(run(self.keys_to_read())), Portions(self._kept(run_again, damaged))
         for origin, begin, end in self._stretches():
             if origin == FAILED:
                 failures: list[Any] = [self._failures[self._key(n)] for n in range(begin, end)]
@@ -110,6 +109,29 @@ class Reuse:
                 yield from kept.take(end - begin)
         fresh.finish()
         kept.finish()
+        if self._finished is not None and damaged:
+            notice(
+                f"{len(damaged)} of the files kept were damaged in {self._finished.path}: they "
+                "were read again"
+            )
+
+    def _kept(self, run: Run, damaged: list[str]) -> Iterator[Batch]:
+        """Yield what is copied; of what is damaged, and put on a list, the source is read."""
+        for read in () if self._finished is None else self._finished.read(self._copied()):
+            if not read.damaged:
+                yield read.batch
+                continue
+            results, done = read.batch.results, 0
+            keys = [results[number].key for number in read.damaged]
+            damaged += keys
+            whole, instead = Portions(iter([read.batch])), Portions(run(keys))
+            for number in read.damaged:
+                yield from whole.take(number - done)
+                deque(whole.take(1), maxlen=0)  # passed over
+                yield from instead.take(1)
+                done = number + 1
+            yield from whole.take(len(results) - done)
+            instead.finish()
 
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         """Yield origin, begin and end of samples in a row that come from one origin."""

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class Stored(NamedTuple):
     """A sample that lies encoded in a file: ``nbytes`` with HDF5's structures behind it."""
 
     encoded: Encoded
-    extents: Sequence[Extent]
+    extents: Sequence[tuple[int, int, int]]  # as `Extent`
     nbytes: int
 
 
@@ -103,18 +105,13 @@ class StoredSamples:
         self._sources[chosen] = STALE
         return int(chosen.sum())
 
-    def damaged(self, positions: np.ndarray) -> np.ndarray:
-        """Return those of the positions whose payloads do not have their checksums."""
-        numbers: list[int] = []
-        first = 0
-        for read in read_batches(self._read, self._samples(positions)):
-            numbers += [first + number for number in read.damaged]
-            first += len(read.batch.results)
-        return positions[numbers]
+    def read(self, positions: np.ndarray) -> Iterator[Read]:
+        """Yield samples, a few at a time, and which of them are damaged."""
+        return read_batches(self._read, self._samples(positions))
 
     def batches(self, positions: np.ndarray) -> Iterator[Batch]:
         """Yield samples, a few at a time. Raises StoppedError where one is damaged."""
-        for read in read_batches(self._read, self._samples(positions)):
+        for read in self.read(positions):
             for number, why in read.damaged.items():
                 raise StoppedError(
                     f"{read.batch.results[number].key!r} in {self.path} is damaged ({why}): "
@@ -127,15 +124,23 @@ class StoredSamples:
         form_of = lru_cache(maxsize=4096)(self._form)
         for first in range(0, len(positions), BATCH_FILES):
             some = positions[first : first + BATCH_FILES]
-            rows = index.rows[some]
-            columns = [rows[name].tolist() for name in ("layout", "offset", "nbytes", "crc32")]
-            columns += [some.tolist(), self._sources[some].tolist()]
-            for number, offset, nbytes, crc, n, source in zip(*columns, strict=True):
-                form = form_of(number, nbytes)
-                extents = [Extent(offset, nbytes, crc)]
-                if not form.is_in_one or offset + nbytes > end:
-                    extents = index.extents(n)
-                yield form.stored(index.key(n), extents, source)
+            rows, sources = index.rows[some], self._sources[some]
+            offsets, sizes, crcs = (rows[name].tolist() for name in Extent._fields)
+            forms = list(map(form_of, rows["layout"].tolist(), sizes))
+            extents: list[Any] = [(one,) for one in zip(offsets, sizes, crcs, strict=True)]
+            parts: list[tuple[Part, ...]] = [(part,) for part in map(Part, sizes, crcs)]
+            is_inside = (rows["nbytes"] <= end) & (rows["offset"] <= end - rows["nbytes"])
+            for n in np.flatnonzero(~is_inside | ~np.array([form.is_in_one for form in forms])):
+                extents[n] = index.extents(int(some[n]))
+                parts[n] = tuple([Part(nbytes, crc) for _, nbytes, crc in extents[n]])
+            columns = (
+                [form.layout for form in forms],
+                parts,
+                sources["nbytes"].tolist(),
+                sources["mtime_ns"].tolist(),
+            )
+            encoded = map(Encoded, index.keys_at(some), *columns)
+            yield from map(Stored, encoded, extents, [form.record_nbytes for form in forms])
 
     def _form(self, number: int, nbytes: int) -> Form:
         return Form.of(self.keys.layout(number), nbytes, marks_images=self.marks_images)
@@ -193,12 +198,9 @@ def read_batches(read: Reader, samples: Iterator[Stored | Failure]) -> Generator
                 some.batch.release()
 
 
-class _Target(NamedTuple):
-    """Where an extent goes in a batch, and the number of its result."""
-
-    begin: int
-    result: int
-    extent: Extent
+#: Of an extent: how far it is moved, where it goes in a batch, the number of its result, its bytes
+#: and their checksum.
+_Target = tuple[int, int, int, int, int]
 
 
 def _read_some(
@@ -213,9 +215,9 @@ def _read_some(
             results.append(sample)
         else:
             begin = nbytes
-            for extent in sample.extents:
-                targets.append(_Target(begin, len(results), extent))
-                begin += extent.nbytes
+            for offset, extent_nbytes, crc in sample.extents:
+                targets.append((offset - begin, begin, len(results), extent_nbytes, crc))
+                begin += extent_nbytes
             results.append(sample.encoded)
             nbytes += sample.nbytes
         if nbytes >= BATCH_NBYTES or len(results) >= BATCH_FILES:
@@ -233,26 +235,32 @@ def _read_some(
 
 
 def _fill(read: Reader, batch: Batch, targets: Sequence[_Target]) -> Read:
-    """Read payloads to where they go, at once where they lie in the file just so."""
-    buffer, is_filled = batch.payload, False
-    first = targets[0].extent.offset - targets[0].begin if targets else -1
-    if all(extent.offset - begin == first for begin, _, extent in targets) and first >= 0:
-        with suppress(LoadError, OSError):  # then one of them cannot be read
-            read(buffer, first)
-            is_filled = True
-    if not is_filled:
-        buffer[:] = bytes(len(buffer))  # nothing is left of what was there before
+    """Read payloads to where they go, at once those that lie in the file just so."""
     damaged: dict[int, str] = {}
-    for begin, result, extent in targets:
-        payload = buffer[begin : begin + extent.nbytes]
-        try:
-            if not is_filled:
-                read(payload, extent.offset)
-            if crc32(payload) != extent.crc32:
-                damaged[result] = "its checksum differs"
-        except (LoadError, OSError) as error:
-            damaged[result] = getattr(error, "strerror", None) or "the file was cut"
+    runs = [list(run) for _, run in groupby(targets, itemgetter(0))]
+    begins = [0, *(run[0][1] for run in runs[1:]), len(batch.payload)]
+    for run, (first, end) in zip(runs, pairwise(begins), strict=False):
+        is_read = _is_read(read, batch.payload[first:end], run[0][0] + first)
+        for moved, begin, result, nbytes, crc in run:
+            payload = batch.payload[begin : begin + nbytes]
+            try:
+                if not is_read:
+                    read(payload, begin + moved)
+                if crc32(payload) != crc:
+                    damaged[result] = "its checksum differs"
+            except (LoadError, OSError) as error:
+                damaged[result] = getattr(error, "strerror", None) or "the file was cut"
     return Read(batch, damaged)
+
+
+def _is_read(read: Reader, target: memoryview, offset: int) -> bool:
+    """Read samples in a row; tell whether all of them could be."""
+    if offset >= 0:
+        with suppress(LoadError, OSError):
+            read(target, offset)
+            return True
+    target[:] = bytes(len(target))  # nothing is left of what was there before
+    return False
 
 
 def _memory(nbytes: int) -> memoryview:

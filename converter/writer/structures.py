@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -24,12 +25,12 @@ from converter.format.headers import (
     kind_of,
     structure_nbytes,
 )
-from converter.format.index import Extent, IndexBuilder
+from converter.format.index import SOURCE, Extent, IndexBuilder
 from converter.format.layout import IMAGE, Layout, layout_json
 from converter.format.superblock import SUPERBLOCK_NBYTES, UNDEFINED, superblock
 from converter.samples import Batch, Encoded
 from converter.writer import provenance
-from converter.writer.journal import Row
+from converter.writer.journal import Rows
 
 
 class _Form(NamedTuple):
@@ -39,23 +40,19 @@ class _Form(NamedTuple):
     header: Header
     nbytes: int  # of the structures of each
     described: bytes
-    text: str
-
-
-class _Placed(NamedTuple):
-    """Headers, their offsets in a payload, and address and size of what their datasets hold."""
-
-    headers: list[Header]
-    places: list[int]
-    addresses: list[int]
-    sizes: list[int]
 
 
 @functools.lru_cache(maxsize=4096)
 def _form(layout: Layout) -> _Form:
-    described = layout_json(layout)
-    nbytes = structure_nbytes(layout)
-    return _Form(kind_of(layout), header(layout), nbytes, described, described.decode())
+    return _Form(kind_of(layout), header(layout), structure_nbytes(layout), layout_json(layout))
+
+
+def _forms(layouts: Sequence[Layout]) -> tuple[list[_Form], np.ndarray]:
+    """Return the forms of layouts, each once, and the number of each layout's."""
+    ids = list(map(id, layouts))
+    distinct = dict(zip(ids, layouts, strict=True))
+    numbers = dict(zip(distinct, range(len(distinct)), strict=True))
+    return list(map(_form, distinct.values())), np.array([numbers[one] for one in ids])
 
 
 class Structures:
@@ -70,62 +67,93 @@ class Structures:
     def __len__(self) -> int:
         return len(self._index)
 
-    def add(self, batch: Batch) -> list[Row]:
+    def add(self, batch: Batch) -> Rows:
         """Append samples; put HDF5's structures into the space their payload has for them.
 
         Returns what to record of each file, failures too.
         """
         samples = [result for result in batch.results if isinstance(result, Encoded)]
-        layouts = {id(sample.layout): sample.layout for sample in samples}
-        form_of = {number: _form(layout) for number, layout in layouts.items()}
-        forms = [form_of[id(sample.layout)] for sample in samples]
-        extents = self._lay_out(samples, form_of, batch.payload)
-        sources = [(sample.source_nbytes, sample.source_mtime_ns) for sample in samples]
-        keys, described = [sample.key for sample in samples], [form.described for form in forms]
-        self._index.extend([key.encode() for key in keys], described, extents, sources)
-        rows = map(Row, keys, [form.text for form in forms], extents, sources)
-        return [
-            next(rows) if isinstance(result, Encoded) else Row(result.key)
-            for result in batch.results
+        if not samples:
+            return Rows([], [(result.key,) for result in batch.results])
+        keys, layouts, parts, nbytes, mtimes_ns, _ = zip(*samples, strict=True)
+        forms, numbers = _forms(layouts)
+        counts = np.array(list(map(len, parts)))
+        extents = self._lay_out(samples, forms, numbers, counts, batch.payload)
+        sources = np.empty(len(samples), SOURCE)
+        sources["nbytes"], sources["mtime_ns"] = nbytes, mtimes_ns
+        described = [forms[number].described for number in numbers.tolist()]
+        self._index.extend([key.encode() for key in keys], described, counts, extents, sources)
+        flat, ends = extents.ravel().tolist(), (3 * counts.cumsum()).tolist()
+        each = zip(keys, numbers.tolist(), sources.tolist(), pairwise([0, *ends]), strict=True)
+        rows = ((key, n, *source, *flat[begin:end]) for key, n, source, (begin, end) in each)
+        content = [
+            next(rows) if isinstance(result, Encoded) else (result.key,) for result in batch.results
         ]
+        return Rows([form.described.decode() for form in forms], content)
 
     def _lay_out(
-        self, samples: Sequence[Encoded], form_of: Mapping[int, _Form], payload: memoryview
-    ) -> list[list[Extent]]:
-        """Put the structures of samples behind their payloads; return where these lie."""
-        begin, end, all_extents = self.end, self.end, []
-        placed = {form.kind: _Placed([], [], [], []) for form in form_of.values()}
-        placed_of = {number: placed[form.kind] for number, form in form_of.items()}
-        for sample in samples:
-            form, start, extents = form_of[id(sample.layout)], end, []
-            for nbytes, crc in sample.parts:
-                extents.append(Extent(end, nbytes, crc))
-                end += nbytes
-            all_extents.append(extents)
-            nbytes, address = end - start, start if end > start else UNDEFINED
-            if form.kind.filters:
-                address = self._put_tree(sample.layout, extents, payload[end - begin :])
-            end += form.nbytes
-            place = end - len(form.header.data)
-            self._headers.append(place)
-            alike = placed_of[id(sample.layout)]
-            alike.headers.append(form.header)
-            alike.places.append(place - begin)
-            alike.addresses.append(address)
-            alike.sizes.append(nbytes)
-        self.end = end
-        for kind, datasets in placed.items():
+        self,
+        samples: Sequence[Encoded],
+        forms: Sequence[_Form],
+        numbers: np.ndarray,
+        counts: np.ndarray,
+        payload: memoryview,
+    ) -> np.ndarray:
+        """Put the structures of samples behind their payloads; return the extents ``(P, 3)``.
+
+        ``numbers`` say which of the forms each has, and ``counts`` how many extents.
+        """
+        parts = chain.from_iterable(sample.parts for sample in samples)
+        extents = np.zeros((int(counts.sum()), 3), np.int64)
+        extents[:, 1:] = np.fromiter(chain.from_iterable(parts), np.int64).reshape(-1, 2)
+        firsts = np.concatenate(([0], counts.cumsum()))
+        offsets = np.concatenate(([0], extents[:, 1].cumsum()))  # if all were payload
+        begins, sizes = offsets[firsts[:-1]], np.diff(offsets[firsts])
+        each = [(form.nbytes, len(form.header.data), bool(form.kind.filters)) for form in forms]
+        structures, header_sizes, in_chunks = np.array(each)[numbers].T
+        ends = self.end + (sizes + structures).cumsum()
+        starts = ends - structures - sizes
+        extents[:, 0] = offsets[:-1] + np.repeat(starts - begins, counts)
+        addresses = np.where(sizes > 0, starts.astype(np.uint64), np.uint64(UNDEFINED))
+        for n in np.flatnonzero(in_chunks).tolist():
+            places = [Extent(*place) for place in extents[firsts[n] : firsts[n + 1]].tolist()]
+            addresses[n] = self._put_tree(samples[n].layout, places, payload)
+        self._put_headers(forms, numbers, payload, ends - header_sizes, addresses, sizes)
+        self.end = int(ends[-1])
+        return extents
+
+    def _put_headers(
+        self,
+        forms: Sequence[_Form],
+        numbers: np.ndarray,
+        payload: memoryview,
+        *columns: np.ndarray,
+    ) -> None:
+        """Put object headers where they go: ``columns`` are their places, addresses and sizes."""
+        self._headers.frombytes(columns[0].astype(np.uint64).tobytes())
+        kinds: dict[Kind, list[int]] = {}
+        for number, form in enumerate(forms):
+            kinds.setdefault(form.kind, []).append(number)
+        for kind, alike in kinds.items():
             self._has_images |= kind.content == IMAGE
             self._has_chunks |= bool(kind.filters)
-            fill_headers(np.frombuffer(payload, np.uint8), *datasets)
-        return all_extents
+            chosen = np.isin(numbers, alike) if len(kinds) > 1 else slice(None)
+            places, addresses, nbytes = (column[chosen] for column in columns)
+            fill_headers(
+                np.frombuffer(payload, np.uint8),
+                [forms[number].header for number in alike],
+                np.searchsorted(alike, numbers[chosen]),
+                places=places - self.end,
+                addresses=addresses,
+                nbytes=nbytes,
+            )
 
-    def _put_tree(self, layout: Layout, extents: Sequence[Extent], space: memoryview) -> int:
+    def _put_tree(self, layout: Layout, extents: Sequence[Extent], payload: memoryview) -> int:
         """Put the B-tree of a dataset's chunks behind them; return its root's address."""
         assert layout.chunks is not None
         address = extents[-1].offset + extents[-1].nbytes
         nodes, root = chunk_tree(layout.shape, layout.chunks, extents, address)
-        space[: len(nodes)] = nodes
+        payload[address - self.end :][: len(nodes)] = nodes
         return root
 
     def write(self, file: BinaryIO, attributes: Mapping[str, str]) -> bytes:
@@ -152,25 +180,25 @@ class Structures:
             crc = crc32(data, crc)
             self.end += len(data)
 
-        open_folders = [groups.Links(b"")]
+        open_folders: list[tuple[bytes, groups.Links]] = [(b"", [])]
 
         def close_folder() -> None:
-            folder = open_folders.pop()
-            data, address = groups.group(folder.sorted(), self.end)
-            open_folders[-1].add(folder.name, address)
+            name, links = open_folders.pop()
+            data, address = groups.group(sorted(links), self.end)
+            open_folders[-1][1].append((name, address))
             write(data)
 
         def enter(folders: list[bytes]) -> None:
-            while [folder.name for folder in open_folders[1:]] != folders[: len(open_folders) - 1]:
+            while [name for name, _ in open_folders[1:]] != folders[: len(open_folders) - 1]:
                 close_folder()
-            open_folders.extend(map(groups.Links, folders[len(open_folders) - 1 :]))
+            open_folders.extend((name, []) for name in folders[len(open_folders) - 1 :])
 
         path = b""
         for key, address in zip(self._index.keys(), self._headers, strict=True):
             before, (path, slash, name) = path, key.rpartition(b"/")
             if path != before:
                 enter(path.split(b"/") if slash else [])
-            open_folders[-1].add(name, address)
+            open_folders[-1][1].append((name, address))
         while len(open_folders) > 1:
             close_folder()
         extension = UNDEFINED
@@ -182,6 +210,6 @@ class Structures:
         )
         heap, messages = groups.texts(attributes, self.end)
         write(heap)
-        data, root = groups.group(open_folders[0].sorted(), self.end, messages)
+        data, root = groups.group(sorted(open_folders[0][1]), self.end, messages)
         write(data)
         return root, extension, crc

@@ -18,7 +18,7 @@ from pathlib import Path
 from converter.errors import ConverterError, WriteError
 from converter.files import DISK_FULL, lock, synchronise, write_at
 from converter.samples import Batch
-from converter.writer.journal import Head, Journal, Row
+from converter.writer.journal import Head, Journal, Rows
 from converter.writer.paths import MARK_NBYTES, Paths
 from converter.writer.payloads import Payloads, is_large
 from converter.writer.resume import Prefix
@@ -56,7 +56,7 @@ class Writer:
         self._state = _State.LOCKED
         self._threads = threads
         self._payloads: Payloads | None = None
-        self._unrecorded: deque[tuple[int, list[Row]]] = deque()  # with the end of each batch
+        self._unrecorded: deque[tuple[int, Rows]] = deque()  # with the end of each batch
 
     def lock(self) -> None:
         """Keep other runs away. What is there stays as it is.
@@ -141,7 +141,7 @@ class Writer:
             if self._is_resumable:
                 self._journal.append(rows)
             self._unrecorded.popleft()
-            self.recorded += sum(row.layout is not None for row in rows)
+            self.recorded += sum(len(row) > 1 for row in rows.content)
 
     def settle(self) -> None:
         """Wait until all batches are recorded, or one cannot be written."""

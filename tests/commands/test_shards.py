@@ -23,7 +23,6 @@ from converter.cli import main
 from converter.commands.convert import FILES_BEFORE_GIVING_UP
 from converter.errors import ConverterError, LoadError
 from converter.writer import large_reads
-from converter.writer.payloads import UNCACHED
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.images import save, save_jpegs
 from helpers.run import (
@@ -119,7 +118,7 @@ def test_parts_that_are_large_together_are_read_past_the_page_cache(
     real, uncached = os.preadv, []
 
     def preadv(descriptor: int, some: list[memoryview], offset: int, flags: int = 0) -> int:
-        uncached.append(flags == UNCACHED)
+        uncached.append(flags == large_reads.UNCACHED)
         return real(descriptor, some, offset)
 
     monkeypatch.setattr(os, "preadv", preadv)

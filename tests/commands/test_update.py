@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from converter import H5Folder
+from converter.files import Handle
 from converter.writer.reuse import FAILURES_AT_ONCE
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.damage import cut_in_half, flip, parts_of, payload_of, without_sources
@@ -978,10 +979,58 @@ def test_a_damaged_payload_is_read_again(
     flip(output, (part.begin + part.end) // 2, 3)
     ended = update(album, output, workers)
     assert ended.status == 0, ended.err
-    assert f"1 of the files kept are damaged in {output}: they are read again" in ended.err
+    assert f"1 of the files kept were damaged in {output}: they were read again" in ended.err
     assert_changes(ended, kept=5)  # of the files none has changed
     assert output.read_bytes() == good
     assert_as_fresh(album, output, *flags)
+
+
+@pytest.mark.parametrize("workers", ["--workers=1", "--workers=3"])
+def test_damaged_payloads_among_changed_files_are_read_again(
+    workers, folder, output, tmp_path, convert, update, assert_as_fresh
+):
+    """Also the first and the last, two in a row, and one whose source now fails."""
+    flags = reading(tmp_path)
+    arrays = {f"{number:03d}.npy": numbers(number) for number in range(0, 120, 2)}
+    write_arrays(folder, arrays)
+    settle(folder)
+    convert(folder, output, *flags)
+    for number in (0, 50, 52, 60, 118):
+        flip(output, payload_of(output, f"{number:03d}.npy").begin)
+    (folder / "060.npy").write_bytes(bytes((folder / "060.npy").stat().st_size))
+    write_arrays(folder, {f"{number:03d}.npy": numbers(number) for number in range(1, 120, 2)})
+    settle(folder)
+    (tmp_path / "read.log").unlink()
+    ended = update(folder, output, workers, *flags)
+    assert ended.status == 1
+    assert f"5 of the files kept were damaged in {output}: they were read again" in ended.err
+    assert_changes(ended, added=60, removed=1, kept=59)
+    read = (tmp_path / "read.log").read_text().split()
+    assert sorted(read) == sorted({*read}) and len(read) == 65  # each once
+    assert_as_fresh(folder, output, *flags)
+
+
+def test_what_is_kept_is_read_once_and_neighbours_together(
+    album, output, convert, update, assert_as_fresh, monkeypatch
+):
+    convert(album, output, "--compression=none")
+    real, found = Handle.read_into, []
+
+    def read_into(handle: Handle, target: memoryview, offset: int) -> None:
+        found.append((offset, memoryview(target).nbytes))
+        real(handle, target, offset)
+
+    monkeypatch.setattr(Handle, "read_into", read_into)
+    save_jpegs(album, ["c.jpg"])
+    (album / "b.jpg").unlink()
+    payloads = {name: payload_of(output, name) for name in NAMES}
+    found.clear()
+    assert_changes(update(album, output), added=1, removed=1, kept=4)
+    begins = [payload.begin for payload in payloads.values()]
+    reads = [(offset, nbytes) for offset, nbytes in found if begins[0] <= offset <= begins[-1]]
+    assert [offset for offset, _ in reads] == [begins[0], begins[2]]
+    assert sum(nbytes for _, nbytes in reads) < payloads["z/e.jpg"].end
+    assert_as_fresh(album, output, "--compression=none")
 
 
 def test_a_damaged_payload_whose_source_is_gone_is_no_matter(

@@ -443,7 +443,8 @@ def test_an_array_of_more_than_4_gib(shape, tmp_path):
     nbytes, address = math.prod(shape), SUPERBLOCK_NBYTES
     form = headers.header(Layout(np.dtype("u1"), shape))
     header = np.zeros(len(form.data), np.uint8)
-    headers.fill_headers(header, [form], places=[0], addresses=[address], nbytes=[nbytes])
+    zero, addresses, sizes = (np.array([number]) for number in (0, address, nbytes))
+    headers.fill_headers(header, [form], zero, places=zero, addresses=addresses, nbytes=sizes)
     after = address + nbytes
     group, root = groups.group([(b"x", after)], after + len(header))
     path = tmp_path / "OUT.h5"
