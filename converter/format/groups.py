@@ -13,7 +13,7 @@ import struct
 from array import array
 from collections.abc import Mapping, Sequence
 
-import h5py
+import numpy as np
 
 from converter.format import chunk_tree
 from converter.format.chunk_tree import btree
@@ -33,6 +33,8 @@ NODE_K, TREE_K = 4, 16  # HDF5's defaults for symbol table nodes and the B-tree 
 NODE_ENTRIES, NODE_CHILDREN = 2 * NODE_K, 2 * TREE_K
 ENTRY = struct.Struct("<QQII16x")
 SMALLEST_HEAP_NBYTES = 4096
+#: The head of the datatype of variable-length strings, version 1: class, and flags.
+UTF_8_TEXT = bytes((0x19, 1, 1, 0))
 
 
 class Links:
@@ -127,9 +129,9 @@ def texts(attributes: Mapping[str, str], address: int) -> tuple[bytes, list[byte
     Variable-length strings, for these are what readers in all languages give as text.
     """
     objects, messages = b"", []
-    in_memory, space = datatype(h5py.string_dtype("utf-8")), dataspace(())
-    # a pointer there; in the file its size, address of the heap and number in it
-    kind = in_memory[:4] + (4 + 8 + 4).to_bytes(4, "little") + in_memory[8:]
+    # size, address of the heap and number in it
+    nbytes, space = 4 + 8 + 4, dataspace(())
+    kind = UTF_8_TEXT + nbytes.to_bytes(4, "little") + datatype(np.dtype(np.uint8))
     for number, (name, text) in enumerate(attributes.items(), 1):
         data, label = text.encode(), name.encode() + b"\0"
         head = struct.pack("<HHIQ", number, 0, 0, len(data))

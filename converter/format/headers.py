@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import h5py
 import numpy as np
-from h5py import h5t
 
 from converter.codecs.filters import FilterPipeline
 from converter.format.checksum import (
@@ -27,7 +25,7 @@ from converter.format.checksum import (
     lookup3,
 )
 from converter.format.chunk_tree import tree_nbytes
-from converter.format.layout import IMAGE, Layout
+from converter.format.layout import IMAGE, NUMBERS, Layout
 from converter.format.superblock import UNDEFINED
 
 DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE = 0x01, 0x03, 0x05, 0x08, 0x0B
@@ -36,6 +34,12 @@ CONSTANT, NEVER_SHARED = 1, 4  # message flags
 LARGEST_MESSAGE_NBYTES = 2**16 - 1
 SHARE_OF_IMAGE = 100
 MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
+#: Heads of datatypes, version 1: class, or with flags; the size follows.
+INTEGER, FLOAT, ENUM = 0x10, 0x11, 0x18
+STRING, UTF_8_STRING = bytes((0x13, 0, 0, 0)), bytes((0x13, 0x11, 0, 0))
+BIG_ENDIAN, SIGNED, IMPLIED_BIT = 0x01, 0x08, 0x20
+#: Bits of exponent and mantissa of IEEE 754, by bytes.
+FLOATS = {2: (5, 10), 4: (8, 23), 8: (11, 52)}
 
 
 class Template(NamedTuple):
@@ -179,8 +183,30 @@ def dataspace(shape: tuple[int, ...]) -> bytes:
 
 def datatype(dtype: np.dtype) -> bytes:
     """Return a datatype message, as HDF5 itself encodes it (behind a head of two bytes)."""
+    if dtype.char in NUMBERS and dtype.metadata is None:  # by metadata h5py knows enums
+        return _number(dtype)
+    from h5py import h5t  # its import takes 25 ms
+
     # not cached: dtypes of ASCII and UTF-8 are equal, and one would be taken for the other
     return bytes(h5t.py_create(dtype, logical=True).encode()[2:])
+
+
+def _number(dtype: np.dtype) -> bytes:
+    """Return the message of a bool, an integer or a float."""
+    nbytes, bits = dtype.itemsize, 8 * dtype.itemsize
+    if dtype.kind == "b":
+        names = b"FALSE".ljust(8, b"\0") + b"TRUE".ljust(8, b"\0")
+        return (
+            struct.pack("<BHBI", ENUM, 2, 0, nbytes) + _number(np.dtype(np.int8)) + names + b"\0\1"
+        )
+    flags = BIG_ENDIAN if dtype.newbyteorder("<") != dtype else 0
+    if dtype.kind == "f":
+        exponent, mantissa = FLOATS[nbytes]
+        head = struct.pack("<BBHIHH", FLOAT, flags | IMPLIED_BIT, bits - 1, nbytes, 0, bits)
+        bias = 2 ** (exponent - 1) - 1
+        return head + struct.pack("<BBBBI", mantissa, exponent, 0, mantissa, bias)
+    flags |= SIGNED if dtype.kind == "i" else 0
+    return struct.pack("<BBHIHH", INTEGER, flags, 0, nbytes, 0, bits)
 
 
 def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
@@ -195,7 +221,7 @@ def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, byte
 def text_attribute(name: str, value: str) -> bytes:
     """Return an attribute message: a fixed-length UTF-8 string."""
     data = value.encode() or b"\0"
-    return attribute(name, datatype(h5py.string_dtype("utf-8", len(data))), data)
+    return attribute(name, UTF_8_STRING + len(data).to_bytes(4, "little"), data)
 
 
 def attribute(name: str, kind: bytes, data: bytes) -> bytes:
@@ -217,9 +243,8 @@ def _image_attributes(rank: int) -> list[bytes]:
         texts["INTERLACE_MODE"] = "INTERLACE_PIXEL"
     attributes = []
     for name, text in texts.items():
-        data, kind = text.encode() + b"\0", h5t.C_S1.copy()
-        kind.set_size(len(data))
-        attributes.append(attribute(name, bytes(kind.encode()[2:]), data))
+        data = text.encode() + b"\0"
+        attributes.append(attribute(name, STRING + len(data).to_bytes(4, "little"), data))
     if rank == 2:
         attributes.append(attribute("IMAGE_WHITE_IS_ZERO", datatype(np.dtype(np.uint8)), b"\0"))
     return attributes

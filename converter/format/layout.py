@@ -23,6 +23,7 @@ HARMLESS_NBYTES = 1 << 30
 LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
 MOST_DIMENSIONS = 32  # H5S_MAX_RANK
 IMAGE = "image"  # an array that HDF5's structures, and not the index, mark as an image
+NUMBERS = "?bBhHiIlLqQefd"  # characters of dtypes that numpy and HDF5 have in common
 #: Numbers, fixed-length bytes and opaque items; never "O", a pointer of the file's choice.
 SCALAR_DTYPE = re.compile(
     r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SV][1-9][0-9]{0,8})"
