@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from converter.codecs.compression import AUTO, OF_AUTO
 from converter.samples import Note, Plan
-from converter.sources.encoder import Choice
+from converter.sources.readers import Choice
 
 if TYPE_CHECKING:
     from converter.commands.dry_run import Advice, Outcome

@@ -6,9 +6,6 @@ import functools
 import os
 import re
 import stat
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,46 +28,13 @@ from converter.images.formats import decode_noted, encode_again, extension_of
 from converter.images.picture import Bytes, Image, Resized
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
-from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.readers import READERS, Choice, Settings
 from converter.sources.resampling import resize
 from converter.sources.resizing import DEFAULT_QUALITY, Resizing
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
 MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # differs from run to run
-
-
-class Choice(NamedTuple):
-    """A way to store samples, to be compared with others."""
-
-    store: str
-    compression: Compression
-    resizing: Resizing | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides how a file becomes a payload; travels to the workers.
-
-    With ``choices`` samples are not encoded but surveyed: `Surveyed` says how large each choice
-    would make them.
-    """
-
-    root: str
-    store: str = "array"
-    compression: Compression = AUTO
-    reader: str = DEFAULT_READER
-    check_decoding: bool = True
-    max_pixels: int | None = None
-    path_functions: Path | None = None
-    functions_text: bytes | None = None  # of that file, for machines that may not have it
-    choices: tuple[Choice, ...] = ()
-    file_timeout: float | None = None  # seconds; for `pool`
-    resizing: Resizing | None = None  # not with functions
-
-    def start(self) -> Encoder:
-        """Return the encoder that does the work in this process."""
-        return Encoder(self)
 
 
 class Encoder:
