@@ -32,7 +32,16 @@ from converter.commands.request import (
 )
 from converter.errors import ConverterError, StoppedError
 from converter.files import Spare, open_hdf5
-from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run, until_failure
+from converter.samples import (
+    BASE_NBYTES,
+    Batch,
+    Encoded,
+    Failure,
+    KeyList,
+    Plan,
+    Run,
+    until_failure,
+)
 from converter.sources import readers, user_functions
 from converter.sources.readers import READERS, Choice
 from converter.streams import open_closed_descriptors
@@ -154,8 +163,7 @@ class _Conversion:
             self._writer.lock()
             if self._request.restart:
                 self._writer.discard()
-        # my_read may take long, or do more than read: it is called once for each file
-        once = ReadOnce(run, 0 if self._request.custom_read_func else SMALLEST_NBYTES)
+        once = ReadOnce(run, _least_kept_nbytes(self._request))
         batches = self._start(once.run, attributes)
         once.begin()
         if self.report.is_unchanged:
@@ -290,6 +298,15 @@ class _Conversion:
             f"({writer.nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs about "
             f"{needed / 1e6:,.1f} MB more (--restart starts over)"
         )
+
+
+def _least_kept_nbytes(request: Request) -> int:
+    """Return how large a sample must be to be kept rather than read a second time."""
+    if request.custom_read_func:
+        return 0  # it may take long, or do more than read: it is called once for each file
+    if request.skip_decode_check:
+        return BASE_NBYTES  # a smaller one is read in less time than batches are cut for it
+    return SMALLEST_NBYTES
 
 
 def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:

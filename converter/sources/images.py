@@ -111,12 +111,25 @@ def read_into(path: str, allocate: Allocate) -> memoryview:
 
     Raises UnreadableError when its size changes meanwhile: it would be stored in part.
     """
-    with io.FileIO(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        target = allocate(size)
-        done = 0
-        while done < size and (count := file.readinto(target[done:])):
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(descriptor).st_size
+        target, behind = allocate(size), bytearray(1)
+        done = _read_some(descriptor, target, behind)
+        # one call returns at most 2 GiB
+        while done < size and (count := _read_some(descriptor, target[done:], behind)):
             done += count
-        if done != size or file.read(1):
+        if done != size:
             raise UnreadableError("it changed while it was read")
         return target
+    finally:
+        os.close(descriptor)
+
+
+def _read_some(descriptor: int, target: memoryview, behind: bytearray) -> int:
+    """Fill a buffer, and one more byte where there is one: a file must end with the first."""
+    if hasattr(os, "readv"):
+        return os.readv(descriptor, [target, behind])
+    with io.FileIO(descriptor, closefd=False) as file:  # Windows
+        count = file.readinto(target)
+        return count if count < len(target) else count + file.readinto(behind)
