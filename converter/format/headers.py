@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ ATTRIBUTE, ATTRIBUTE_INFO = 0x0C, 0x15
 CONSTANT, NEVER_SHARED = 1, 4  # message flags
 LARGEST_MESSAGE_NBYTES = 2**16 - 1
 SHARE_OF_IMAGE = 100
+MANY_NEW = 10  # layouts: numpy takes as long for them as Python for each
 MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
 #: Heads of datatypes, version 1: class, or with flags; the size follows.
 INTEGER, FLOAT, ENUM = 0x10, 0x11, 0x18
@@ -64,17 +66,33 @@ class Kind(NamedTuple):
     content: str
 
 
-class Header(NamedTuple):
+@dataclass(eq=False)
+class Header:
     """The object header of datasets of one layout, without address and size of their payloads.
 
-    All have the same first ``begin`` bytes, and so the same ``state`` of the checksum after these.
+    All of one kind have the same bytes before the shape, all of one layout before the address.
+    ``is_used`` tells whether there were datasets of it already.
     """
 
     data: bytes
+    shape_at: int
     address_at: int
     nbytes_at: int
-    begin: int
-    state: State
+    is_used: bool = False
+
+    @cached_property
+    def state(self) -> State:
+        """Return the state of the checksum before the step with the address."""
+        return self.state_before(self.address_at)
+
+    def state_before(self, place: int) -> State:
+        begin = _step_of(place)
+        return beginning(self.data[:begin], len(self.data) - CHECKSUM_NBYTES)
+
+
+def _step_of(place: int) -> int:
+    """Return where the step of the checksum begins in which a byte is."""
+    return place - place % STEP_NBYTES
 
 
 def kind_of(layout: Layout) -> Kind:
@@ -129,9 +147,7 @@ def header(layout: Layout) -> Header:
     struct.pack_into(f"<{len(layout.shape)}Q", data, form.shape_at, *layout.shape)
     if form.chunks_at >= 0 and layout.chunks is not None:
         struct.pack_into(f"<{len(layout.chunks)}I", data, form.chunks_at, *layout.chunks)
-    begin = form.address_at - form.address_at % STEP_NBYTES
-    state = beginning(bytes(data[:begin]), len(data) - CHECKSUM_NBYTES)
-    return Header(bytes(data), form.address_at, form.nbytes_at, begin, state)
+    return Header(bytes(data), form.shape_at, form.address_at, form.nbytes_at)
 
 
 def fill_headers(
@@ -154,12 +170,27 @@ def fill_headers(
         if start >= 0:
             raw = np.array(numbers, "<u8").view(np.uint8).reshape(count, 8)
             rows[:, start : start + 8] = raw
-    ends = rows[:, first.begin : -CHECKSUM_NBYTES]
-    checksums = lookup3(ends, [form.state for form in forms])
+    begin, states = _begun(forms)
+    checksums = lookup3(rows[:, begin:-CHECKSUM_NBYTES], states)
     rows[:, -CHECKSUM_NBYTES:] = checksums.astype("<u4").view(np.uint8).reshape(count, -1)
     starts = len(buffer) - length + 1
     windows: np.ndarray = np.ndarray((starts, length), np.uint8, buffer, strides=(1, 1))
     windows[np.array(places)] = rows
+
+
+def _begun(forms: Sequence[Header]) -> tuple[int, list[State]]:
+    """Return up to where checksums are known, and their states there.
+
+    Of encoded files each has a layout of its own, of photos nearly each: where many layouts are
+    new, only what is before the shape is left out of the many checksums made at once.
+    """
+    first = forms[0]
+    new = [form for form in forms if not form.is_used]
+    for form in new:
+        form.is_used = True
+    if len(new) >= MANY_NEW:
+        return _step_of(first.shape_at), [first.state_before(first.shape_at)] * len(forms)
+    return _step_of(first.address_at), [form.state for form in forms]
 
 
 def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -133,12 +134,31 @@ def layout_json(layout: Layout) -> bytes:
 
     Encoded files share one description: the length of each is that of its payload.
     """
+    if not layout.has_shape:
+        return _json_of_encoded()
+    content = "array" if layout.content == IMAGE else layout.content
+    return _json(layout.dtype, layout.shape, layout.chunks, layout.filters, content)
+
+
+@functools.cache
+def _json_of_encoded() -> bytes:
+    """Return what is asked for each file anew: its layout is its own."""
+    return _json(np.dtype(np.uint8), (None,), None, (), "encoded")
+
+
+def _json(
+    dtype: np.dtype[Any],
+    shape: tuple[int | None, ...],
+    chunks: tuple[int, ...] | None,
+    filters: FilterPipeline,
+    content: str,
+) -> bytes:
     described = {
-        "dtype": np.lib.format.dtype_to_descr(layout.dtype),
-        "shape": layout.shape if layout.has_shape else (None,),
-        "chunks": layout.chunks,
-        "filters": layout.filters,
-        "content": "array" if layout.content == IMAGE else layout.content,
+        "dtype": np.lib.format.dtype_to_descr(dtype),
+        "shape": shape,
+        "chunks": chunks,
+        "filters": filters,
+        "content": content,
     }
     return json.dumps(described, separators=(",", ":")).encode()
 

@@ -20,7 +20,7 @@ from converter.codecs.filters import FilterPipeline, crc32
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import structure_nbytes, template
-from converter.format.layout import NUMBERS, Layout
+from converter.format.layout import IMAGE, NUMBERS, Layout
 from converter.format.superblock import SUPERBLOCK_NBYTES, superblock
 from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
@@ -616,3 +616,22 @@ def test_the_datatype_of_text_is_as_libhdf5_encodes_it(text: str) -> None:
     kind = h5py.string_dtype("utf-8", len(text.encode()))
     made = bytes(h5py.h5t.py_create(kind, logical=True).encode()[2:])
     assert headers.text_attribute("name", text) == headers.attribute("name", made, text.encode())
+
+
+@pytest.mark.parametrize("content", ["encoded", IMAGE])
+def test_headers_of_many_new_layouts_are_those_of_each_alone(content: str) -> None:
+    shape = () if content == "encoded" else (300, 3)
+    layouts = [Layout(np.dtype("u1"), (1000 + n, *shape), content=content) for n in range(40)]
+    alone = []
+    for layout in layouts:
+        header = headers.header.__wrapped__(layout)
+        alone.append(np.zeros(len(header.data), np.uint8))
+        headers.fill_headers(alone[-1], [header], places=[0], addresses=[48], nbytes=[7])
+    length = len(alone[0])
+    forms = [headers.header.__wrapped__(layout) for layout in layouts]
+    for _ in range(2):  # new, and used before
+        made = np.zeros(len(forms) * length, np.uint8)
+        places = range(0, len(made), length)
+        count = len(forms)
+        headers.fill_headers(made, forms, places, addresses=[48] * count, nbytes=[7] * count)
+        np.testing.assert_array_equal(made.reshape(count, length), alone)
