@@ -21,6 +21,7 @@ from converter.images import others
 
 if TYPE_CHECKING:
     from converter.images.picture import Allocate, Bytes, Image, Least, Resized
+    from converter.samples import Note
 
 #: Counts up whenever a file may come out as another array than before, or as a failure.
 REVISION = 1
@@ -112,6 +113,17 @@ def decode_noted(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return jpeg.decode(data, least) if kind is JPEG else _decoded(kind, data)
+
+
+def check_noted(data: Bytes, extension: str, allocate: Allocate | None = None) -> Note:
+    """Raise what `decode_noted` raises, or return what it notes: no pixels are wanted."""
+    kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
+    if kind is JPEG:
+        from converter.images import jpeg
+
+        if jpeg.is_whole(data, allocate):
+            return jpeg.note_of(data)
+    return decode_noted(data, extension, allocate).note
 
 
 def decode_image(data: Bytes, extension: str) -> np.ndarray:

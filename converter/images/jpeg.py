@@ -105,6 +105,19 @@ def decode_reduced(data: Bytes, factor: int, allocate: Allocate | None = None) -
     return array if channels == 3 else array[:, :, 0]
 
 
+def is_whole(data: Bytes, allocate: Allocate | None = None) -> bool:
+    """Tell whether `decode_fast` gives an image, without its pixels; False may mean not known.
+
+    All of the data is decoded, but of each block of pixels only the mean is calculated: 0.7 of
+    the time of a photo of 500 x 375, and less of a larger one.
+
+    Raises UnreadableError for too many pixels.
+    """
+    if reducible_shape(data) is None:
+        return False
+    return decode_reduced(data, FACTORS[0], allocate) is not None
+
+
 def decode_fast(
     data: Bytes, allocate: Allocate | None = None, least: Least | None = None
 ) -> Image | None:
@@ -115,11 +128,11 @@ def decode_fast(
     size, factor = _factor(data, least) if least and decoders_agree() else (None, 1)
     if factor == 1:
         array = pixels(data, allocate)
-        return None if array is None else Image(array, _note(data))
+        return None if array is None else Image(array, note_of(data))
     if reducible_shape(data) is None or not reducing_agrees():
         return None
     array = decode_reduced(data, factor, allocate)
-    return None if array is None else Image(array, _note(data), Pixels(size=size))
+    return None if array is None else Image(array, note_of(data), Pixels(size=size))
 
 
 def _factor(data: Bytes, least: Least) -> tuple[Size | None, int]:
@@ -229,7 +242,7 @@ def _decode_with_pillow(data: Bytes, least: Least | None = None) -> Image:
         if least and (wanted := least(size)):
             image.draft(None, wanted)
         is_smaller = image.size != size
-        return Image(np.array(image), _note(data), Pixels(size=size if is_smaller else None))
+        return Image(np.array(image), note_of(data), Pixels(size=size if is_smaller else None))
 
 
 def _bits_of(data: Bytes) -> int | None:
@@ -239,7 +252,7 @@ def _bits_of(data: Bytes) -> int | None:
     return next((data[offset + 4] for offset in headers if offset + 4 < len(data)), None)
 
 
-def _note(data: Bytes) -> Note:
+def note_of(data: Bytes) -> Note:
     """Note the index of a multi-picture file (CIPA DC-007): an APP2 "MPF"."""
     if len(data) <= QUICKLY_SEARCHED_NBYTES and b"MPF\0" not in bytes(data):
         return Note.NONE

@@ -6,6 +6,8 @@ import functools
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from converter.errors import UnreadableError, UnstorableError, describe
 from converter.files import are_descriptors_used_up
 from converter.format.headers import is_image, structure_nbytes
 from converter.format.layout import IMAGE, Layout
-from converter.images.formats import decode_noted, encode_again, extension_of
+from converter.images.formats import check_noted, decode_noted, encode_again, extension_of
 from converter.images.picture import Bytes, Image, Resized
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
@@ -162,18 +164,13 @@ class Encoder:
                 resized = Resized(image.array, image.pixels, *target, quality)
                 data = memoryview(encode_again(data, extension_of(path), resized))
         elif self._settings.check_decoding:
-            note = self._decode(path, data, None).note
+            with _explaining(path):
+                note = check_noted(data, extension_of(path), self._scratch.view)
         return np.frombuffer(data, np.uint8), "encoded", note
 
-    def _decode(self, path: str, data: Bytes, resizing: Resizing | None) -> Image:
-        least = resizing.least if resizing else None
-        try:
-            return decode_noted(data, extension_of(path), self._scratch.view, least)
-        except UnreadableError:
-            raise
-        except Exception as error:
-            text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
-            raise UnreadableError(text) from error
+    def _decode(self, path: str, data: Bytes, resizing: Resizing) -> Image:
+        with _explaining(path):
+            return decode_noted(data, extension_of(path), self._scratch.view, resizing.least)
 
     def _keep(
         self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
@@ -258,6 +255,18 @@ def _regular_file(path: str) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableError("not a regular file (a pipe, socket or device)")
     return status
+
+
+@contextmanager
+def _explaining(path: str) -> Iterator[None]:
+    """Have decoders name the file, and not the memory it is in."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except Exception as error:
+        text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
+        raise UnreadableError(text) from error
 
 
 def _one_line(reason: str, root: str) -> str:
