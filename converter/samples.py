@@ -120,6 +120,7 @@ class Note(Flag):
     ALPHA = 128  # left out: OpenCV
     FEW_VALUES = 256  # one channel of few values, as labels have, was interpolated
     HOLES = 512  # one channel of depth with many zeros was interpolated
+    RESIZED = 1024  # as --resize asks; not of one that needed no change
 
 
 class Part(NamedTuple):

@@ -147,9 +147,11 @@ class Encoder:
             array, content = as_storable(self._my_read(path))
             return array, content, Note.NONE
         image = self._read(path, buffer.view, resizing.least if resizing else None)
+        note = image.note
         if resizing is not None:
-            image, _ = resize(image, resizing)
-        return as_storable(image.array).array, "array", image.note
+            image, target = resize(image, resizing)
+            note = image.note if target is None else image.note | Note.RESIZED
+        return as_storable(image.array).array, "array", note
 
     def _file(
         self, path: str, buffer: Buffer, resizing: Resizing | None
@@ -160,6 +162,7 @@ class Encoder:
             image, target = resize(self._decode(path, data, resizing), resizing)
             note = image.note
             if target is not None:
+                note |= Note.RESIZED
                 quality = DEFAULT_QUALITY if resizing.quality is None else resizing.quality
                 resized = Resized(image.array, image.pixels, *target, quality)
                 data = memoryview(encode_again(data, extension_of(path), resized))
