@@ -35,20 +35,7 @@ _HOMES = {
     "convert": "converter.commands.convert",
     "read_image": "converter.sources.images",
 }
-__all__ = [
-    "CenterCrop",
-    "ConverterError",
-    "H5Folder",
-    "H5ImageFolder",
-    "H5Loader",
-    "H5Sampler",
-    "RandomCrop",
-    "RandomResizedCrop",
-    "Resize",
-    "StoppedError",
-    "convert",
-    "read_image",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -114,9 +114,8 @@ class Spare:
             for _ in range(count):
                 self._held.append(os.open(os.devnull, os.O_RDONLY))
 
-    def release(self, count: int | None = None) -> None:
-        """Close so many, or all."""
-        for _ in range(len(self._held) if count is None else min(count, len(self._held))):
+    def release(self) -> None:
+        while self._held:
             os.close(self._held.pop())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 from converter.callbacks import Progress
 
@@ -14,9 +14,9 @@ SECONDS_BETWEEN_LINES = 30.0
 class ProgressBar:
     """Shows `Progress` as it grows; use as a context manager."""
 
-    def __init__(self, *, quiet: bool, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._quiet = quiet
+    def __init__(self, *, quiet: bool, seconds: float = SECONDS_BETWEEN_LINES) -> None:
+        self._stream = sys.stderr
+        self._quiet, self._seconds = quiet, seconds
         self._bar: Any = None
         self._start = self._last_line = time.monotonic()
 
@@ -28,12 +28,12 @@ class ProgressBar:
             self._bar.close()
 
     def show(self, progress: Progress) -> None:
-        """Show it: on a terminal at once, elsewhere every 30 seconds."""
+        """Show it: on a terminal at once, elsewhere after so many seconds."""
         if self._quiet:
             return
         if self._stream.isatty():
             self._show_bar(progress)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._last_line >= self._seconds:
             self._last_line = time.monotonic()
             print(_line(progress, self._last_line - self._start), file=self._stream)
 

@@ -27,7 +27,6 @@ NOTICE: str | None = (
 )
 NEEDS_INDEX_CHECKSUM = True  # a frame has none
 INFLATION = 1 << 15  # measured with chunks of 4 MiB of zeros
-LARGEST_ITEM_NBYTES: int | None = LARGEST_CHUNK_NBYTES  # zeros of a larger one inflate beyond that
 PAYLOAD_VERSION = 1
 
 BLOCK_NBYTES = 96 << 10  # fixed: Blosc2's own choice depends on the machine's caches
@@ -64,8 +63,9 @@ def typesize_of(shape: tuple[int, ...], itemsize: int) -> int:
     return size if size <= LARGEST_TYPESIZE else 1
 
 
-def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset."""
+def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline | None:
+    if dtype.itemsize > LARGEST_CHUNK_NBYTES:  # zeros of it would inflate beyond INFLATION
+        return None
     typesize = typesize_of(chunks, dtype.itemsize)
     nbytes = dtype.itemsize * math.prod(chunks)
     return ((FILTER, (REVISION, 0, typesize, nbytes, level, BYTE_SHUFFLE, ZSTD_CODEC)),)

@@ -38,13 +38,16 @@ class Codec(Protocol):
     NEEDS_INDEX_CHECKSUM: bool
     #: The bytes that one byte decodes to at most.
     INFLATION: int
-    #: The largest items that it encodes, if there is a limit.
-    LARGEST_ITEM_NBYTES: int | None
     #: A part of the root attribute ``format``: counts up when the same array gives other bytes.
     PAYLOAD_VERSION: int
 
-    def pipeline(self, level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-        """Return the filters of a dataset: its own, perhaps behind SHUFFLE."""
+    def pipeline(
+        self, level: int, dtype: np.dtype, chunks: tuple[int, ...]
+    ) -> FilterPipeline | None:
+        """Return the filters of a dataset: its own, perhaps behind SHUFFLE.
+
+        None where items are too large for it.
+        """
 
     def can_decode(self, filters: FilterPipeline, itemsize: int) -> bool:
         """Tell whether it can decode filters of a file, of which the last is its own."""
@@ -142,11 +145,8 @@ def pipeline(
     compression: Compression, dtype: np.dtype, chunks: tuple[int, ...]
 ) -> FilterPipeline | None:
     """Return the filters of a dataset; None where its items are too large for the codec."""
-    codec, level = CODECS[compression.name], compression.level
-    assert level is not None
-    if codec.LARGEST_ITEM_NBYTES is not None and dtype.itemsize > codec.LARGEST_ITEM_NBYTES:
-        return None
-    return codec.pipeline(level, dtype, chunks)
+    assert compression.level is not None
+    return CODECS[compression.name].pipeline(compression.level, dtype, chunks)
 
 
 def encode(chunk: np.ndarray, filters: FilterPipeline) -> bytes:

@@ -25,7 +25,6 @@ MODULE: str | None = None  # that package is optional: Python has zlib
 NOTICE: str | None = None
 NEEDS_INDEX_CHECKSUM = False  # a zlib stream ends with one
 INFLATION = 1032  # of one byte at most (zlib's technical details)
-LARGEST_ITEM_NBYTES: int | None = None
 PAYLOAD_VERSION = 1
 
 #: Below this a dataset's own 400 bytes in the file outweigh what compression could save.
@@ -37,7 +36,6 @@ WORTHWHILE_RATIO = 3.0
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset."""
     return after_shuffle(FILTER, (level,), dtype.itemsize)
 
 

@@ -24,14 +24,12 @@ NOTICE: str | None = (
 #: The index has one of the input, which is cheaper to check.
 NEEDS_INDEX_CHECKSUM = True
 INFLATION = 1 << 15  # 4 bytes make a block of 128 KiB (RFC 8878, 3.1.1.2)
-LARGEST_ITEM_NBYTES: int | None = None
 PAYLOAD_VERSION = 2  # frames of version 1 had a checksum of their content
 
 _of_thread = threading.local()
 
 
 def pipeline(level: int, dtype: np.dtype, chunks: tuple[int, ...]) -> FilterPipeline:
-    """Return the filters of a dataset."""
     return after_shuffle(FILTER, (level,), dtype.itemsize)
 
 

@@ -91,7 +91,8 @@ def choices_of(request: Request) -> tuple[tuple[Choice, ...], dict[str, str]]:
     missing = {c.name: package for c in ALL if (package := c.missing_package)}
     resizing = request.resizing
     own = Choice(request.store, request.compression, resizing)
-    choices = [Choice("array", c, _without_quality(resizing)) for c in ALL if c.name not in missing]
+    plain = None if resizing is None else replace(resizing, quality=None)
+    choices = [Choice("array", c, plain) for c in ALL if c.name not in missing]
     if request.skip_decode_check:  # of files that may decode to nothing
         choices, missing = [], {}
     if not request.custom_read_func and request.reader is None:
@@ -110,11 +111,13 @@ def others_of(request: Request) -> tuple[Choice, ...]:
     return tuple(Choice(store, AUTO, resizing) for store in stores)
 
 
-def _without_quality(resizing: Resizing | None) -> Resizing | None:
-    return None if resizing is None else replace(resizing, quality=None)
-
-
-def advise(request: Request, caller: Callbacks) -> Advice:
+def advise(
+    request: Request,
+    caller: Callbacks,
+    *,
+    most_files: int = SURVEYED_FILES,
+    most_seconds: float = SECONDS_SURVEYING,
+) -> Advice:
     """Try each store and compression on a sample of the files, in memory. Writes nothing."""
     check_request(replace(request, overwrite=True))  # an OUT.h5 that is there stays
     choices, missing = choices_of(request)
@@ -125,8 +128,8 @@ def advise(request: Request, caller: Callbacks) -> Advice:
         found = load_functions(request, caller)
         run = stack.enter_context(encoding(request, found, launcher, choices=(*choices, *others)))
         plan = plan_of(request, found)
-        sample = spread(plan.keys, SURVEYED_FILES)
-        tried, surveyed = _survey(run, sample, own)
+        sample = spread(plan.keys, most_files)
+        tried, surveyed = _survey(run, sample, own, most_seconds)
     advice = Advice(plan, tried, tried - len(surveyed), missing, free_nbytes(request.path_output))
     for key in plan.keys:
         with suppress(OSError):  # it will be a failure
@@ -143,7 +146,7 @@ def advise(request: Request, caller: Callbacks) -> Advice:
     return advice
 
 
-def _survey(run: Run, sample: KeyList, own: int) -> tuple[int, list[Surveyed]]:
+def _survey(run: Run, sample: KeyList, own: int, most_seconds: float) -> tuple[int, list[Surveyed]]:
     """Read files until it takes too long; return how many were tried, and what came of them.
 
     ``own`` is the number of the request's choice, to which a file that has no bytes is a failure.
@@ -155,7 +158,7 @@ def _survey(run: Run, sample: KeyList, own: int) -> tuple[int, list[Surveyed]]:
         for result in batch.results:
             if isinstance(result, Surveyed) and result.stored_nbytes[own]:
                 surveyed.append(result)
-        if tried >= SAMPLED_FILES and time.monotonic() - start > SECONDS_SURVEYING:
+        if tried >= SAMPLED_FILES and time.monotonic() - start > most_seconds:
             break
     return tried, surveyed
 

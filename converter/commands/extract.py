@@ -149,14 +149,9 @@ def _check_replaced(target: Path, source: os.stat_result, *, overwrite: bool) ->
             raise UnreadableError("it would replace the file that is being extracted")
 
 
-def partial_name() -> str:
-    """Return a name for a file until it is whole, which nothing else has."""
-    return f".{os.urandom(8).hex()}.partial"
-
-
 def _write(path: Path, data: bytes | memoryview) -> None:
     """Write a file; an older one stays until the new one is complete."""
-    partial = path.with_name(partial_name())
+    partial = path.with_name(f".{os.urandom(8).hex()}.partial")  # that nothing else has
     file = io.FileIO(partial, "x")
     try:
         with file:

@@ -186,7 +186,6 @@ class Checks:
     file_timeout: float | None = None
 
     def start(self) -> Checker:
-        """Return what does the work."""
         return Checker(self)
 
 

@@ -67,5 +67,4 @@ class Geometry(NamedTuple):
     window_left: np.ndarray
 
     def cuts(self) -> list[Cut]:
-        """Return the cut of each image."""
         return list(map(Cut._make, zip(*(column.tolist() for column in self), strict=True)))

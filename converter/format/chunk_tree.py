@@ -42,7 +42,8 @@ def chunk_tree(
         key.pack(place.nbytes, 0, *start, 0)
         for start, place in zip(chunk_starts(shape, chunks), places, strict=True)
     ]
-    keys.append(key.pack(0, 0, *_beyond(shape, chunks), 0))
+    beyond = math.ceil(shape[0] / chunks[0]) * chunks[0]  # the last chunk along the first axis
+    keys.append(key.pack(0, 0, beyond, *(0 for _ in shape)))
     return btree(1, [place.offset for place in places], keys, MOST_CHILDREN, address)
 
 
@@ -72,11 +73,6 @@ def btree(
         if len(parents) == 1:
             return bytes(nodes), parents[0]
         children, keys, level = parents, [*keys[:-1:most_children], keys[-1]], level + 1
-
-
-def _beyond(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the first index behind the last chunk along the first axis."""
-    return (math.ceil(shape[0] / chunks[0]) * chunks[0], *(0 for _ in shape[1:]))
 
 
 def node_nbytes(most_children: int, key_nbytes: int) -> int:

@@ -141,7 +141,6 @@ def template(kind: Kind) -> Template:
 
 @functools.lru_cache(maxsize=4096)
 def header(layout: Layout) -> Header:
-    """Return the object header for datasets of one layout."""
     form = template(kind_of(layout))
     data = bytearray(form.data)
     struct.pack_into(f"<{len(layout.shape)}Q", data, form.shape_at, *layout.shape)

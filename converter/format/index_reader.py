@@ -8,7 +8,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32 as crc32_of_key  # for short keys quicker than zlib_ng's
 
 import numpy as np
@@ -21,7 +21,6 @@ from converter.format.index import (
     FOOTER,
     MAGIC,
     ROW,
-    ROW_STRUCT,
     SECTIONS,
     SOURCE,
     SOURCES_END,
@@ -39,16 +38,6 @@ ROWS_AT_ONCE = 1 << 18
 MOST_LAYOUTS_KEPT = 4096
 KEYS_PROBED = 64
 PIECE_NBYTES = 1 << 24
-
-
-class Row(NamedTuple):
-    """The row of one sample, as the index has it."""
-
-    offset: int
-    nbytes: int
-    path_end: int
-    crc32: int
-    layout: int
 
 
 class Index:
@@ -73,11 +62,11 @@ class Index:
         self._check_sizes()
         self.rows = self._array("rows", ROW)
         self._slots, self._buckets = self._array("slots", "<u4"), self._array("buckets", "<u4")
-        self._rows_begin, self._paths_begin = self._begins["rows"], self._begins["paths"]
+        self._paths_begin = self._begins["paths"]
         self._check_order()
         self._shift = 32 - self._bits
         self._bucket_begins, self._slot_positions = _ints(self._buckets), _ints(self._slots)
-        self._path_ends = _ints(self.rows["path_end"])
+        self._path_ends, self._crcs = _ints(self.rows["path_end"]), _ints(self.rows["crc32"])
         #: For single samples: a number each, in a third of the time numpy takes.
         self.offsets, self.nbytes = _ints(self.rows["offset"]), _ints(self.rows["nbytes"])
         self.layout_numbers = _ints(self.rows["layout"])
@@ -107,7 +96,6 @@ class Index:
         )
 
     def find(self, key: str) -> int | None:
-        """Return a key's position."""
         name = key.encode(errors="surrogatepass")
         bucket = crc32_of_key(name) >> self._shift
         path_ends, paths_begin = self._path_ends, self._paths_begin
@@ -184,12 +172,6 @@ class Index:
                 yield position
             at = max(end, at + 1)
 
-    def row(self, position: int) -> Row:
-        """Return the row of a sample; nothing in it is checked yet."""
-        return Row._make(
-            ROW_STRUCT.unpack_from(self._content, self._rows_begin + ROW.itemsize * position)
-        )
-
     def layout(self, number: int) -> Layout:
         """Return a checked layout."""
         layout = self._layouts.get(number)
@@ -201,27 +183,24 @@ class Index:
 
     def layout_at(self, position: int) -> Layout:
         """Return the checked layout of a sample; what it claims to hold is not checked yet."""
-        row = self.row(position)
-        layout = self.layout(row.layout)
+        layout = self.layout(self.layout_numbers[position])
         if layout.has_shape:
             return layout
-        return dataclasses.replace(layout, shape=(row.nbytes,))
+        return dataclasses.replace(layout, shape=(self.nbytes[position],))
 
     def extents(self, position: int) -> list[Extent]:
         """Return the checked extents of a sample's payloads, one for each chunk.
 
         They lie within the HDF5 part, and what they hold can be the array.
         """
-        row = self.row(position)
-        layout = self.layout(row.layout)
-        if not layout.has_shape:
-            layout = self.layout_at(position)
-        count = layout.count_extents(row.nbytes)
-        extents = [Extent(row.offset, row.nbytes, row.crc32)]
+        layout = self.layout_at(position)
+        offset, nbytes = self.offsets[position], self.nbytes[position]
+        count = layout.count_extents(nbytes)
+        extents = [Extent(offset, nbytes, self._crcs[position])]
         if count != 1:
-            extents = self._chunk_extents(row.offset, count) if count else []
-        fits = sum(extent.nbytes for extent in extents) == row.nbytes
-        fits = fits and layout.can_come_from(row.nbytes) if layout.nbytes else row.nbytes == 0
+            extents = self._chunk_extents(offset, count) if count else []
+        fits = sum(extent.nbytes for extent in extents) == nbytes
+        fits = fits and layout.can_come_from(nbytes) if layout.nbytes else nbytes == 0
         end = self.hdf5_nbytes
         if not fits or any(e.nbytes < 1 or e.offset + e.nbytes > end for e in extents):
             raise self.misplaced(position)
@@ -229,9 +208,9 @@ class Index:
 
     def misplaced(self, position: int) -> LoadError:
         """Return the error for a sample whose row contradicts its layout or the file."""
-        row = self.row(position)
+        nbytes, offset = self.nbytes[position], self.offsets[position]
         return self.damage(
-            f"gives {self.key(position)!r} impossible extents ({row.nbytes} bytes at {row.offset})"
+            f"gives {self.key(position)!r} impossible extents ({nbytes} bytes at {offset})"
         )
 
     def _chunk_extents(self, first: int, count: int) -> list[Extent]:

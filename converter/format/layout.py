@@ -53,7 +53,6 @@ class Layout:
 
     @cached_property
     def nbytes(self) -> int:
-        """Return the bytes of the array."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     @cached_property

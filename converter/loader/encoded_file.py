@@ -57,7 +57,7 @@ class EncodedFile:
 
     def view(self, position: int, first_row: int = 0, rows: int | None = None) -> np.ndarray:
         """Return an array, or rows of it, read-only; an image file is decoded."""
-        if not self._is_file(position):
+        if self._source.placed(np.array([position])).numbers[0] >= 0:
             return self._source.view(position, first_row, rows)
         array = self.read(position)
         view = array[rows_of(first_row, rows)] if array.ndim else array
@@ -127,9 +127,6 @@ class EncodedFile:
     def location(self, position: int) -> Location:
         """Return where the bytes of a sample lie: those of the image file."""
         return self._source.location(position)
-
-    def _is_file(self, position: int) -> bool:
-        return int(self._source.placed(np.array([position])).numbers[0]) < 0
 
     @functools.cached_property
     def _decode(self) -> Callable[[Bytes, str], np.ndarray]:

@@ -84,7 +84,6 @@ class Datasets:
             return str(attributes["store"]) if "store" in attributes else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a dataset's shape."""
         return tuple(self.dataset(name).shape or ())
 
     def _file(self) -> h5py.File:
@@ -192,7 +191,6 @@ class H5pyFile:
         self._layouts: list[Layout] = []
 
     def close(self) -> None:
-        """Close HDF5's handle."""
         self._datasets.close()
 
     def read(self, position: int) -> np.ndarray:

@@ -64,17 +64,13 @@ class IndexedFile:
     def __init__(self, handle: Handle, index: Index, *, threads: Threads, verify: bool) -> None:
         self.keys = index
         self.identity = (handle.nbytes, index.crc32)
+        self.is_encoded = index.has_encoded  # arrays may be among the files
         self._handle = handle
         self._threads = threads
         self._verify = verify
         self._datasets = Datasets(handle)
         self._pages = PageCache(handle, index.hdf5_nbytes, len(index))
         self._plains: dict[int, Plain] = {}
-
-    @property
-    def is_encoded(self) -> bool:
-        """Tell whether it holds files; arrays may be among them."""
-        return self.keys.has_encoded
 
     def close(self) -> None:
         """Close HDF5's handle and end the threads; all else closes with its last user."""

@@ -49,7 +49,6 @@ class Box(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the block."""
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property

@@ -234,7 +234,6 @@ class Arrays:
         kept[row] = array
 
     def put(self, name: str, rows: np.ndarray | list[np.ndarray]) -> None:
-        """Take all rows at once."""
         if isinstance(rows, list) or self._buffers(name).is_pinned:
             self._kept[name] = list(rows)
         else:

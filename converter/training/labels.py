@@ -37,7 +37,6 @@ class Selection:
         return len(self.positions)
 
     def at(self, indices: np.ndarray) -> np.ndarray:
-        """Return the positions of indices."""
         if isinstance(self.positions, range):
             return np.asarray(indices * self.positions.step + self.positions.start)
         return self.positions.take(indices)
@@ -132,7 +131,6 @@ class Labels:
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """The number of each class."""
         return {name: number for number, name in enumerate(self.classes)}
 
     def take(self, indices: np.ndarray) -> np.ndarray | list[Any]:
@@ -283,7 +281,9 @@ def _next_slash(paths: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.n
     return np.where(nearest < ends, nearest, begins - 1)
 
 
-def folder_changes(keys: Index | SeveralIndexes, positions: np.ndarray) -> np.ndarray | None:
+def folder_changes(
+    keys: Index | SeveralIndexes, positions: np.ndarray, *, at_once: int = KEYS_AT_ONCE
+) -> np.ndarray | None:
     """Return where the next of ascending positions lies in another folder.
 
     None where files of one folder do not come in the order of their names.
@@ -291,8 +291,8 @@ def folder_changes(keys: Index | SeveralIndexes, positions: np.ndarray) -> np.nd
     changes = [np.empty(0, np.int64)]
     for index, chosen, some in _by_index(keys, positions):
         begins, ends = _spans(index, some)
-        for n in range(0, len(some) - 1, KEYS_AT_ONCE):
-            pairs = slice(n, n + KEYS_AT_ONCE + 1)
+        for n in range(0, len(some) - 1, at_once):
+            pairs = slice(n, n + at_once + 1)
             found = _folder_changes(index.path_bytes, begins[pairs], ends[pairs])
             if found is None:
                 return None

@@ -25,11 +25,12 @@ from converter.training.plans import (
     IMAGE,
     LABEL,
     POSITION,
+    Column,
     PartnerOf,
-    Partners,
     Recipe,
     Request,
     checked_partners,
+    with_partners,
 )
 from converter.training.readers import InProcesses, InThreads, RemoteFilling
 from converter.training.rows import Filler
@@ -238,9 +239,9 @@ class H5Loader(HasEpochs):
         return self._epochs.state(self._epochs.place)
 
     @functools.cached_property
-    def _partners(self) -> Partners:
-        """The partners of all samples, which are looked up at the first batch."""
-        return Partners(self.folder, self._selection, self._partners_of)
+    def _with_partners(self) -> tuple[Recipe, dict[str, Column]]:
+        """The recipe, and the partners of all samples, which are looked up at the first batch."""
+        return with_partners(self._recipe, self._selection, self._partners_of)
 
     def _equal_arrays(self) -> EqualArrays | None:
         """Return what gathers samples that are copied as they are; None where they are unlike."""
@@ -340,7 +341,7 @@ class _Epoch(Iterator[Any]):
         )
         self._indices = order.batches(*place) if place.epoch == self._start.epoch else iter(())
         self._number = self._handed_out  # of batches begun
-        self._recipe, self._columns = loader._partners.added_to(loader._recipe)
+        self._recipe, self._columns = loader._with_partners
         self._equal = None if loader._processes else loader._equal_arrays()
         self._is_over = threading.Event()
         self._readers = loader._readers(self._recipe)
@@ -433,7 +434,6 @@ def _end(
 
 
 def _check(name: str, value: object, is_right: bool, cure: str) -> None:
-    """Raise ValueError where an argument is not right."""
     if not is_right:
         raise ValueError(f"{name} is {value!r}: give {cure}")
 

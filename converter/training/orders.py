@@ -116,8 +116,6 @@ class Order:
         if not callable(kind) and kind not in KINDS:
             known = ", ".join(map(repr, KINDS))
             raise ValueError(f"order is {kind!r}: give {known}, or a function of the epoch")
-        if kind == "blocks" and runs is None:
-            raise ValueError("order='blocks' needs the runs of the file: give runs=")
         self.count = at_least("the number of samples", count, 1)
         self.kind = kind
         self.batch_size = at_least("batch_size", batch_size, 1)

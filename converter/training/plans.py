@@ -23,6 +23,7 @@ IMAGE, LABEL, POSITION = "image", "label", "position"
 #: and 24, of 48 KB 49 and 38: new memory, written three times, then costs more than Python.
 MOST_GATHERED_NBYTES = 16 << 10
 PartnerOf = Callable[[str], Any]
+Column = tuple[np.ndarray, np.ndarray]  # numbers of folders, and positions in them
 
 
 @dataclass(frozen=True)
@@ -66,85 +67,74 @@ class Recipe:
 
 
 class Request(NamedTuple):
-    """The samples of one batch: positions in ``folders[0]``, and of their partners by name.
-
-    Partners are two columns: the numbers of folders, and positions in them.
-    """
+    """The samples of one batch: positions in ``folders[0]``, and their partners by name."""
 
     epoch: int
     positions: np.ndarray
-    partners: dict[str, tuple[np.ndarray, np.ndarray]]
+    partners: dict[str, Column]
 
     def rows(self, first: int, stop: int) -> Request:
-        """Return a part of it."""
         some = slice(first, stop)
         partners = {name: (a[some], b[some]) for name, (a, b) in self.partners.items()}
         return Request(self.epoch, self.positions[some], partners)
 
 
-class Partners:
-    """The partners of all selected samples by name: numbers of folders, and positions there.
+def with_partners(
+    recipe: Recipe, selection: Selection, functions: dict[str, tuple[bool, PartnerOf]]
+) -> tuple[Recipe, dict[str, Column]]:
+    """Return a recipe that knows the partners of all selected samples, and these by name.
 
     Raises ValueError where one is missing.
     """
+    folders = [*recipe.folders]
+    key = folders[0]._open().source.keys.key
+    keys = [key(position) for position in selection.positions] if functions else []
+    columns = {
+        name: _column(name, keys, list(map(function, keys)), folders)
+        for name, (_, function) in functions.items()
+    }
+    kinds = {name: is_mask for name, (is_mask, _) in functions.items()}
+    return replace(recipe, folders=tuple(folders), partners=kinds), columns
 
-    def __init__(
-        self, folder: H5Folder, selection: Selection, functions: dict[str, tuple[bool, PartnerOf]]
-    ) -> None:
-        self._folders = [folder]
-        self._functions = functions
-        self._columns = {}
-        if not functions:
-            return
-        key = folder._open().source.keys.key
-        keys = [key(position) for position in selection.positions]
-        for name, (_, function) in functions.items():
-            self._columns[name] = self._found(name, keys, list(map(function, keys)))
 
-    def added_to(self, recipe: Recipe) -> tuple[Recipe, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """Return a recipe that knows the partners, and their columns."""
-        kinds = {name: is_mask for name, (is_mask, _) in self._functions.items()}
-        known = replace(recipe, folders=tuple(self._folders), partners=kinds)
-        return known, self._columns
-
-    def _found(
-        self, name: str, keys: list[str], partners: list[Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.zeros(len(keys), np.int64)
-        names = []
-        for n, partner in enumerate(partners):
-            if isinstance(partner, tuple) and len(partner) == 2:
-                numbers[n], partner = self._number(name, partner[0]), partner[1]
-            if not isinstance(partner, str):
-                raise ValueError(
-                    f"the function of {name!r} returned {partner!r} for {keys[n]!r}: return a key, "
-                    "or (H5Folder, key)"
-                )
-            names.append(partner)
-        positions = np.empty(len(keys), np.int64)
-        for number in np.unique(numbers).tolist():
-            chosen = np.flatnonzero(numbers == number)
-            found = self._folders[number]._open().source.keys.find_all([names[n] for n in chosen])
-            if (found < 0).any():
-                n = int(chosen[np.argmin(found)])
-                raise ValueError(
-                    f"{keys[n]!r} has no {name}: {names[n]!r} is not in "
-                    f"{self._folders[number].path}; select samples that have one with keys="
-                )
-            positions[chosen] = found
-        return numbers, positions
-
-    def _number(self, name: str, folder: Any) -> int:
-        for number, known in enumerate(self._folders):
-            if known is folder:
-                return number
-        if not isinstance(folder, H5Folder):
+def _column(name: str, keys: list[str], partners: list[Any], folders: list[H5Folder]) -> Column:
+    """Return where the partners of one name are; add their folders to those known."""
+    numbers = np.zeros(len(keys), np.int64)
+    names = []
+    for n, partner in enumerate(partners):
+        if isinstance(partner, tuple) and len(partner) == 2:
+            numbers[n], partner = _number(name, partner[0], folders), partner[1]
+        if not isinstance(partner, str):
             raise ValueError(
-                f"the function of {name!r} returned a pair with a {type(folder).__name__}: return "
-                "a key, or (H5Folder, key)"
+                f"the function of {name!r} returned {partner!r} for {keys[n]!r}: return a key, "
+                "or (H5Folder, key)"
             )
-        self._folders.append(folder)
-        return len(self._folders) - 1
+        names.append(partner)
+    positions = np.empty(len(keys), np.int64)
+    for number in np.unique(numbers).tolist():
+        chosen = np.flatnonzero(numbers == number)
+        found = folders[number]._open().source.keys.find_all([names[n] for n in chosen])
+        if (found < 0).any():
+            n = int(chosen[np.argmin(found)])
+            raise ValueError(
+                f"{keys[n]!r} has no {name}: {names[n]!r} is not in {folders[number].path}; "
+                "select samples that have one with keys="
+            )
+        positions[chosen] = found
+    return numbers, positions
+
+
+def _number(name: str, folder: Any, folders: list[H5Folder]) -> int:
+    for number, known in enumerate(folders):
+        if known is folder:
+            return number
+    if not isinstance(folder, H5Folder):
+        raise ValueError(
+            f"the function of {name!r} returned a pair with a {type(folder).__name__}: return "
+            "a key, or (H5Folder, key)"
+        )
+    folders.append(folder)
+    return len(folders) - 1
 
 
 def checked_partners(
@@ -230,7 +220,6 @@ class _Samples:
         self.layouts = [known[number] for number in numbers.tolist()]
 
     def picture(self, n: int, reducible_shape: tuple[int, ...] | None = None) -> Picture:
-        """Open one of them."""
         return Picture(self.source, self.positions[n], self.layouts[n], reducible_shape)
 
 

@@ -235,7 +235,6 @@ class InProcesses:
                 raise self._death(sentinels[ready[0]])
 
     def close(self) -> None:
-        """End the processes."""
         self.is_broken = True
         self._end()
 

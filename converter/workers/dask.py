@@ -13,16 +13,15 @@ from converter import __version__
 from converter.errors import ConverterError, StoppedError, describe
 
 SECONDS_TO_CONNECT = 10
-SECONDS_WITHOUT_WORKERS = 60
 #: A function of this package could be asked only where the package is.
 VERSION_EXPRESSION = "__import__('converter').__version__"
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
+def dask_executor(address: str, *, seconds: float = SECONDS_TO_CONNECT) -> Iterator[Executor]:
     """Give an executor of the workers of the scheduler at ``address`` (tcp://HOST:PORT).
 
-    Raises ConverterError where it cannot be reached.
+    Raises ConverterError where it cannot be reached within so many seconds.
     """
     try:
         from distributed import Client
@@ -32,7 +31,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
         raise ConverterError(f"--dask={address} is no address of a scheduler: give tcp://HOST:PORT")
     try:
         client = Client(  # type: ignore[no-untyped-call]
-            address, timeout=SECONDS_TO_CONNECT, set_as_default=False, direct_to_workers=True
+            address, timeout=seconds, set_as_default=False, direct_to_workers=True
         )
     except (OSError, ValueError, TimeoutError) as error:
         raise ConverterError(
@@ -55,7 +54,7 @@ class Cluster:
 
         The scheduler too must have this package: it reads what tasks are made of.
         """
-        if not self._count():
+        if not self._workers():
             raise ConverterError(
                 f"the Dask scheduler at {self._address} has no workers: start some with `dask "
                 f"worker {self._address}`"
@@ -75,16 +74,16 @@ class Cluster:
                     "and all workers"
                 )
 
-    def check_workers(self) -> None:
-        """Raise StoppedError where there have been no workers for long."""
-        if self._count():
+    def check_workers(self, patience: float) -> None:
+        """Raise StoppedError where there have been no workers for ``patience`` seconds."""
+        if self._workers():
             self._missed = None
         elif self._missed is None:
             self._missed = time.monotonic()
-        elif time.monotonic() - self._missed > SECONDS_WITHOUT_WORKERS:
+        elif time.monotonic() - self._missed > patience:
             raise StoppedError(
                 f"the Dask scheduler at {self._address} has had no workers for "
-                f"{SECONDS_WITHOUT_WORKERS} s: start some with `dask worker {self._address}`, and "
+                f"{patience:g} s: start some with `dask worker {self._address}`, and "
                 "repeat the command"
             )
 
@@ -96,15 +95,14 @@ class Cluster:
 
     def count_threads(self) -> int:
         """Return how many tasks the workers do at once."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        return sum(int(worker["nthreads"]) for worker in workers.values())
+        return sum(int(worker["nthreads"]) for worker in self._workers().values())
 
     @property
     def _address(self) -> str:
         return str(self._client.scheduler.address)
 
-    def _count(self) -> int:
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+    def _workers(self) -> dict[str, Any]:
+        return dict(self._client.scheduler_info(n_workers=-1)["workers"])
 
 
 def cluster_of(executor: Executor) -> Cluster | None:

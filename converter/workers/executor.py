@@ -28,7 +28,8 @@ THREADS_EXPECTED = 8
 #: Dask blames all tasks of a worker that died, those too that it had not begun.
 ATTEMPTS_ALONE = 3
 SECONDS_IN_TASK = 0.2
-SECONDS_BETWEEN_LOOKS = 5
+SECONDS_WITHOUT_WORKERS = 60.0
+LOOKS = 12  # for workers, in that time
 
 
 @dataclass(eq=False)
@@ -43,23 +44,33 @@ class _Task:
 class ExecutorRun:
     """Hands samples to an executor, and their results back in order.
 
-    What is on its way is bounded in bytes. A task that fails as a whole, as when its worker
+    About ``most_nbytes`` are on their way at most. A task that fails as a whole, as when its worker
     dies, is given out again file by file; a file that fails alone so, three times, is a Failure.
+    A cluster that has no workers for ``patience`` seconds ends the run.
     """
 
-    def __init__(self, executor: Executor, job: FolderJob) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        job: FolderJob,
+        *,
+        most_nbytes: int = MOST_BYTES_AHEAD,
+        patience: float = SECONDS_WITHOUT_WORKERS,
+    ) -> None:
         self._executor = executor
         self._cluster = cluster_of(executor)
         if self._cluster is not None:
             self._cluster.check_versions()
         self._job = job
+        self._most_nbytes = most_nbytes
+        self._patience = patience
         self._in_plan_order: deque[_Task] = deque()
         self._nbytes: float = FIRST_NBYTES  # of a file, as far as is known
         self._seconds = SECONDS_IN_TASK / 8
         self._largest = 0.0  # of an answer
         threads = self._threads()
         self._most_tasks = max(MOST_TASKS_AHEAD, 2 * threads)
-        fair = MOST_BYTES_AHEAD // (2 * threads)
+        fair = most_nbytes // (2 * threads)
         self._answer_nbytes = max(SMALLEST_ANSWER_NBYTES, min(fair, LARGEST_ANSWER_NBYTES))
 
     def run(self, keys: Sequence[str]) -> Iterator[Batch]:
@@ -77,8 +88,7 @@ class ExecutorRun:
                 if answer is None:
                     continue
                 if not task.is_seen:
-                    self._learn(answer)
-                    self._give_out_rest(task, answer, 0)
+                    self._see(task, answer, 0)
                 yield Batch(answer.results, answer.payload.data)
         finally:
             for task in self._in_plan_order:
@@ -94,12 +104,12 @@ class ExecutorRun:
             if task.is_seen or not task.future.done() or task.future.cancelled():
                 continue
             if task.future.exception() is None:
-                task.is_seen = True
-                self._learn(task.future.result())
-                self._give_out_rest(task, task.future.result(), place)
+                self._see(task, task.future.result(), place)
 
-    def _give_out_rest(self, task: _Task, answer: Returned, place: int) -> None:
-        """Submit the files of a task that are not in its answer, which had bytes enough."""
+    def _see(self, task: _Task, answer: Returned, place: int) -> None:
+        """Learn from an answer; submit the files that are not in it, which had bytes enough."""
+        task.is_seen = True
+        self._learn(answer)
         done = len(answer.results)
         if done < len(task.keys) and answer.problem is None:
             self._in_plan_order.insert(place, self._submit(task.keys[done:]))
@@ -114,7 +124,7 @@ class ExecutorRun:
     def _take_back(self) -> int:
         """Cancel what was submitted when files seemed smaller; return how many files."""
         files = 0
-        while len(self._in_plan_order) > 1 and self._nbytes_ahead() > MOST_BYTES_AHEAD:
+        while len(self._in_plan_order) > 1 and self._nbytes_ahead() > self._most_nbytes:
             if self._in_plan_order[-1].is_seen or not self._in_plan_order[-1].future.cancel():
                 break
             files += len(self._in_plan_order.pop().keys)
@@ -127,7 +137,7 @@ class ExecutorRun:
         while start < len(keys) and len(self._in_plan_order) < self._most_tasks:
             count = self._files_in_task(len(keys) - start)
             ahead = self._nbytes_ahead() + max(self._allowance(count), self._largest)
-            if self._in_plan_order and ahead > MOST_BYTES_AHEAD:
+            if self._in_plan_order and ahead > self._most_nbytes:
                 break
             self._in_plan_order.append(self._submit(list(keys[start : start + count])))
             start += count
@@ -142,7 +152,7 @@ class ExecutorRun:
         by_nbytes = self._answer_nbytes / max(self._nbytes, 1)
         by_time = SECONDS_IN_TASK / max(self._seconds, 1e-6)
         by_rest = left / 8  # the last ones should not all be one worker's
-        return max(1, min(int(by_nbytes), int(by_time), int(by_rest), tasks.MOST_FILES_IN_TASK))
+        return max(1, int(min(by_nbytes, by_time, by_rest, tasks.MOST_FILES_IN_TASK)))
 
     def _submit(self, keys: list[str], attempts: int = 1) -> _Task:
         allowance = self._allowance(len(keys))
@@ -180,8 +190,8 @@ class ExecutorRun:
     def _wait(self, future: Future[Returned]) -> None:
         """Wait for an answer, looking now and then if anybody is there to give it."""
         if self._cluster is not None:
-            while not wait([future], timeout=SECONDS_BETWEEN_LOOKS).done:
-                self._cluster.check_workers()
+            while not wait([future], timeout=self._patience / LOOKS).done:
+                self._cluster.check_workers(self._patience)
 
     def _learn(self, answer: Returned) -> None:
         files = max(len(answer.results), 1)

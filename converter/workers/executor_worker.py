@@ -40,30 +40,28 @@ def encode_there(version: str, job: FolderJob, allowance: int, keys: Sequence[st
     """Encode samples until they take ``allowance`` bytes: in the executor's worker."""
     start = time.perf_counter()
     try:
-        problem = _problem(version, job)
-        worker = None if problem else _worker(job)
+        _check(version, job)
+        worker = _worker(job)
     except ConverterError as error:
-        problem, worker = str(error), None
-    if worker is None:
-        return Returned([], np.empty(0, np.uint8), 0.0, problem)
+        return Returned([], np.empty(0, np.uint8), 0.0, str(error))
     buffer = Buffer(2 * allowance)
     results = work_on(worker, keys, buffer, most_nbytes=allowance)
     payload = np.frombuffer(buffer.payload(), np.uint8)
     return Returned(results, payload, time.perf_counter() - start)
 
 
-def _problem(version: str, job: FolderJob) -> str | None:
+def _check(version: str, job: FolderJob) -> None:
+    """Raise ConverterError where this worker cannot do the job."""
     if version != __version__:
-        return (
+        raise ConverterError(
             f"a worker has version {__version__} of the converter, and this is {version}: install "
             "the same on all"
         )
     if not os.path.isdir(job.root):
-        return (
+        raise ConverterError(
             f"a worker on {os.uname().nodename if hasattr(os, 'uname') else 'another machine'} "
             f"sees no folder {job.root}: all workers must see it under that path"
         )
-    return None
 
 
 def _worker(job: FolderJob) -> Worker:

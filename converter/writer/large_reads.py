@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from converter.files import Handle
-from converter.writer.payloads import BLOCK_NBYTES, UNCACHED, is_large, knows_uncached
+from converter.writer.payloads import is_large
 
+UNCACHED = 0x80  # RWF_DONTCACHE, which Python does not name
+FIRST_LINUX_WITH_UNCACHED = (6, 16)  # 6.14 has it, and may lose pages of a file that is written
 SMALLEST_NBYTES = 256 << 10  # for less, other programs' pages are not in danger
 STRUCTURES_NBYTES = 4 << 10  # behind a payload, mostly far fewer
 #: From LARGE_NBYTES on so much is read at once, and a block of smaller samples: what is read
 #: beyond the last sample of a worker's task is wasted.
-LARGE_NBYTES, MOST_NBYTES = 64 << 10, 4 << 20
+LARGE_NBYTES, MOST_NBYTES, BLOCK_NBYTES = 64 << 10, 4 << 20, 1 << 20
 #: Fills memory from an offset on. Raises LoadError where the file ends before.
 Reader = Callable[[memoryview, int], None]
+
+
+def knows_uncached(system: str = sys.platform, release: str | None = None) -> bool:
+    """Tell whether this system's uncached reads are safe."""
+    if system != "linux" or not hasattr(os, "preadv"):
+        return False
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
+    return version is not None and tuple(map(int, version.groups())) >= FIRST_LINUX_WITH_UNCACHED
 
 
 def reader_of(handle: Handle, nbytes: int | None = None) -> Reader:

@@ -1,19 +1,19 @@
 """Write payloads one behind the other, in a few threads; large files past the page cache.
 
 An ordinary write puts all bytes into the page cache, and taking new pages for them costs more than
-anything else a large output costs. So a file that would not stay there anyway is written in whole
-blocks that leave the cache as soon as they are on the disk: with `UNCACHED` where kernel and file
-system know it, else by asking the system to drop what was written. Whoever refuses both writes in
-the ordinary way. A block is written once: what is behind the last whole block waits for the rest
-of it, and is written in the ordinary way if that takes long. The bytes of the file are the same.
+anything else a large output costs. So a file that would not stay there anyway is written directly
+(O_DIRECT) where it is on a disk of this machine: payloads are copied into aligned blocks of memory
+that the disk takes them from. A block is written once: what is behind the last whole block waits
+for the rest of it, and is written in the ordinary way if that takes long. On other disks, and where
+that is refused, the system is asked to drop what was written. The bytes of the file are the same.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import re
-import sys
 import threading
 import time
 from collections import deque
@@ -26,14 +26,12 @@ from converter.files import is_refusal, write_at
 
 #: System calls let other Python threads run: while one payload is written others are received.
 THREADS = 2
-#: `Payloads.append` waits while more than these are not written yet.
-MOST_WAITING, MOST_WAITING_NBYTES = 4, 64 << 20
+#: `Payloads.append` waits while more than these are not written yet. There are enough blocks that a
+#: disk which is busy for a moment keeps nobody waiting.
+MOST_WAITING, MOST_WAITING_NBYTES, MOST_WAITING_BLOCKS = 4, 64 << 20, 12
 SMALLEST_FOR_THREAD_NBYTES = 256 << 10  # handing it over costs as much as writing so much
-BLOCK_NBYTES = 1 << 20
-UNCACHED = 0x80  # RWF_DONTCACHE, which Python does not name
-#: Linux 6.14 has it, but may lose pages that change while they are written to the disk; mended in
-#: May 2025 ("gate dropbehind invalidate on folio !dirty && !writeback").
-FIRST_LINUX_WITH_UNCACHED = (6, 16)
+#: Of a direct write. The system waits for each, and a disk is faster with few long ones.
+BLOCK_NBYTES = 4 << 20
 #: Linux drops only what is on the disk already: the first request starts the writing.
 DROPPED_NBYTES = 64 << 20
 SECONDS_BETWEEN_WRITES = 1.0  # at most, while there is something to write
@@ -51,14 +49,6 @@ def is_large(nbytes: int | None, free_memory: int | None = None) -> bool:
     return nbytes > CACHED_SHARE * (_free_memory() if free_memory is None else free_memory)
 
 
-def knows_uncached(system: str = sys.platform, release: str | None = None) -> bool:
-    """Tell whether this system's uncached writes lose nothing."""
-    if system != "linux" or not hasattr(os, "pwritev"):
-        return False
-    version = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
-    return version is not None and tuple(map(int, version.groups())) >= FIRST_LINUX_WITH_UNCACHED
-
-
 @dataclass(eq=False)
 class _Piece:
     """Bytes to be written at an offset, and what is called when they are."""
@@ -73,9 +63,9 @@ class _Piece:
         return self.offset + len(self.data)
 
     @property
-    def is_in_blocks(self) -> bool:
-        """Tell whether it is whole blocks of the file."""
-        return not (self.offset % BLOCK_NBYTES or len(self.data) % BLOCK_NBYTES)
+    def is_block(self) -> bool:
+        """Tell whether it is a whole block of the file."""
+        return not self.offset % BLOCK_NBYTES and len(self.data) == BLOCK_NBYTES
 
 
 class Payloads:
@@ -90,7 +80,7 @@ class Payloads:
         the file. May raise OSError.
     threads
         How many write; the caller's thread writes all if that is 1.
-    in_blocks
+    is_large
         Keep what is written out of the page cache.
     """
 
@@ -101,18 +91,19 @@ class Payloads:
         written: Callable[[int], None],
         *,
         threads: int | None = None,
-        in_blocks: bool = False,
+        is_large: bool = False,
     ) -> None:
         self.error: OSError | None = None  # the first; nothing is written after it
         self._file, self._end, self._written = file, begin, written
         count = (THREADS if threads is None else threads) if hasattr(os, "pwrite") else 1
         self._threads = ThreadPoolExecutor(count, "Writer") if count > 1 else None
-        self._in_blocks = in_blocks
-        self._is_uncached = in_blocks and knows_uncached()
-        self._drops = in_blocks and hasattr(os, "posix_fadvise")
+        self._direct = open_direct(file.fileno()) if is_large else None
+        self._in_blocks = self._direct is not None
+        self._is_refused = not self._in_blocks
+        self._drops = is_large and hasattr(os, "posix_fadvise")
         self._waiting: deque[_Piece] = deque()  # in the order of the file
         self._changed = threading.Condition()
-        self._block = _new_block() if in_blocks else memoryview(b"")  # that of `_end`
+        self._block = _new_block() if self._in_blocks else memoryview(b"")  # that of `_end`
         self._spare_blocks: list[memoryview] = []
         self._handed_over = begin  # all before it is written, or among `_waiting`
         self._last_time = time.monotonic() - SECONDS_BETWEEN_WRITES
@@ -129,7 +120,7 @@ class Payloads:
             self._end += len(data)
             self._handed_over = self._end
             self._hand_over(_Piece(data, self._end - len(data), [release]))
-        self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
+            self._wait(MOST_WAITING, MOST_WAITING_NBYTES)
 
     def settle(self) -> None:
         """Wait until all is written, or something cannot be."""
@@ -140,27 +131,22 @@ class Payloads:
         """Drop what is waiting, and end the threads."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
+        if self._direct is not None:
+            os.close(self._direct)
+            self._direct = None
 
     def _cut(self, data: memoryview, release: Callable[[], None]) -> None:
-        """Hand over the whole blocks; keep a copy of what is in front of them and behind."""
-        front = min(-self._end % BLOCK_NBYTES, len(data))
-        behind = front + (len(data) - front) // BLOCK_NBYTES * BLOCK_NBYTES
-        self._copy(data[:front])
-        pieces = [self._copied()] if front and not self._end % BLOCK_NBYTES else []
-        if front < behind:
-            pieces.append(_Piece(data[front:behind], self._end))
-            self._end += behind - front
-            self._handed_over = self._end
-        self._copy(data[behind:])
+        """Copy bytes into blocks, and hand over the whole ones."""
         if not data and self._handed_over == self._end:  # failures have no bytes
-            pieces.append(_Piece(data, self._end))
-        if pieces:
-            pieces[-1].then.append(release)
-            self._last_time = time.monotonic()
-        else:
-            release()
-        for piece in pieces:
-            self._hand_over(piece)
+            self._hand_over(_Piece(data, self._end))
+        while data and self.error is None:
+            front = data[: BLOCK_NBYTES - self._end % BLOCK_NBYTES]
+            self._copy(front)
+            data = data[len(front) :]
+            if not self._end % BLOCK_NBYTES:
+                self._flush()
+                self._wait(MOST_WAITING_BLOCKS, MOST_WAITING_NBYTES)
+        release()
         if time.monotonic() - self._last_time > SECONDS_BETWEEN_WRITES:
             self._flush()
 
@@ -180,7 +166,7 @@ class Payloads:
         return piece
 
     def _flush(self) -> None:
-        """Have the last bytes written too: the rest of their block follows in the ordinary way."""
+        """Have all written that is copied: the rest of a block follows in the ordinary way."""
         if self._handed_over < self._end:
             self._last_time = time.monotonic()
             self._hand_over(self._copied())
@@ -204,7 +190,7 @@ class Payloads:
     def _write(self, piece: _Piece) -> None:
         """Write a piece, in any thread; tell in the order of the file what is written by then."""
         try:
-            rest = self._write_uncached(piece) if piece.is_in_blocks else 0
+            rest = self._write_directly(piece) if piece.is_block else 0
             write_at(self._file, piece.data[rest:], piece.offset + rest)
             with self._changed:
                 piece.is_written = True
@@ -221,32 +207,21 @@ class Payloads:
                 self.error = self.error or error
                 self._changed.notify()
 
-    def _write_uncached(self, piece: _Piece) -> int:
-        """Write blocks past the page cache; return the bytes until that was refused."""
-        for start in range(0, len(piece.data), BLOCK_NBYTES):
-            block = piece.data[start : start + BLOCK_NBYTES]
-            nbytes = self._write_block(block, piece.offset + start)
-            if nbytes < len(block):  # the disk may be full: the ordinary write will tell
-                return start + nbytes
-        return len(piece.data)
-
-    def _write_block(self, block: memoryview, offset: int) -> int:
+    def _write_directly(self, block: _Piece) -> int:
         """Write a block past the page cache; return how many bytes of it, 0 where refused."""
-        if not self._is_uncached:
+        if self._direct is None or self._is_refused:
             return 0
         try:
-            return os.pwritev(self._file.fileno(), [block], offset, UNCACHED)
-        except NotImplementedError:
-            self._is_uncached = False
+            return os.pwrite(self._direct, block.data, block.offset)
         except OSError as error:
             if not is_refusal(error):
                 raise
-            self._is_uncached = False
-        return 0
+            self._is_refused = True
+            return 0
 
     def _drop_behind(self, end: int) -> None:
         """Have the system write what it holds of the file, and drop what it wrote before that."""
-        if self._is_uncached or not self._drops or end - self._dropped < DROPPED_NBYTES:
+        if not (self._drops and self._is_refused) or end - self._dropped < DROPPED_NBYTES:
             return
         begin, self._dropped = max(0, self._dropped - DROPPED_NBYTES), end
         try:
@@ -257,8 +232,21 @@ class Payloads:
             self._drops = False
 
 
+def open_direct(descriptor: int) -> int | None:
+    """Open the same file for direct writes; None where it is on no disk of this machine.
+
+    A file server answers each direct write on its own: there ordinary writes are faster.
+    """
+    if not hasattr(os, "O_DIRECT") or not os.major(os.fstat(descriptor).st_dev):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:  # the ordinary way is always there
+        return None
+
+
 def _new_block() -> memoryview:
-    return memoryview(bytearray(BLOCK_NBYTES))
+    return memoryview(mmap.mmap(-1, BLOCK_NBYTES))  # direct writes ask for whole pages
 
 
 def _free_memory() -> int:

@@ -90,9 +90,12 @@ class Writer:
 
     def _start(self, begin: int) -> None:
         assert self._file is not None
-        in_blocks = is_large(self.expected_nbytes)
         self._payloads = Payloads(
-            self._file, begin, self._record, threads=self._threads, in_blocks=in_blocks
+            self._file,
+            begin,
+            self._record,
+            threads=self._threads,
+            is_large=is_large(self.expected_nbytes),
         )
         self._state = _State.WRITING
 

@@ -16,7 +16,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import converter.progress
+from converter import convert as convert_folder
+from converter.callbacks import Callbacks
+from converter.commands.convert import run_request
+from converter.commands.request import request_of
+from converter.progress import ProgressBar
 from helpers.check import assert_same, case, everything_below, failures, stored
 from helpers.images import as_pillow_reads, colours, save, save_jpegs
 from helpers.run import FUNCTIONS, ROOT, command, read_with, run, write_functions
@@ -495,13 +499,14 @@ def test_a_slow_file_and_one_larger_than_any_slot_keep_their_places(folder, outp
 
 
 def test_plain_lines_of_progress_say_files_rates_time_left_and_failures(
-    folder, output, convert, monkeypatch, workers
+    folder, output, capfd, workers
 ):
-    monkeypatch.setattr(converter.progress, "SECONDS_BETWEEN_LINES", 0.0)
     save_jpegs(folder, [f"{number}.jpg" for number in range(20)])
     (folder / "bad.jpg").write_bytes(b"")
-    ended = convert(folder, output, workers)
-    lines = [line for line in ended.err.splitlines() if "files/s" in line]
+    request = request_of(folder, output, {"workers": int(workers[-1])})
+    with ProgressBar(quiet=False, seconds=0.0) as bar:
+        run_request(request, Callbacks(progress=bar.show, is_fresh=True))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "files/s" in line]
     assert lines
     for line in lines:
         assert re.search(r"\d+ of 21 files, \d+ files/s, \d+ MB/s, \d+ s left, [01] failed", line)
@@ -509,12 +514,11 @@ def test_plain_lines_of_progress_say_files_rates_time_left_and_failures(
     assert "1 failed" in lines[-1]
 
 
-def test_quiet_shows_no_progress(folder, output, convert, monkeypatch):
-    monkeypatch.setattr(converter.progress, "SECONDS_BETWEEN_LINES", 0.0)
+def test_quiet_shows_no_progress(folder, output, capfd):
     save_jpegs(folder, [f"{number}.jpg" for number in range(20)])
-    ended = convert(folder, output, "--quiet")
-    assert "files/s" not in ended.err
-    assert "20 stored" in ended.out
+    with ProgressBar(quiet=True, seconds=0.0) as bar:
+        convert_folder(folder, output, workers=1, progress=bar.show)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

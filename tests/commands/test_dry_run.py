@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import converter.commands.dry_run
-import converter.commands.estimate
+from converter.callbacks import Callbacks
+from converter.commands.dry_run import advise
+from converter.commands.request import request_of
+from converter.messages import advice_lines
 from helpers.check import everything_below
 from helpers.images import colours, save
 from helpers.run import Finished, read_with, write_functions
+from helpers.seams import pretend_free
 
 #: What the size may be wrong by; beside it, that it is printed in hundredths of a megabyte.
 SHARE, ROUNDING = 0.15, 0.005
@@ -54,6 +57,13 @@ def table(ended: Finished) -> dict[tuple[str, str], Row]:
             tuple(remarks.split("; ")),
         )
     return rows
+
+
+def advised(folder: Path, output: Path, **bounds: float) -> Finished:
+    """Return what --dry_run prints, within bounds of its survey."""
+    request = request_of(folder, output, {"ext": "jpg,png", "workers": 1})
+    lines = advice_lines(request, advise(request, Callbacks(), **bounds))
+    return Finished(0, "\n".join(lines), "")
 
 
 def is_close(row: Row, real: float, *, share: float = SHARE) -> bool:
@@ -156,11 +166,10 @@ def test_each_size_is_that_of_the_real_conversion(kind, folder, output, convert)
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", ["mixed", "photos", "few_large_among_small"])
-def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
+def test_a_sample_is_enough(kind, folder, output, convert):
     """As of a folder of more files than are looked at."""
     FOLDERS[kind](folder)
-    monkeypatch.setattr(converter.commands.dry_run, "SURVEYED_FILES", 25)
-    ended = convert(folder, output, BOTH, "--dry_run")
+    ended = advised(folder, output, most_files=25)
     assert "judged from 25 files (0 of which could not be read)" in ended.out
     for choice, row in table(ended).items():
         real = real_megabytes(folder, output, convert, choice, BOTH)
@@ -168,10 +177,9 @@ def test_a_sample_is_enough(kind, folder, output, convert, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_survey_that_takes_too_long_ends_early(folder, output, convert, monkeypatch):
+def test_a_survey_that_takes_too_long_ends_early(folder, output, convert):
     save_icons(folder)
-    monkeypatch.setattr(converter.commands.dry_run, "SECONDS_SURVEYING", -1.0)
-    ended = convert(folder, output, BOTH, "--dry_run")
+    ended = advised(folder, output, most_seconds=-1.0)
     looked_at = int(
         re.search(r"judged from (\d+) files \(0 of which could not be read\)", ended.out)[1]
     )
@@ -413,8 +421,7 @@ def test_names_that_cannot_be_stored_are_counted(folder, output, convert):
 def test_what_would_not_fit_can_still_be_compared(folder, output, convert, monkeypatch):
     """The table is what helps then."""
     save_photos(folder)
-    for module in (converter.commands.dry_run, converter.commands.estimate):
-        monkeypatch.setattr(module, "free_nbytes", lambda request: 1000)
+    pretend_free(monkeypatch, 1000)
     ended = convert(folder, output, "--dry_run")
     assert ended.status == 0
     assert "; 0.00 MB free for " in ended.out

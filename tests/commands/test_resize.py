@@ -20,8 +20,6 @@ import tifffile
 from converter import ConverterError, H5Folder, H5Loader, Resize
 from converter import convert as convert_folder
 from converter.cli import main
-from converter.samples import Note
-from converter.sources.encoder import Encoder
 from helpers.check import (
     assert_refused,
     assert_same,
@@ -33,6 +31,7 @@ from helpers.check import (
 )
 from helpers.images import colours, save
 from helpers.run import Finished, command, finish, processes_left, read_with, run, start, wait_until
+from helpers.seams import pretend_free
 
 SIZE = 40  # pixels, to which tests resize
 RESIZE = f"--resize={SIZE}"
@@ -331,21 +330,14 @@ def test_the_end_says_how_many_images_were_resized(store, folder, output, conver
     assert "resized" not in ended.out
 
 
-@pytest.mark.parametrize("note", [Note.FEW_VALUES, Note.HOLES])
-def test_what_should_not_be_interpolated_is_counted_with_an_example(
-    note, album, output, convert, monkeypatch
-):
-    encode = Encoder.encode
-
-    def noted(self, key, buffer):
-        result = encode(self, key, buffer)
-        return result._replace(note=note) if key.startswith("small") else result
-
-    monkeypatch.setattr(Encoder, "encode", noted)
-    ended = convert(album, output, EXT, RESIZE)
+def test_depths_with_holes_are_counted_with_an_example(album, output, convert):
+    for name in ("a", "b"):
+        depth = np.add.outer(np.linspace(600, 3000, 200), np.linspace(0, 900, 200))
+        depth[np.random.default_rng(0).random((200, 200)) < 0.05] = 0
+        tifffile.imwrite(album / f"small/{name}.tif", depth.astype(np.uint16))
+    ended = convert(album, output, f"{EXT},tif", RESIZE)
     (line,) = [line for line in ended.out.splitlines() if "--resize_filter=nearest" in line]
-    assert line.startswith("2 ")
-    assert "small/d.jpg" in line
+    assert line.startswith("2 depth images with holes, such as small/a.tif")
 
 
 def test_a_folder_of_labels_is_told_of_nearest(folder, output, convert):
@@ -676,7 +668,7 @@ def test_the_lack_of_space_names_resize_where_it_helps(
     flags, is_named, folder, output, convert, monkeypatch
 ):
     save_large(folder)
-    monkeypatch.setattr("converter.commands.estimate.free_nbytes", lambda output: 1000)
+    pretend_free(monkeypatch, 1000)
     ended = convert(folder, output, *flags)
     assert_refused(ended, "only 0 MB are free", "--dry_run compares")
     assert ("--resize=256, which makes images smaller" in ended.err) == is_named

@@ -20,6 +20,7 @@ import pytest
 from converter import H5Folder
 from converter import convert as convert_folder
 from converter.cli import main
+from converter.commands.convert import FILES_BEFORE_GIVING_UP
 from converter.errors import ConverterError, LoadError
 from converter.writer import large_reads
 from converter.writer.payloads import UNCACHED
@@ -268,12 +269,11 @@ def test_a_shard_of_nothing_but_failures_is_an_empty_file(
 
 
 def test_a_shard_that_begins_with_many_failures_is_made_all_the_same(
-    folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, join: Joined
+    folder: Path, output: Path, join: Joined
 ) -> None:
-    monkeypatch.setattr("converter.commands.convert.FILES_BEFORE_GIVING_UP", 2)
-    save_jpegs(folder, FLAT)
-    for name in FLAT[3:6]:
-        (folder / name).write_bytes(b"no image")
+    save_jpegs(folder, ["a.jpg", "z.jpg"])
+    for n in range(2 * FILES_BEFORE_GIVING_UP + 2):
+        (folder / f"b{n:04}.jpg").write_bytes(b"no image")
     whole = output.with_name("whole.h5")
     convert_folder(folder, whole, workers=1)
     parts = make_shards(folder, output, 2)

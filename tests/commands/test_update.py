@@ -7,8 +7,8 @@ import re
 import resource
 import shutil
 import signal
-from collections import namedtuple
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from converter import H5Folder
-from converter.writer import provenance
 from converter.writer.reuse import FAILURES_AT_ONCE
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.damage import cut_in_half, flip, parts_of, payload_of, without_sources
 from helpers.images import colours, save, save_jpegs
 from helpers.run import Finished, command, read_with, run, write_functions
+from helpers.seams import pretend_free
 
 LONG_AGO_NS = 1_500_000_000_123_456_789
 NEW_FILES = FAILURES_AT_ONCE + 50  # of which the first go into the journal
@@ -748,10 +748,9 @@ def test_a_file_made_with_other_packages_is_read_anew(
     write_arrays(folder, {f"{name}.npy": numbers(n) for n, name in enumerate("abc")})
     settle(folder)
     flags, log = reading(tmp_path), tmp_path / "read.log"
-    versions = provenance.installed_versions
+    version = metadata.version
     with monkeypatch.context() as patch:
-        others = {"numpy": "1.0"}
-        patch.setattr(provenance, "installed_versions", lambda of: versions(of) | others)
+        patch.setattr(metadata, "version", lambda name: {"numpy": "1.0"}.get(name) or version(name))
         assert convert(folder, output, *flags).status == 0
     log.unlink()
     ended = update(folder, output, flags[1])
@@ -894,18 +893,13 @@ def test_a_conversion_that_was_killed_can_be_followed_by_an_update(
     assert_as_fresh(folder, output, *deadly)
 
 
-def disk_with(free: int) -> Callable[[object], tuple[int, int, int]]:
-    usage = namedtuple("usage", "total used free")
-    return lambda _: usage(10**12, 10**12 - free, free)
-
-
 def test_a_disk_too_small_for_the_new_file_is_refused(
     album, output, convert, update, tmp_path, monkeypatch
 ):
     convert(album, output)
     save(album / "new.jpg", colours(8))
     before = everything_below(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", disk_with(5000))
+    pretend_free(monkeypatch, 5000)
     assert_refused(update(album, output), str(output), "MB are free", "--path_output")
     assert everything_below(tmp_path) == before
 
@@ -914,7 +908,7 @@ def test_a_small_disk_is_no_matter_where_nothing_changed(
     album, output, convert, update, monkeypatch
 ):
     convert(album, output)
-    monkeypatch.setattr(shutil, "disk_usage", disk_with(0))
+    pretend_free(monkeypatch, 0)
     assert_changes(update(album, output), kept=5)
 
 
@@ -928,7 +922,7 @@ def test_of_what_is_kept_the_size_is_known(
     convert(folder, output, *flags)
     write_arrays(folder, {f"{n:03}.npy": numbers(n) for n in range(100)})
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", disk_with(5_000_000))
+        pretend_free(patch, 5_000_000)
         ended = update(folder, output, flags[1])
     assert ended.status == 0, ended.err
     assert_as_fresh(folder, output, *flags)
@@ -943,7 +937,7 @@ def test_large_files_beside_many_small_kept_ones_are_counted(
     convert(folder, output, *flags)
     write_arrays(folder, {f"large{n}.npy": numbers(1, (1000, 1000)) for n in range(4)})
     before = everything_below(output.parent)
-    monkeypatch.setattr(shutil, "disk_usage", disk_with(2_000_000))
+    pretend_free(monkeypatch, 2_000_000)
     ended = update(folder, output, flags[1])
     assert ended.status == 2
     assert "would take about 4 MB, but only 2 MB are free" in ended.err

@@ -24,7 +24,7 @@ from converter.commands.rebuild_index import rebuild_index
 from converter.commands.verify import Checks
 from converter.format.index import ROW, Footer
 from converter.samples import Buffer, Checked, Failure
-from converter.writer.payloads import BLOCK_NBYTES, UNCACHED
+from converter.writer.large_reads import BLOCK_NBYTES, UNCACHED
 from helpers.check import assert_refused, everything_below, stored
 from helpers.damage import (
     cut_in_half,
@@ -742,7 +742,7 @@ def rows_of(path: Path) -> dict[str, tuple[Any, ...]]:
     """Return what an index says of each sample."""
     tail = tail_of(path)
     return {
-        key: (tail.layout_at(n), tail.extents(n), tail.row(n).nbytes)
+        key: (tail.layout_at(n), tail.extents(n), tail.nbytes[n])
         for n, key in enumerate(tail.keys())
     }
 

@@ -74,7 +74,7 @@ def test_the_index_agrees_with_hdf5(tmp_path):
     tail = H5Folder(path)._open().source.keys
     with h5py.File(path) as file:
         for position, key in enumerate(tail.keys()):
-            dataset, layout = file[key], tail.layout(tail.row(position).layout)
+            dataset, layout = file[key], tail.layout(tail.layout_numbers[position])
             places = tail.extents(position)
             assert (layout.dtype, layout.shape, layout.chunks) == (
                 dataset.dtype, dataset.shape, dataset.chunks,

@@ -187,15 +187,6 @@ class _Steps:
             return self.write("pwrite", data, lambda part: real_pwrite(descriptor, part, offset))
 
         os.pwrite = pwrite
-        real_pwritev = os.pwritev
-
-        def pwritev(descriptor: int, parts: list[Any], offset: int, flags: int = 0) -> int:
-            (data,) = parts
-            return self.write(
-                "pwritev", data, lambda part: real_pwritev(descriptor, [part], offset, flags)
-            )
-
-        os.pwritev = pwritev
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self._wrapped(name, getattr(os, name)))
 
@@ -229,7 +220,7 @@ class _Steps:
     def _is_next(self, name: str) -> bool:
         if os.getpid() != self._process:  # a worker
             return False
-        if self._is_full and name in ("write", "pwrite", "pwritev"):
+        if self._is_full and name in ("write", "pwrite"):
             self._refuse()
         self._note(name)
         self._count += 1

@@ -117,7 +117,7 @@ def replace_tail(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     for name, key in rows:
         position = tail.find(key)
         assert position is not None
-        layout = tail.layout(tail.row(position).layout)
+        layout = tail.layout(tail.layout_numbers[position])
         described = layout_json(layout)
         builder.add(name.encode(), described, tail.extents(position), (0, 0))
     groups, written = parts["groups"], io.BytesIO()

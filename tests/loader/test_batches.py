@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import converter.loader.page_cache
 from converter import H5Folder
 from converter.cli import main
 from converter.errors import LoadError
@@ -17,6 +16,7 @@ from helpers.arrays import equal_samples, make_h5, smooth
 from helpers.check import assert_same
 from helpers.damage import cut_tail_off
 from helpers.images import save_jpegs
+from helpers.seams import pretend_cached
 
 SMALL, LARGE = (8, 9, 3), (80, 90, 3)  # around what is gathered in numpy at once
 
@@ -44,8 +44,7 @@ def every_second(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def test_a_batch_fills_the_memory_it_is_given(
     make: Callable[..., np.ndarray], compression, shape, is_cached, tmp_path, monkeypatch
 ):
-    pages = converter.loader.page_cache.PageCache
-    monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: is_cached)
+    pretend_cached(monkeypatch, is_cached)
     samples = equal_samples(70, shape) if shape else {f"{n}.npy": np.int32(n) for n in range(70)}
     folder = H5Folder(make_h5(tmp_path, samples, compression=compression), threads=2)
     order = np.random.default_rng(2).integers(0, 70, 50)

@@ -22,10 +22,13 @@ import converter.files
 import converter.loader.h5py_file
 import converter.loader.page_cache
 from converter import H5Folder
+from converter.callbacks import Callbacks
+from converter.commands.rebuild_index import rebuild_index
 from converter.errors import LoadError
 from helpers.arrays import equal_samples, make_h5, smooth, stacked
 from helpers.check import assert_same
 from helpers.damage import cut_tail_off
+from helpers.seams import pretend_cached
 
 START_METHODS = [m for m in ("fork", "spawn", "forkserver") if m in
                  multiprocessing.get_all_start_methods()]  # fmt: skip
@@ -158,16 +161,9 @@ def test_a_part_is_what_numpy_would_take_of_the_whole(tmp_path, tail, compressio
 
 
 def test_a_part_touches_only_the_chunks_it_needs(several_chunks, monkeypatch):
-    reads = []
-    read = converter.loader.page_cache.PageCache.read
-
-    def counted(pages, nbytes, offset):
-        reads.append(offset)
-        return read(pages, nbytes, offset)
-
     folder = H5Folder(several_chunks)
     assert len(folder) == 2
-    monkeypatch.setattr(converter.loader.page_cache.PageCache, "read", counted)
+    reads = pretend_cached(monkeypatch, False)
     folder.read("large.npy", np.s_[0:1])
     assert len(reads) == 1
     folder.read("large.npy", np.s_[0:40])
@@ -257,12 +253,12 @@ def test_without_h5py_s_file_nothing_goes_through_hdf5(path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_filters_are_undone_by_hdf5(tmp_path, monkeypatch):
-    import converter.format.layout
-
+def test_other_filters_are_undone_by_hdf5(tmp_path):
     array = smooth((40, 500, 300), "<u4")
-    path = make_h5(tmp_path, {"a.npy": array}, compression="gzip")
-    monkeypatch.setattr(converter.format.layout.Layout, "is_decodable", False)
+    path = tmp_path / "out.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a.npy", data=array, chunks=(7, 500, 300), compression="lzf")
+    assert rebuild_index(path, Callbacks()) == 1
     folder = H5Folder(path, verify=True)
     assert_same(folder["a.npy"], array)
     assert_same(folder.read("a.npy", np.s_[3:5, ::-1]), array[3:5, ::-1].copy())
@@ -549,8 +545,14 @@ def test_systems_without_preadv_read_the_same(path, samples, monkeypatch):
 
 
 def test_one_read_may_return_less_than_asked_for(path, samples, monkeypatch):
-    monkeypatch.setattr(converter.files, "LONGEST_READ", 7)
-    monkeypatch.setattr(converter.loader.page_cache.PageCache, "are_cached", lambda *_: False)
+    preadv = os.preadv
+
+    def seven_bytes(fd, buffers, offset, flags=0):
+        if flags:
+            raise BlockingIOError  # nothing is cached
+        return preadv(fd, [memoryview(buffers[0])[:7]], offset)
+
+    monkeypatch.setattr(os, "preadv", seven_bytes)
     folder = H5Folder(path, verify=True)
     for key, array in samples.items():
         assert_same(folder[key], array)
@@ -611,33 +613,28 @@ is_read.wait()
 # The cache
 
 
-def count_reads(monkeypatch):
-    reads = []
-    read = converter.loader.indexed_file.IndexedFile.read
-
-    def counted(self, position):
-        reads.append(position)
-        return read(self, position)
-
-    monkeypatch.setattr(converter.loader.indexed_file.IndexedFile, "read", counted)
-    return reads
+def positions_in(reads, path):
+    """Return which samples were read by a system call: not from memory."""
+    folder = H5Folder(path)
+    offsets = [folder.location(position).offset for position in range(len(folder))]
+    return [offsets.index(offset) for offset, _ in reads if offset in offsets]
 
 
 def test_the_cache_keeps_the_arrays_read_last(path, monkeypatch):
-    reads = count_reads(monkeypatch)
+    reads = pretend_cached(monkeypatch, False)
     folder = H5Folder(path, cache_nbytes=3 * 60)
     for position in (0, 1, 2, 0, 1, 2, 3, 1, 2, 0):
         folder[position]
-    assert reads == [0, 1, 2, 3, 0]
+    assert positions_in(reads, path) == [0, 1, 2, 3, 0]
     folder.read_batch([0, 2, 1])
-    assert reads == [0, 1, 2, 3, 0]
+    assert positions_in(reads, path) == [0, 1, 2, 3, 0]
 
 
 def test_no_cache_is_the_default_and_larger_arrays_are_not_kept(path, monkeypatch):
-    reads = count_reads(monkeypatch)
+    reads = pretend_cached(monkeypatch, False)
     for folder in (H5Folder(path), H5Folder(path, cache_nbytes=59)):
         folder[0], folder[0]
-    assert reads == [0] * 4
+    assert positions_in(reads, path) == [0] * 4
 
 
 def test_a_negative_cache_is_refused(path):
@@ -844,25 +841,20 @@ def test_a_large_array_that_is_not_cached_is_not_read_through_the_mapping(tmp_pa
     """Asking whether a byte is cached brings it in: a second question would be answered yes."""
     samples = {f"{n}.npy": np.full(100_000, n, np.uint8) for n in range(3)}
     path = make_h5(tmp_path, samples)
-    asked, read = set(), []
-    read_into = converter.files.Handle.read_into
+    asked = set()
 
-    def is_cached(self, offset, *, unknown=False):
+    def is_cached(offset):
         was_asked = offset in asked
         asked.add(offset)
         return was_asked
 
-    def count(self, target, offset):
-        read.append(memoryview(target).nbytes)
-        read_into(self, target, offset)
-
-    monkeypatch.setattr(converter.loader.page_cache.PageCache, "_is_cached", is_cached)
+    reads = pretend_cached(monkeypatch, is_cached)
     with H5Folder(path) as folder:
         len(folder)  # the tail is read by now
-        monkeypatch.setattr(converter.files.Handle, "read_into", count)
+        reads.clear()
         for position, array in enumerate(samples.values()):
             np.testing.assert_array_equal(folder[position], array)
-    assert read == [100_000] * 3
+    assert [nbytes for _, nbytes in reads] == [100_000] * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="takes no advice")
@@ -881,8 +873,7 @@ def test_a_batch_that_is_not_cached_is_fetched_at_once(tmp_path, monkeypatch, sh
     monkeypatch.setattr(os, "posix_fadvise", record)
     folder = H5Folder(path)
     for is_cached in (False, True):
-        pages = converter.loader.page_cache.PageCache
-        monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: is_cached)  # noqa: B023
+        pretend_cached(monkeypatch, is_cached)
         for keys in (list(samples)[:40], list(samples)[5:]):  # of one shape, of two
             advised.clear()
             for key, array in zip(keys, folder.read_batch(keys), strict=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,6 @@ import h5py
 import numpy as np
 import pytest
 
-import converter.loader.page_cache
 from converter import H5Folder
 from converter.cli import main
 from converter.errors import LoadError
@@ -17,6 +19,7 @@ from helpers.arrays import make_h5, smooth
 from helpers.check import assert_same
 from helpers.damage import cut_tail_off
 from helpers.images import save_jpegs
+from helpers.seams import pretend_cached
 
 #: The kinds of source: with an index, through h5py, of original files, several files.
 SOURCES = ("indexed", "h5py", "encoded", "encoded, h5py", "several")
@@ -63,8 +66,7 @@ def folder(tmp_path: Path, request: Any) -> H5Folder:
 
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_a_view_is_the_array_or_rows_of_it_and_cannot_be_written(folder, is_cached, monkeypatch):
-    pages = converter.loader.page_cache.PageCache
-    monkeypatch.setattr(pages, "are_cached", lambda *_: is_cached)
+    pretend_cached(monkeypatch, is_cached)
     source = folder._open().source
     for position in range(len(folder)):
         expected = folder[position]
@@ -80,28 +82,25 @@ def test_a_view_is_the_array_or_rows_of_it_and_cannot_be_written(folder, is_cach
 
 def test_rows_that_are_not_cached_are_read_alone(tmp_path, monkeypatch):
     path = make_h5(tmp_path, arrays())
-    pages = converter.loader.page_cache.PageCache
-    read = []
-    monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: False)
+    reads = pretend_cached(monkeypatch, False)
     source = H5Folder(path)._open().source
-    handle_read = converter.files.Handle.read
-
-    def counted(self, nbytes, offset):
-        read.append(nbytes)
-        return handle_read(self, nbytes, offset)
-
-    monkeypatch.setattr(converter.files.Handle, "read", counted)
+    reads.clear()
     source.view(0, 10, 4)
-    assert read == [4 * 30 * 3]
+    assert [nbytes for _, nbytes in reads] == [4 * 30 * 3]
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_a_view_where_the_mapping_cannot_be_had_is_right(tmp_path, is_cached, monkeypatch):
-    pages = converter.loader.page_cache.PageCache
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, "cannot map")
+
     path = make_h5(tmp_path, arrays())
-    monkeypatch.setattr(pages, "map", lambda _: None)
-    monkeypatch.setattr(pages, "_is_cached", lambda *_, **__: is_cached)
-    assert_same(H5Folder(path)._open().source.view(2, 3, 4), arrays()["c.npy"][3:7])
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    pretend_cached(monkeypatch, is_cached)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it cannot map
+        view = H5Folder(path)._open().source.view(2, 3, 4)
+    assert_same(view, arrays()["c.npy"][3:7])
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])

@@ -15,7 +15,6 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import converter.training.labels
 from converter import H5Folder
 from converter.format.index import IndexBuilder
 from converter.format.index_reader import Index
@@ -166,9 +165,8 @@ def test_changes_of_folder_are_found_unless_names_are_out_of_order(keys, is_sort
     expected = [n for n in range(len(keys) - 1) if parts[n][0] != parts[n + 1][0]]
     if any(a[0] == b[0] and a[1] > b[1] for a, b in pairwise(parts)):
         expected = None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(converter.training.labels, "KEYS_AT_ONCE", block)
-        found = folder_changes(index_of(list(map("".join, parts))), np.arange(len(keys)))
+    index = index_of(list(map("".join, parts)))
+    found = folder_changes(index, np.arange(len(keys)), at_once=block)
     assert (found if found is None else found.tolist()) == expected
 
 

@@ -744,14 +744,17 @@ def test_blocks_give_each_sample_once_in_runs_of_the_file(
 def test_a_disk_that_fails_is_an_error_that_names_the_key(
     path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from converter.loader.page_cache import PageCache
+    samples, preadv = range(48, 48 + COUNT * 12 * 14 * 3), os.preadv
 
-    def fail(*_: Any) -> Any:
-        raise OSError(5, "Input/output error")
+    def fail(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError  # nothing is cached
+        if offset in samples:
+            raise OSError(5, "Input/output error")
+        return preadv(descriptor, buffers, offset)
 
     for crop in (None, CenterCrop(4), CenterCrop(4, resize=(12, 14))):
         with monkeypatch.context() as patch:
-            for method in ("read_into", "view", "gather"):
-                patch.setattr(PageCache, method, fail)
+            patch.setattr(os, "preadv", fail)
             message = failure(path, crop=crop)
         assert repr(keys[0]) in message and "Input/output error" in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -109,13 +110,12 @@ def test_block_nbytes_is_checked(path):
         runs_of(path, block_nbytes=0)
 
 
-def test_runs_are_read_before_their_samples_come(path, monkeypatch):
+def test_runs_are_read_before_their_samples_come(path):
     _, runs = runs_of(path)
     read: list[int] = []
-    spans = runs.spans
-    monkeypatch.setattr(runs, "spans", lambda run: (read.append(run), spans(run))[1])
+    noting = SimpleNamespace(spans=lambda run: (read.append(run), runs.spans(run))[1])
     order = Order(40, batch_size=1, kind="blocks", runs=runs.runs, window=2)
-    ahead = ReadAhead(order, runs, 3, 4)
+    ahead = ReadAhead(order, noting, 3, 4)
     run_of = {index: n for n, members in enumerate(members_of(runs)) for index in members}
     for sample, [index] in enumerate(order.batches(3, 4), 4):
         ahead.wait(ahead.advance(sample))

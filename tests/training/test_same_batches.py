@@ -17,7 +17,6 @@ from converter.cropping.crops import CenterCrop, RandomCrop, RandomResizedCrop
 from converter.errors import LoadError
 from converter.training.batches import Filling
 from converter.training.loader import H5Loader
-from converter.training.plans import Recipe
 from helpers.arrays import make_h5
 
 COUNT = 23
@@ -189,10 +188,10 @@ def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_small_equal_images_cropped_at_once_are_those_cropped_one_by_one(
     icons: Path, crop: Any, flip: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def epochs() -> list[Any]:
+    def epochs(**options: Any) -> list[Any]:
         kinds = ({"keys": f"{n}/", "threads": n % 2} for n in range(5))
-        options = [*kinds, {"channels": 3, "keys": "0/"}]
-        loaders = [H5Loader(icons, batch_size=4, crop=crop, seed=2, **flip, **o) for o in options]
+        options = {"batch_size": 4, "crop": crop, "seed": 2, **flip, **options}
+        loaders = [H5Loader(icons, **options, **o) for o in (*kinds, {"channels": 3, "keys": "0/"})]
         return [digests(loader) for loader in loaders for _ in range(2)]
 
     gathered: list[int] = []
@@ -200,8 +199,9 @@ def test_small_equal_images_cropped_at_once_are_those_cropped_one_by_one(
     monkeypatch.setattr(Filling, "_as_rows", lambda *a: gathered.append(1) or as_rows(*a))
     at_once = epochs()
     assert sum(gathered) == 2 * 6 * 3
-    monkeypatch.setattr(Recipe, "gathers", lambda *_: False)
-    assert epochs() == at_once
+    # a function of the user's takes samples one by one
+    assert epochs(transform=lambda rng, **images: images) == at_once
+    assert sum(gathered) == 2 * 6 * 3
 
 
 def test_small_equal_images_of_several_files_or_without_index_are_the_same(

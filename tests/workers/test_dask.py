@@ -1,26 +1,27 @@
-"""Files read and encoded by the workers of a real Dask scheduler, over TCP."""
+"""What can become of a Dask cluster; tests of any executor are in test_executors."""
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import converter.workers.dask
-import converter.workers.executor
-from converter import StoppedError, __version__
+from converter import ConverterError, StoppedError, __version__
 from converter import convert as convert_folder
+from converter.sources.readers import Settings
+from converter.workers.dask import dask_executor
+from converter.workers.executor import ExecutorRun
 from helpers.check import failures, stored
+from helpers.dask_cluster import SECONDS_TO_START, Cluster, free_port
 from helpers.images import save_jpegs
 from helpers.run import (
     ROOT,
@@ -33,114 +34,14 @@ from helpers.run import (
     wait_until,
     write_functions,
 )
-from helpers.seams import make_tasks_small
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
-if sys.platform != "linux":
-    pytest.skip("kills process groups", allow_module_level=True)
-SECONDS_TO_START = 120
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-class Cluster:
-    """`dask scheduler`, and workers started as `dask worker`."""
-
-    def __init__(self, logs: Path, path: Path | None = ROOT) -> None:
-        self.address = f"tcp://127.0.0.1:{free_port()}"
-        self._logs = logs
-        self.processes: list[subprocess.Popen] = []
-        host, port = self.address.removeprefix("tcp://").split(":")
-        flags = ["--no-dashboard", "--dashboard-address=:0"]
-        listening = (f"--host={host}", f"--port={port}")
-        self.scheduler = self._start("scheduler", *listening, *flags, path=path)
-        wait_until(self._answers, seconds=SECONDS_TO_START)
-
-    def work(
-        self, *flags: str, count: int = 2, threads: int = 1, path: Path | None = ROOT
-    ) -> list[subprocess.Popen]:
-        """Start workers that import from ``path``; wait until the scheduler knows them."""
-        flags = (*flags, f"--nthreads={threads}", "--no-dashboard", "--dashboard-address=:0")
-        known = self.workers()
-        started = [self._start("worker", self.address, *flags, path=path) for _ in range(count)]
-        wait_until(lambda: self.workers() >= known + count, seconds=SECONDS_TO_START)
-        assert self.workers() == known + count, self.log()
-        return started
-
-    def workers(self) -> int:
-        with distributed.Client(self.address, set_as_default=False, timeout=30) as client:
-            return len(client.scheduler_info(n_workers=-1)["workers"])
-
-    def log(self) -> str:
-        return "".join(path.read_text() for path in self._logs.glob("*.log"))
-
-    def end(self) -> None:
-        self.end_workers()
-        self._end_last()
-
-    def end_workers(self) -> None:
-        """End all but the scheduler, and wait until it knows."""
-        while len(self.processes) > 1:
-            self._end_last()
-        if self.scheduler.poll() is None:
-            wait_until(lambda: not self.workers())
-            assert not self.workers(), self.log()
-
-    def _end_last(self) -> None:
-        process = self.processes.pop()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def _answers(self) -> bool:
-        host, port = self.address.removeprefix("tcp://").split(":")
-        with socket.socket() as asking:
-            return asking.connect_ex((host, int(port))) == 0
-
-    def _start(self, what: str, *arguments: str, path: Path | None = None) -> subprocess.Popen:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(path or ""),
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
-        }
-        environment.pop("PYTEST_CURRENT_TEST", None)
-        with open(self._logs / f"{what}{len(self.processes)}.log", "w") as log:
-            process = start(
-                [sys.executable, "-m", "dask", what, *arguments],
-                outlives_test=True,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                cwd=self._logs,
-            )
-        self.processes.append(process)
-        return process
-
-
-@pytest.fixture
-def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
-    """Make clusters of one test: of a scheduler that is killed, or lacks the package."""
-    made: list[Cluster] = []
-
-    def make(path: Path | None = ROOT) -> Cluster:
-        made.append(Cluster(tmp_path_factory.mktemp("dask"), path))
-        return made[-1]
-
-    yield make
-    for cluster in made:
-        cluster.end()
 
 
 @pytest.fixture(scope="module")
-def lasting_scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("dask"))
-    yield cluster
-    cluster.end()
+def lasting_scheduler(make_cluster: Callable[..., Cluster]) -> Cluster:
+    return make_cluster()
 
 
 @pytest.fixture
@@ -148,17 +49,6 @@ def scheduler(lasting_scheduler: Cluster) -> Iterator[Cluster]:
     """A scheduler without workers; those of a test end with it."""
     yield lasting_scheduler
     lasting_scheduler.end_workers()
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers, each restarted by its nanny when it dies."""
-    cluster = Cluster(tmp_path_factory.mktemp("dask"))
-    try:
-        cluster.work("--nanny")
-        yield cluster
-    finally:
-        cluster.end()
 
 
 def assert_same_as_local(folder: Path, output: Path, **options: Any) -> None:
@@ -177,41 +67,6 @@ def test_the_command_line_makes_the_same_bytes(
     assert list(failures(output)) == ["0/000.jpg"]
     assert "Traceback" not in ended.err
     assert_same_as_local(folder, output)
-
-
-def test_an_executor_of_a_client_makes_the_same_bytes(
-    cluster: Cluster, folder: Path, output: Path, tmp_path: Path
-) -> None:
-    functions = write_functions(
-        tmp_path / "functions.py",
-        "def my_read(path_sample): return [1.5] * len(open(path_sample).read())",
-    )
-    for n in range(50):
-        (folder / f"{n:03}.num").write_text("x" * n)
-    options = {"ext": "num", "custom_read_func": True, "path_functions": functions}
-    with distributed.Client(cluster.address, set_as_default=False) as client:
-        executor = client.get_executor()
-        convert_folder(folder, output, executor=executor, **options)
-        assert_same_as_local(folder, output, **options)
-        functions.write_text("def my_read(path_sample): return 7")
-        convert_folder(folder, output, executor=executor, overwrite=True, **options)
-    assert {int(value) for value in stored(output).values()} == {7}
-
-
-def test_files_that_changed_are_read_anew_by_the_same_executor(
-    cluster: Cluster, folder: Path, output: Path
-) -> None:
-    """Dask takes equal calls of pure functions for one."""
-    for n in range(20):
-        (folder / f"{n:03}.json").write_text("[1]")
-    options = {"ext": "json", "custom_read_func": True, "path_functions": ROOT / "my_functions.py"}
-    with distributed.Client(cluster.address, set_as_default=False) as client:
-        executor = client.get_executor()
-        for number in (1, 2):
-            for n in range(20):
-                (folder / f"{n:03}.json").write_text(f"[{number}]")
-            convert_folder(folder, output, executor=executor, overwrite=True, **options)
-            assert {int(value[0]) for value in stored(output).values()} == {number}
 
 
 def start_busy(
@@ -333,11 +188,7 @@ def test_without_workers_a_run_ends_after_a_while(
     folder: Path,
     output: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(converter.workers.dask, "SECONDS_WITHOUT_WORKERS", 3)
-    monkeypatch.setattr(converter.workers.executor, "SECONDS_BETWEEN_LOOKS", 0.1)
-    make_tasks_small(monkeypatch, 1)
     scheduler.work("--no-nanny", count=1)
     functions = write_functions(
         tmp_path / "functions.py",
@@ -355,24 +206,15 @@ def test_without_workers_a_run_ends_after_a_while(
     for n in range(100):
         (folder / f"{n:03}.num").touch()
     options = {"ext": "num", "custom_read_func": True, "path_functions": functions}
+    job = Settings(str(folder), path_functions=functions)
     with distributed.Client(scheduler.address, set_as_default=False) as client:
         executor = client.get_executor(pure=False)
+        batches = ExecutorRun(executor, job, patience=3).run(sorted(os.listdir(folder)))
         with pytest.raises(StoppedError, match="has had no workers for 3 s: start some"):
-            convert_folder(folder, output, executor=executor, **options)
-        assert not output.exists()
+            deque(batches)
         scheduler.work("--no-nanny", count=1)
         convert_folder(folder, output, executor=executor, **options)
     assert_same_as_local(folder, output, **options)
-
-
-def test_workers_of_several_threads_make_the_same_bytes(
-    scheduler: Cluster, folder: Path, output: Path
-) -> None:
-    scheduler.work("--no-nanny", count=1, threads=4)
-    save_jpegs(folder, [f"{n % 3}/{n:03}.jpg" for n in range(200)])
-    ended = run(command(folder, output, f"--dask={scheduler.address}", "--quiet"))
-    assert ended.status == 0, ended.err
-    assert_same_as_local(folder, output)
 
 
 def test_a_scheduler_that_is_killed_ends_the_run(
@@ -440,18 +282,22 @@ def test_a_worker_with_another_version_or_none_is_said(
     assert list(output.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "nonsense", "", "udp://x:1"])
-def test_a_scheduler_that_does_not_answer_is_said(
-    address: str,
-    folder: Path,
-    output: Path,
-    convert: Callable[..., Finished],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("address", ["nonsense", "", "udp://x:1"])
+def test_what_is_no_address_is_refused(
+    address: str, folder: Path, output: Path, convert: Callable[..., Finished]
 ) -> None:
-    monkeypatch.setattr(converter.workers.dask, "SECONDS_TO_CONNECT", 1)
     save_jpegs(folder, ["a.jpg"])
-    ended = convert(folder, output, f"--dask={address.format(port=free_port())}", "--quiet")
+    ended = convert(folder, output, f"--dask={address}", "--quiet")
     assert ended.status == 2, ended
     assert "Dask scheduler" in ended.err or "--dask" in ended.err
     assert "Traceback" not in ended.err
     assert list(output.parent.iterdir()) == []
+
+
+def test_a_scheduler_that_does_not_answer_is_said() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with (
+        pytest.raises(ConverterError, match=f"no Dask scheduler answers at {address}"),
+        dask_executor(address, seconds=1),
+    ):
+        raise AssertionError("nobody answers there")

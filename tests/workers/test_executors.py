@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
-import io
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -25,16 +24,191 @@ from typing import Any
 import numpy as np
 import pytest
 
+from converter import __version__
 from converter import convert as convert_folder
+from converter.codecs.compression import NONE
 from converter.errors import ConverterError, StoppedError
-from converter.workers import dask, executor_worker
-from converter.workers import executor as executors
-from converter.writer import payloads
+from converter.samples import Encoded
+from converter.sources.readers import Settings
+from converter.workers import dask
+from converter.workers.executor import ATTEMPTS_ALONE, MOST_TASKS_AHEAD, ExecutorRun
 from helpers.check import failures, stored
+from helpers.dask_cluster import Cluster
 from helpers.images import save_jpegs
 from helpers.run import FUNCTIONS, ROOT, Finished, run, write_functions
 
+BACKENDS = [
+    "threads",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("processes", "dask", "dask threads")),
+]
 NAMES = ["b.jpg", "z.jpg", *(f"a/{n:03}.jpg" for n in range(40)), "c/d/e.jpg"]
+
+
+def left(output: Path) -> list[str]:
+    return sorted(path.name for path in output.parent.iterdir())
+
+
+def convert_both(folder: Path, output: Path, executor: Any, **options: Any) -> Any:
+    """Convert with the executor, and assert that a local run makes the same bytes."""
+    report = convert_folder(folder, output, executor=executor, **options)
+    local = output.with_name("local.h5")
+    convert_folder(folder, local, workers=1, **options)
+    assert filecmp.cmp(output, local, shallow=False)
+    assert failures(output) == failures(local)
+    return report
+
+
+def write_numbers(folder: Path, count: int, *, numbers: int = 1) -> None:
+    for n in range(count):
+        (folder / f"{n:03}.num").write_text(f"{n} {numbers}")
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Path:
+    return write_functions(
+        tmp_path / "functions.py",
+        """
+        import numpy
+
+        def my_read(path_sample):
+            number, count = map(int, open(path_sample).read().split())
+            return numpy.full(count, number, "<i4")
+        """,
+    )
+
+
+def read_numbers(functions: Path) -> dict[str, Any]:
+    return {"ext": "num", "custom_read_func": True, "path_functions": functions,
+            "compression": "none"}  # fmt: skip
+
+
+# --- of any executor
+
+
+@pytest.fixture(scope="module")
+def threaded_cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
+    """One worker of four threads."""
+    cluster = make_cluster()
+    cluster.work("--no-nanny", count=1, threads=4)
+    return cluster
+
+
+@pytest.fixture(params=BACKENDS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param == "threads":
+        with ThreadPoolExecutor(4) as executor:
+            yield executor
+    elif request.param == "processes":
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(2, mp_context=context) as executor:
+            yield executor
+    else:
+        name = "cluster" if request.param == "dask" else "threaded_cluster"
+        cluster = request.getfixturevalue(name)
+        from distributed import Client
+
+        with Client(cluster.address, set_as_default=False) as client:
+            yield client.get_executor()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"store": "encoded"}, {"compression": "gzip"}, {"shard": "2/3"}],
+    ids=str,
+)
+def test_it_makes_the_same_bytes(
+    options: dict[str, Any], executor: Executor, folder: Path, output: Path
+) -> None:
+    names = [*NAMES, *(f"many/{n:03}.jpg" for n in range(161))]
+    save_jpegs(folder, names)
+    (folder / "a/005.jpg").write_bytes(b"no image")
+    report = convert_both(folder, output, executor, **options)
+    assert report.stored + report.failed == len(names) // (3 if "shard" in options else 1)
+
+
+def test_functions_make_the_same_bytes_and_a_later_edit_reaches_workers(
+    executor: Executor, folder: Path, output: Path, tmp_path: Path
+) -> None:
+    functions = write_functions(
+        tmp_path / "functions.py",
+        """
+        def my_read(path_sample):
+            number = int(open(path_sample).read().split()[0])
+            if number == 13:
+                raise ValueError("thirteen")
+            return [number + 0.5] * number
+        """,
+    )
+    write_numbers(folder, 60)
+    report = convert_both(folder, output, executor, **read_numbers(functions))
+    assert (report.stored, report.failed) == (59, 1)
+    assert "thirteen" in failures(output)["013.num"]
+    write_functions(functions, "def my_read(path_sample): return 2.5")
+    convert_both(folder, output, executor, overwrite=True, **read_numbers(functions))
+    assert {float(value) for value in stored(output).values()} == {2.5}
+
+
+def test_files_that_changed_are_read_anew(
+    executor: Executor, folder: Path, output: Path, functions: Path
+) -> None:
+    """Dask takes equal calls of pure functions for one."""
+    for numbers in (1, 2):
+        write_numbers(folder, 20, numbers=numbers)
+        options = {"overwrite": True, **read_numbers(functions)}
+        convert_folder(folder, output, executor=executor, **options)
+        assert {len(value) for value in stored(output).values()} == {numbers}
+
+
+def test_functions_import_what_lies_beside_them(
+    executor: Executor, folder: Path, output: Path, tmp_path: Path
+) -> None:
+    write_numbers(folder, 20)
+    (tmp_path / "benchmark.py").write_text("number = 4")
+    functions = write_functions(
+        tmp_path / "functions.py",
+        """
+        import benchmark
+
+        def my_read(path_sample):
+            return benchmark.number
+        """,
+    )
+    finders = len(sys.meta_path)
+    convert_folder(folder, output, executor=executor, **read_numbers(functions))
+    assert {int(value) for value in stored(output).values()} == {4}
+    assert len(sys.meta_path) <= finders + 1
+
+
+def test_threads_of_a_worker_each_have_a_reader_of_their_own(
+    executor: Executor, folder: Path, output: Path, tmp_path: Path
+) -> None:
+    """State that my_read keeps at the top of its module is of one thread."""
+    functions = write_functions(
+        tmp_path / "functions.py",
+        """
+        state = []
+
+        def my_read(path_sample):
+            state.append(path_sample)
+            number = int(open(path_sample).read().split()[0])
+            assert state.pop() == path_sample
+            return number
+        """,
+    )
+    write_numbers(folder, 300)
+    report = convert_both(folder, output, executor, **read_numbers(functions))
+    assert report.failed == 0
+
+
+def test_a_failure_stops_what_is_on_its_way(executor: Executor, folder: Path, output: Path) -> None:
+    save_jpegs(folder, NAMES)
+    (folder / "a/002.jpg").write_bytes(b"no image")
+    with pytest.raises(StoppedError, match=r"a/002\.jpg"):
+        convert_folder(folder, output, executor=executor, on_error="stop")
+    assert "OUT.h5" not in left(output)
+
+
+# --- how work is given out
 
 
 class Here(Executor):
@@ -75,54 +249,6 @@ class Here(Executor):
         self.most_nbytes = max(self.most_nbytes, self.nbytes)
 
 
-def left(output: Path) -> list[str]:
-    return sorted(path.name for path in output.parent.iterdir())
-
-
-def convert_both(folder: Path, output: Path, executor: Any, **options: Any) -> Any:
-    """Convert with the executor, and assert that a local run makes the same bytes."""
-    report = convert_folder(folder, output, executor=executor, **options)
-    local = output.with_name("local.h5")
-    convert_folder(folder, local, workers=1, **options)
-    assert filecmp.cmp(output, local, shallow=False)
-    assert failures(output) == failures(local)
-    return report
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"store": "encoded"}, {"compression": "gzip"}, {"shard": "2/3"}],
-    ids=str,
-)
-def test_threads_make_the_same_bytes(options: dict[str, Any], folder: Path, output: Path) -> None:
-    save_jpegs(folder, NAMES)
-    (folder / "a/005.jpg").write_bytes(b"no image")
-    with ThreadPoolExecutor(3) as executor:
-        report = convert_both(folder, output, executor, **options)
-    assert report.stored + report.failed == (14 if options.get("shard") else len(NAMES))
-
-
-@pytest.mark.slow
-def test_spawned_processes_make_the_same_bytes(folder: Path, output: Path, tmp_path: Path) -> None:
-    functions = write_functions(
-        tmp_path / "functions.py",
-        """
-        def my_read(path_sample):
-            number = int(open(path_sample).read())
-            if number == 13:
-                raise ValueError("thirteen")
-            return [number] * number
-        """,
-    )
-    for n in range(60):
-        (folder / f"{n:02}.num").write_text(str(n))
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
-        report = convert_both(folder, output, executor, ext="num", custom_read_func=True,
-                              path_functions=functions)  # fmt: skip
-    assert (report.stored, report.failed) == (59, 1)
-    assert "thirteen" in failures(output)["13.num"]
-
-
 def test_progress_and_notices_come_as_of_a_local_run(folder: Path, output: Path) -> None:
     save_jpegs(folder, NAMES)
     seen: list[Any] = []
@@ -150,56 +276,32 @@ def test_the_caller_alone_writes(folder: Path, output: Path) -> None:
 # --- what is on its way
 
 
-def write_numbers(folder: Path, count: int, *, numbers: int = 1) -> None:
-    for n in range(count):
-        (folder / f"{n:03}.num").write_text(f"{n} {numbers}")
-
-
-@pytest.fixture
-def functions(tmp_path: Path) -> Path:
-    return write_functions(
-        tmp_path / "functions.py",
-        """
-        import numpy
-
-        def my_read(path_sample):
-            number, count = map(int, open(path_sample).read().split())
-            return numpy.full(count, number, "<i4")
-        """,
-    )
-
-
-def read_numbers(functions: Path) -> dict[str, Any]:
-    return {"ext": "num", "custom_read_func": True, "path_functions": functions,
-            "compression": "none"}  # fmt: skip
-
-
 def test_tasks_on_their_way_are_bounded_in_number(
     folder: Path, output: Path, functions: Path
 ) -> None:
     write_numbers(folder, 400)
     executor = Here()
-    executors_before = executors.MOST_TASKS_AHEAD
     convert_both(folder, output, executor, **read_numbers(functions))
-    assert executor.most_waiting <= executors_before
+    assert executor.most_waiting <= MOST_TASKS_AHEAD
     assert sum(map(len, executor.calls)) >= 400
     assert executor.waiting == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small", [0, 100])
-def test_bytes_on_their_way_are_bounded(
-    small: int, folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_on_their_way_are_bounded(small: int, folder: Path, functions: Path) -> None:
     """Of large files too, also behind many small ones."""
-    monkeypatch.setattr(executors, "MOST_BYTES_AHEAD", 24 << 20)
     write_numbers(folder, small)
     (folder / "x").mkdir()
     write_numbers(folder / "x", 40, numbers=1_500_000)  # of 6 MB
+    keys = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.num"))]
     executor = Here()
-    convert_folder(folder, output, executor=executor, **read_numbers(functions))
+    job = Settings(str(folder), compression=NONE, path_functions=functions)
+    batches = ExecutorRun(executor, job, most_nbytes=24 << 20).run(keys)
+    results = [result for batch in batches for result in batch.results]
     assert executor.most_nbytes <= 2 * (24 << 20)
-    assert len(stored(output)) == 40 + small
+    assert [result.key for result in results] == keys
+    assert all(isinstance(result, Encoded) for result in results)
 
 
 def test_an_answer_of_a_part_of_its_task_is_gone_on_with(
@@ -207,14 +309,6 @@ def test_an_answer_of_a_part_of_its_task_is_gone_on_with(
 ) -> None:
     write_numbers(folder, 30, numbers=400_000)  # of 1.6 MB, three to an answer
     convert_both(folder, output, Here(), **read_numbers(functions))
-
-
-def test_a_failure_stops_what_is_on_its_way(folder: Path, output: Path) -> None:
-    save_jpegs(folder, NAMES)
-    (folder / "a/002.jpg").write_bytes(b"no image")
-    with ThreadPoolExecutor(1) as executor, pytest.raises(StoppedError, match=r"a/002\.jpg"):
-        convert_folder(folder, output, executor=executor, on_error="stop")
-    assert "OUT.h5" not in left(output)
 
 
 # --- what goes wrong
@@ -256,15 +350,16 @@ def test_nothing_is_written_any_more_when_a_run_has_ended(
     folder: Path, output: Path, functions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one may be writing to the same place by then."""
-    begun, ended, write = [], [], payloads.write_at
+    begun, ended, write = [], [], os.pwrite
 
-    def slowly(file: io.FileIO, payload: memoryview, offset: int) -> None:
+    def slowly(descriptor: int, data: memoryview, offset: int) -> int:
         begun.append(offset)
-        time.sleep(0.3)
-        write(file, payload, offset)
+        time.sleep(0.1)
+        count = write(descriptor, data, offset)
         ended.append(offset)
+        return count
 
-    monkeypatch.setattr(payloads, "write_at", slowly)
+    monkeypatch.setattr(os, "pwrite", slowly)
     write_numbers(folder, 6, numbers=400_000)
     (folder / "z.num").write_text("no number")
     options = {"executor": Here(), "on_error": "stop", **read_numbers(functions)}
@@ -274,24 +369,21 @@ def test_nothing_is_written_any_more_when_a_run_has_ended(
     assert sorted(ended) == sorted(begun)
 
 
-def test_workers_are_missed_from_when_they_are_first_not_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_are_missed_from_when_they_are_first_not_seen() -> None:
     """A look may come long after the one before, while this process was writing."""
-    monkeypatch.setattr(dask, "SECONDS_WITHOUT_WORKERS", 0.2)
     workers = {"tcp://one:1": {"nthreads": 1}}
     client = SimpleNamespace(
         scheduler=SimpleNamespace(address="tcp://host:8786"),
         scheduler_info=lambda n_workers: {"workers": workers},
     )
     known = dask.Cluster(client)
-    known.check_workers()
+    known.check_workers(0.2)
     time.sleep(0.3)
     workers.clear()
-    known.check_workers()
+    known.check_workers(0.2)
     time.sleep(0.3)
     with pytest.raises(StoppedError, match="has had no workers"):
-        known.check_workers()
+        known.check_workers(0.2)
 
 
 def test_a_file_that_is_blamed_for_another_is_read_after_all(folder: Path, output: Path) -> None:
@@ -301,7 +393,7 @@ def test_a_file_that_is_blamed_for_another_is_read_after_all(folder: Path, outpu
         blamed = 0
 
         def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            if "a/003.jpg" in args[-1] and self.blamed < executors.ATTEMPTS_ALONE:
+            if "a/003.jpg" in args[-1] and self.blamed < ATTEMPTS_ALONE:
                 self.blamed += 1  # among others first, then alone
                 raise OSError("the worker died")
             return super().answer(function, *args, **kwargs)
@@ -411,22 +503,21 @@ def test_a_worker_without_the_package_is_said(
     executor = Failing(lambda: error("No module named 'converter'"))
     with pytest.raises(StoppedError, match="install the converter"):
         convert_folder(folder, output, executor=executor)
-    assert len(executor.calls) <= executors.MOST_TASKS_AHEAD
+    assert len(executor.calls) <= MOST_TASKS_AHEAD
 
 
-def test_a_worker_with_another_version_is_said(
-    folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_with_another_version_is_said(folder: Path, output: Path) -> None:
     save_jpegs(folder, NAMES)
 
-    class Older(Here):
-        def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            with monkeypatch.context() as patch:
-                patch.setattr(executor_worker, "__version__", "0.0.1")
-                return super().answer(function, *args, **kwargs)
+    class Newer(Here):
+        """As seen by version 0.0.1."""
 
-    with pytest.raises(StoppedError, match=r"0\.0\.1"):
-        convert_folder(folder, output, executor=Older())
+        def answer(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+            _, *rest = args
+            return function("0.0.1", *rest)
+
+    with pytest.raises(StoppedError, match=rf"has version {__version__} .* and this is 0\.0\.1"):
+        convert_folder(folder, output, executor=Newer())
     assert "OUT.h5" not in left(output)
 
 
@@ -561,17 +652,6 @@ def test_the_functions_are_sent_along(folder: Path, output: Path, functions: Pat
     assert stored(output)["011.num"].tolist() == [11]
 
 
-def test_a_later_edit_reaches_threads_that_worked_before(
-    folder: Path, output: Path, functions: Path
-) -> None:
-    write_numbers(folder, 20)
-    with ThreadPoolExecutor(2) as executor:
-        convert_folder(folder, output, executor=executor, **read_numbers(functions))
-        write_functions(functions, "def my_read(path_sample): return 2.5")
-        convert_both(folder, output, executor, overwrite=True, **read_numbers(functions))
-    assert {float(value) for value in stored(output).values()} == {2.5}
-
-
 def test_functions_that_a_worker_cannot_import_end_the_run(
     folder: Path, output: Path, tmp_path: Path
 ) -> None:
@@ -601,49 +681,6 @@ def test_functions_that_a_worker_cannot_import_end_the_run(
 
     with pytest.raises(StoppedError, match="helper_of_functions"):
         convert_folder(folder, output, executor=Bare(), **read_numbers(functions))
-
-
-def test_functions_import_what_lies_beside_them_in_workers_that_have_it(
-    folder: Path, output: Path, tmp_path: Path
-) -> None:
-    write_numbers(folder, 20)
-    (tmp_path / "benchmark.py").write_text("number = 4")
-    functions = write_functions(
-        tmp_path / "functions.py",
-        """
-        import benchmark
-
-        def my_read(path_sample):
-            return benchmark.number
-        """,
-    )
-    finders = len(sys.meta_path)
-    with ThreadPoolExecutor(2) as executor:
-        convert_folder(folder, output, executor=executor, **read_numbers(functions))
-    assert {int(value) for value in stored(output).values()} == {4}
-    assert len(sys.meta_path) <= finders + 1
-
-
-def test_threads_of_a_worker_each_have_a_reader_of_their_own(
-    folder: Path, output: Path, tmp_path: Path
-) -> None:
-    """State that my_read keeps at the top of its module is of one thread."""
-    functions = write_functions(
-        tmp_path / "functions.py",
-        """
-        state = []
-
-        def my_read(path_sample):
-            state.append(path_sample)
-            number = int(open(path_sample).read().split()[0])
-            assert state.pop() == path_sample
-            return number
-        """,
-    )
-    write_numbers(folder, 300)
-    with ThreadPoolExecutor(4) as executor:
-        report = convert_both(folder, output, executor, **read_numbers(functions))
-    assert report.failed == 0
 
 
 def test_sys_path_of_a_worker_stays_as_it_was(folder: Path, output: Path, functions: Path) -> None:

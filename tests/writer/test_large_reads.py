@@ -12,8 +12,14 @@ import pytest
 from converter.errors import LoadError
 from converter.files import Handle
 from converter.writer import large_reads
-from converter.writer.large_reads import MOST_NBYTES, SMALLEST_NBYTES, Window, reader_of
-from converter.writer.payloads import UNCACHED
+from converter.writer.large_reads import (
+    MOST_NBYTES,
+    SMALLEST_NBYTES,
+    UNCACHED,
+    Window,
+    knows_uncached,
+    reader_of,
+)
 
 NBYTES = 3 * MOST_NBYTES
 REFUSALS = {
@@ -120,3 +126,23 @@ def test_memory_for_a_large_sample_is_given_back(disk: Disk, path: Path) -> None
     window._begin = 1  # as if they were not
     window.fetch(100, 0)
     assert len(window._memory) < MOST_NBYTES
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "is_known"),
+    [
+        ("linux", "6.16.0", True),
+        ("linux", "6.16-rc1", True),
+        ("linux", "7.0", True),
+        ("linux", "6.14.11-generic", False),
+        ("linux", "6.15.9", False),
+        ("linux", "5.19", False),
+        ("linux", "strange", False),
+        ("darwin", "24.0", False),
+        ("win32", "11", False),
+    ],
+)
+def test_kernels_that_may_lose_pages_are_not_asked(
+    system: str, release: str, is_known: bool
+) -> None:
+    assert knows_uncached(system, release) is is_known

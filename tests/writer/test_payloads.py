@@ -4,46 +4,51 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import random
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from converter.writer import payloads
-from converter.writer.payloads import Payloads, is_large, knows_uncached
+from converter.writer.payloads import Payloads, is_large
 from helpers.resuming import Conversion
 
 BLOCK = 1 << 16
-needs_pwritev = pytest.mark.skipif(not hasattr(os, "pwritev"), reason="no pwritev")
+needs_pwrite = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="no pwrite")
 
 
 class Disk:
-    """Notes how a file is written; ``refuse`` answers an uncached write, if it is not done."""
+    """Notes how a file is written; ``refuse`` answers a direct write, if it is not done."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ordinary: list[tuple[int, int]] = []  # begin and end of each write
-        self.uncached: list[tuple[int, int]] = []
+        self.direct: list[tuple[int, int]] = []
         self.refuse: BaseException | None = None
         self.longest = sys.maxsize
+        self._opened = -1
         self._real = os.pwrite
         monkeypatch.setattr(os, "pwrite", self._pwrite)
-        monkeypatch.setattr(os, "pwritev", self._pwritev)
         monkeypatch.setattr(payloads, "BLOCK_NBYTES", BLOCK)
-        monkeypatch.setattr(payloads, "knows_uncached", lambda: True)
+        monkeypatch.setattr(payloads, "open_direct", self._open_direct)
+
+    def _open_direct(self, descriptor: int) -> int:
+        self._opened = os.dup(descriptor)
+        return self._opened
 
     def _pwrite(self, descriptor: int, data: memoryview, offset: int) -> int:
-        self.ordinary.append((offset, offset + len(data)))
-        return self._real(descriptor, data, offset)
-
-    def _pwritev(self, descriptor: int, parts: list, offset: int, flags: int) -> int:
-        assert flags == payloads.UNCACHED
+        if descriptor != self._opened:
+            self.ordinary.append((offset, offset + len(data)))
+            return self._real(descriptor, data, offset)
+        assert np.frombuffer(data, np.uint8).ctypes.data % mmap.PAGESIZE == 0
         if self.refuse is not None:
             raise self.refuse
-        data = memoryview(b"".join(parts))[: self.longest]
-        self.uncached.append((offset, offset + len(data)))
+        data = data[: self.longest]
+        self.direct.append((offset, offset + len(data)))
         return self._real(descriptor, data, offset)
 
 
@@ -79,13 +84,12 @@ def write(path: Path, pieces: list[bytes], begin: int = 0, **options: object) ->
 
 REFUSALS = {
     "none": None,
-    "tmpfs": OSError(errno.EOPNOTSUPP, "not supported"),
-    "an older kernel": OSError(errno.EINVAL, "invalid"),
-    "Python": NotImplementedError(),
+    "the file system": OSError(errno.EINVAL, "invalid"),
+    "another one": OSError(errno.EOPNOTSUPP, "not supported"),
 }
 
 
-@needs_pwritev
+@needs_pwrite
 @pytest.mark.everyday(6)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("begin", [0, 48, BLOCK + 5])
@@ -95,30 +99,28 @@ def test_the_bytes_are_the_same_in_blocks(
 ) -> None:
     disk.refuse = REFUSALS[refused_by]
     pieces = pieces_of(begin)
-    found, told = write(tmp_path / "a", pieces, begin, threads=threads, in_blocks=True)
+    found, told = write(tmp_path / "a", pieces, begin, threads=threads, is_large=True)
     assert found == b"".join(pieces)
     assert told == sorted(told)
     assert told[-1] == begin + len(found)
-    assert bool(disk.uncached) == (refused_by == "none")
+    assert bool(disk.direct) == (refused_by == "none")
 
 
-@needs_pwritev
+@needs_pwrite
 @pytest.mark.everyday(2)
 @pytest.mark.parametrize("seconds", [0.0, 100.0])
 @pytest.mark.parametrize("begin", [0, 48, BLOCK + 5])
-def test_past_the_cache_go_only_whole_blocks_and_each_once(
+def test_only_whole_blocks_are_written_directly_and_each_once(
     begin: int, seconds: float, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page that is written again, while it is on its way to the disk, may be lost."""
+    """A page of the cache that a direct write passes by may hold what was there before."""
     monkeypatch.setattr(payloads, "SECONDS_BETWEEN_WRITES", seconds)
     pieces = pieces_of(1)
-    found, _ = write(tmp_path / "a", pieces, begin, threads=2, in_blocks=True)
+    found, _ = write(tmp_path / "a", pieces, begin, threads=2, is_large=True)
     assert found == b"".join(pieces)
-    assert disk.uncached
-    assert all(begin % BLOCK == 0 == end % BLOCK for begin, end in disk.uncached)
-    blocks = [
-        number // BLOCK for begin, end in disk.uncached for number in range(begin, end, BLOCK)
-    ]
+    assert disk.direct
+    assert all(begin % BLOCK == 0 == end % BLOCK for begin, end in disk.direct)
+    blocks = [number // BLOCK for begin, end in disk.direct for number in range(begin, end, BLOCK)]
     assert len(blocks) == len({*blocks})
     touched = {
         number for begin, end in disk.ordinary for number in range(begin // BLOCK, -(-end // BLOCK))
@@ -131,16 +133,16 @@ def test_the_ordinary_way_uses_no_other(disk: Disk, tmp_path: Path) -> None:
     found, told = write(tmp_path / "a", pieces)
     assert found == b"".join(pieces)
     assert told[-1] == len(found)
-    assert not disk.uncached
+    assert not disk.direct
 
 
-@needs_pwritev
+@needs_pwrite
 def test_what_is_behind_the_last_block_is_not_told_of_before_it_is_written(
     disk: Disk, tmp_path: Path
 ) -> None:
     told: list[int] = []
     with io.FileIO(tmp_path / "a", "w+") as file:
-        made = Payloads(file, 0, told.append, threads=1, in_blocks=True)
+        made = Payloads(file, 0, told.append, threads=1, is_large=True)
         made.append(memoryview(bytes(BLOCK + 10)), lambda: None)
         made.append(memoryview(b""), lambda: None)  # a failure behind it is not recorded either
         assert told == [BLOCK]
@@ -151,12 +153,12 @@ def test_what_is_behind_the_last_block_is_not_told_of_before_it_is_written(
         made.close()
 
 
-@needs_pwritev
+@needs_pwrite
 def test_what_comes_slowly_is_written_as_it_comes(disk: Disk, tmp_path: Path) -> None:
     """Else a file that takes an hour to read would be read again when the run is killed."""
     told: list[int] = []
     with io.FileIO(tmp_path / "a", "w+") as file:
-        made = Payloads(file, 0, told.append, threads=1, in_blocks=True)
+        made = Payloads(file, 0, told.append, threads=1, is_large=True)
         made.append(memoryview(bytes(10)), lambda: None)
         assert told == [10]
         made.append(memoryview(bytes(10)), lambda: None)
@@ -167,21 +169,21 @@ def test_what_comes_slowly_is_written_as_it_comes(disk: Disk, tmp_path: Path) ->
         made.close()
 
 
-@needs_pwritev
+@needs_pwrite
 @pytest.mark.parametrize("longest", [1000, BLOCK])
 def test_what_a_write_leaves_over_is_written_too(longest: int, disk: Disk, tmp_path: Path) -> None:
     disk.longest = longest
     pieces = pieces_of(3)
-    found, _ = write(tmp_path / "a", pieces, threads=2, in_blocks=True)
+    found, _ = write(tmp_path / "a", pieces, threads=2, is_large=True)
     assert found == b"".join(pieces)
 
 
-@needs_pwritev
+@needs_pwrite
 def test_a_full_disk_is_an_error_and_no_refusal(disk: Disk, tmp_path: Path) -> None:
     disk.refuse = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     told: list[int] = []
     with io.FileIO(tmp_path / "a", "w+") as file:
-        made = Payloads(file, 0, told.append, threads=2, in_blocks=True)
+        made = Payloads(file, 0, told.append, threads=2, is_large=True)
         made.append(memoryview(bytes(3 * BLOCK)), lambda: None)
         made.settle()
         made.close()
@@ -189,7 +191,7 @@ def test_a_full_disk_is_an_error_and_no_refusal(disk: Disk, tmp_path: Path) -> N
     assert not told
 
 
-@needs_pwritev
+@needs_pwrite
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
 def test_where_it_is_refused_what_was_written_is_dropped_twice(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,30 +205,42 @@ def test_where_it_is_refused_what_was_written_is_dropped_twice(
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr(payloads, "DROPPED_NBYTES", 4 * BLOCK)
-    disk.refuse = REFUSALS["tmpfs"]
-    write(tmp_path / "a", [bytes(BLOCK)] * 32, threads=1, in_blocks=True)
+    disk.refuse = REFUSALS["the file system"]
+    write(tmp_path / "a", [bytes(BLOCK)] * 32, threads=1, is_large=True)
     assert [dropped.count(number) for number in range(32)] == 28 * [2] + 4 * [1]
 
 
-@pytest.mark.parametrize(
-    ("system", "release", "is_known"),
-    [
-        ("linux", "6.16.0", True),
-        ("linux", "6.16-rc1", True),
-        ("linux", "7.0", True),
-        ("linux", "6.14.11-generic", False),
-        ("linux", "6.15.9", False),
-        ("linux", "5.19", False),
-        ("linux", "strange", False),
-        ("darwin", "24.0", False),
-        ("win32", "11", False),
-    ],
-)
-@needs_pwritev
-def test_kernels_that_may_lose_pages_are_not_asked(
-    system: str, release: str, is_known: bool
-) -> None:
-    assert knows_uncached(system, release) is is_known
+def test_a_large_payload_is_written_in_few_blocks_of_memory(disk: Disk, tmp_path: Path) -> None:
+    content = random.Random(4).randbytes(80 * BLOCK)
+    with io.FileIO(tmp_path / "a", "w+") as file:
+        made = Payloads(file, 0, lambda end: None, threads=2, is_large=True)
+        made.append(memoryview(content), lambda: None)
+        made.settle()
+        assert len(made._spare_blocks) <= payloads.MOST_WAITING_BLOCKS + 2
+        made.close()
+    assert (tmp_path / "a").read_bytes() == content
+
+
+@needs_pwrite
+def test_direct_writes_of_a_real_disk(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with io.FileIO(tmp_path / "a", "w+") as file:
+        opened = payloads.open_direct(file.fileno())
+        if opened is None:
+            pytest.skip("the folder of tests is on no disk that takes them")
+        assert fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_DIRECT
+        os.close(opened)
+    content = random.Random(5).randbytes(3 * payloads.BLOCK_NBYTES + 77)
+    pieces = [content[:100], content[100:-500], content[-500:]]
+    found, _ = write(tmp_path / "b", pieces, 48, threads=2, is_large=True)
+    assert found == content
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory")
+def test_no_direct_writes_where_there_is_no_disk() -> None:
+    descriptor = os.memfd_create("a")
+    assert payloads.open_direct(descriptor) is None
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize(
@@ -246,17 +260,17 @@ def test_a_file_that_fits_into_the_cache_stays_there(
     assert is_large(nbytes, free) is expected
 
 
-@needs_pwritev
+@needs_pwrite
 def test_a_conversion_in_blocks_gives_the_same_file(
     disk: Disk, tmp_path: Path, convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversion = Conversion(tmp_path, convert).add(40, ("large", "small", "mask", "chunks", "bad"))
     conversion.run("--workers=2")
     expected = conversion.output.read_bytes()
-    assert not disk.uncached
+    assert not disk.direct
     monkeypatch.setattr(payloads, "CACHED_NBYTES", 0)
     monkeypatch.setattr(payloads, "CACHED_SHARE", 0)
     conversion.run("--workers=2", "--overwrite")
-    assert disk.uncached
+    assert disk.direct
     assert conversion.output.read_bytes() == expected
     assert not [one for one in threading.enumerate() if one.name.startswith("Writer")]

@@ -8,19 +8,20 @@ import re
 import shutil
 import signal
 import struct
+import zlib
 from collections import Counter
 
 import pytest
 
 from converter.files import Handle
-from converter.writer.journal import Journal, read_head, read_lines, read_rows
+from converter.writer.journal import VERSION, Journal, read_head, read_lines, read_rows
 from converter.writer.paths import Paths
 from helpers.check import case, everything_below, failures
 from helpers.damage import flip
 from helpers.images import colours, save
 from helpers.resuming import KINDS, Conversion, counts, files_in, kept, taken_over
 from helpers.run import command, finish, processes_left, run, start, wait_until, without_root_rights
-from helpers.seams import pretend_installed
+from helpers.seams import forget_estimate, make_tasks_small, pretend_installed
 
 FILES_IN_TASK = 4
 NAMES = ("partial", "journal")
@@ -29,9 +30,9 @@ NAMES = ("partial", "journal")
 @pytest.fixture(autouse=True)
 def _small_tasks(monkeypatch):
     """Record often: tasks of this process are of so few files."""
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
+    make_tasks_small(monkeypatch, FILES_IN_TASK)
     # Files that the estimate has read would not be read, and end no run, where a test says so.
-    monkeypatch.setattr("converter.workers.once.ReadOnce._keep", lambda self, batch: None)
+    forget_estimate(monkeypatch)
 
 
 @pytest.fixture
@@ -638,11 +639,11 @@ def test_structures_that_cannot_be_mended_stop_the_run(halfway, monkeypatch):
     offset, nbytes = payload_places(halfway)["0000.num"]
     flip(halfway.partial, offset + nbytes + 5)
 
-    def write_at(*_: object) -> None:
+    def pwrite(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as context:
-        context.setattr("converter.writer.resume.write_at", write_at)
+        context.setattr(os, "pwrite", pwrite)
         ended = halfway.run()
     assert ended.status == 2
     assert ended.err.splitlines()[-1] == (
@@ -684,7 +685,7 @@ def damaged(journal: bytes, damage: str, at: int) -> bytes:
 @pytest.fixture
 def four_kept(tmp_path, convert, monkeypatch) -> Conversion:
     """Six samples, four of them kept, in blocks of one."""
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", 1)
+    make_tasks_small(monkeypatch, 1)
     conversion = Conversion(tmp_path, convert)
     for number, kind in enumerate(("small", "empty", "text", "chunks", "scalar", "small")):
         conversion.put(f"{number}.num", kind, number)
@@ -830,12 +831,13 @@ def test_a_partial_file_of_something_else_is_refused_with_its_journal(halfway):
     )
 
 
-def test_a_journal_of_another_version_is_refused(halfway, monkeypatch):
-    monkeypatch.setattr("converter.writer.journal.VERSION", 99)
-    halfway.break_off("0021.num", "--restart")
-    monkeypatch.undo()
-    monkeypatch.setattr("converter.workers.tasks.MOST_FILES_IN_TASK", FILES_IN_TASK)
-    halfway.reads()
+def test_a_journal_of_another_version_is_refused(halfway):
+    line, rest = halfway.journal.read_bytes().split(b"\n", 1)
+    head = line.partition(b'"head":')[2][:-1]
+    other = head.replace(b'"version":%d' % VERSION, b'"version":99')
+    assert other != head
+    line = b'{"crc":%d,"head":%s}\n' % (zlib.crc32(other), other)
+    halfway.journal.write_bytes(line + rest)
     assert_not_resumed(
         halfway,
         f"{halfway.journal} is the journal of another version of the converter: resume with "

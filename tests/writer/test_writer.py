@@ -113,7 +113,7 @@ def test_a_kill_while_a_payload_is_written_leaves_it_unrecorded(writer, monkeypa
     assert recorded(writer) == ["first"]
 
 
-@pytest.mark.skipif(not hasattr(os, "pwritev"), reason="no pwritev")
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="no pwrite")
 def test_a_kill_between_two_blocks_leaves_what_is_in_both_unrecorded(tmp_path, monkeypatch):
     monkeypatch.setattr("converter.writer.payloads.CACHED_NBYTES", 0)
     monkeypatch.setattr("converter.writer.payloads.CACHED_SHARE", 0)
