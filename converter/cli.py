@@ -6,18 +6,20 @@ half of that of a small folder.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from converter import arguments
 from converter.arguments import WRONG_USAGE, Arguments
 from converter.callbacks import Callbacks
-from converter.commands.request import FIELDS, Request
+from converter.commands.request import FIELDS, Request, launching_for
 from converter.errors import ConverterError, StoppedError
 from converter.progress import ProgressBar
 from converter.streams import is_output_lost, unfailing_streams
@@ -83,13 +85,17 @@ def _run_mode(parsed: Arguments, *, is_fresh: bool) -> int:
         return INTERRUPTED + number
 
 
+def _collect_garbage(caller: Callbacks) -> None:
+    """Have garbage looked for again, but not among what was imported, which stays."""
+    if caller.is_fresh:  # else the process, and what it does with its garbage, is another's
+        gc.freeze()
+        gc.enable()
+
+
 def _convert(parsed: Arguments, caller: Callbacks) -> _Done:
     hooks = ("custom_read_func", "custom_prune_func")
     if parsed.mode == arguments.CONVERT and not any(parsed.values[name] for name in hooks):
         _import_numpy()  # the user's own code may need these threads
-    from converter.commands.convert import run_request
-    from converter.messages import report_lines
-
     typed, address = _typed(parsed), parsed.values["dask"]
     _say_what_is_missing()
     if parsed.mode == arguments.UPDATE:
@@ -100,8 +106,15 @@ def _convert(parsed: Arguments, caller: Callbacks) -> _Done:
         request = Request(**typed)
     if parsed.values.get("dry_run"):
         return _compare(request, caller)
-    with nullcontext() if address is None else _dask_executor(address) as executor:
-        report = run_request(request, caller, executor)
+    with (
+        nullcontext() if address is None else _dask_executor(address) as executor,
+        launching_for(request, caller, executor) as launcher,
+    ):
+        from converter.commands.convert import run_request  # while workers start
+        from converter.messages import report_lines
+
+        _collect_garbage(caller)
+        report = run_request(request, caller, executor, launcher=launcher)
     _say_refusal(report)
     return report, report_lines(report)
 
@@ -140,6 +153,7 @@ def _sheet_of(parsed: Arguments) -> Callable[[], Iterable[str]]:
 def _only_sheet(parsed: Arguments, caller: Callbacks) -> _Done:
     from converter.commands.report import Counts
 
+    _collect_garbage(caller)
     return Counts(), ()
 
 
@@ -148,6 +162,7 @@ def _compare(request: Request, caller: Callbacks) -> _Done:
     from converter.commands.report import Counts
     from converter.messages import advice_lines
 
+    _collect_garbage(caller)
     return Counts(), advice_lines(request, advise(request, caller))
 
 
@@ -170,6 +185,7 @@ def _verify(parsed: Arguments, caller: Callbacks) -> _Done:
     elif "path_functions" in typed:
         raise ConverterError("--path_functions needs --path_images")
     path = values["path_output"]
+    _collect_garbage(caller)
     if values["rebuild_index"]:
         count = rebuild_index(path, caller)
         caller.notice(f"an index of {count} datasets was added to {path}")
@@ -188,6 +204,7 @@ def _merge(parsed: Arguments, caller: Callbacks) -> _Done:
     from converter.messages import merge_lines
 
     values = parsed.values
+    _collect_garbage(caller)
     report = merge(values["merge"], values["path_output"], caller, overwrite=values["overwrite"])
     _say_refusal(report)
     return report, merge_lines(report)
@@ -198,6 +215,7 @@ def _extract(parsed: Arguments, caller: Callbacks) -> _Done:
     from converter.messages import size
 
     path, folder = parsed.values["path_output"], parsed.values["extract"]
+    _collect_garbage(caller)
     done = extract(path, folder, caller, overwrite=parsed.values["overwrite"])
     return done, [f"{folder}: {done.done} files written, {size(done.nbytes)}, {done.failed} failed"]
 
@@ -269,9 +287,9 @@ class _Signals:
 
 def _say_what_is_missing() -> None:
     from converter.codecs import filters
-    from converter.images import jpeg
 
-    packages = {"simplejpeg": jpeg.HAS_SIMPLEJPEG, "zlib-ng": filters.HAS_ZLIB_NG}
+    has_simplejpeg = find_spec("simplejpeg") is not None  # this process does not import it
+    packages = {"simplejpeg": has_simplejpeg, "zlib-ng": filters.HAS_ZLIB_NG}
     missing = [name for name, is_there in packages.items() if not is_there]
     if missing:
         names = " and ".join(missing)

@@ -8,7 +8,6 @@ import io
 import mmap
 import os
 import re
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,8 @@ def synchronise(descriptor: int) -> OSError | None:
 
 def free_space(folder: str | os.PathLike[str]) -> int | None:
     """Return the free bytes of a disk; None where it does not tell."""
+    import shutil  # not for --help
+
     try:
         usage = shutil.disk_usage(folder)
     except OSError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from converter.codecs.compression import AUTO, OF_AUTO
 from converter.samples import Note, Plan
-from converter.sources.encoder import Choice
+from converter.sources.readers import Choice
 
 if TYPE_CHECKING:
     from converter.commands.dry_run import Advice, Outcome
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WORTHWHILE_SHARE = 0.9  # of the size without, above which smaller images are not proposed
 STORED = {"array": "arrays", "encoded": "encoded files"}
 NOTES = {
+    Note.RESIZED: "images resized (--resize)",
     Note.PALETTE: "palette images expanded to colours (to keep indices: docs/my-functions.md)",
     Note.INDICES: "palette TIFFs stored as indices, without their palettes",
     Note.FRAMES: "files with several frames or pages, all of them stored",

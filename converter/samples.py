@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from array import array
@@ -45,6 +44,8 @@ class KeyList(Sequence[str]):
 
     def digest(self) -> str:
         """Return a SHA-256 that other keys do not have."""
+        import hashlib  # shards need it
+
         found = hashlib.sha256(self._names)
         found.update(self._ends.tobytes())
         return found.hexdigest()
@@ -119,6 +120,7 @@ class Note(Flag):
     ALPHA = 128  # left out: OpenCV
     FEW_VALUES = 256  # one channel of few values, as labels have, was interpolated
     HOLES = 512  # one channel of depth with many zeros was interpolated
+    RESIZED = 1024  # as --resize asks; not of one that needed no change
 
 
 class Part(NamedTuple):
@@ -146,7 +148,7 @@ class Encoded(NamedTuple):
     @property
     def record_nbytes(self) -> int:
         """Return the bytes of its payload, with the space for HDF5's structures."""
-        from converter.format.headers import structure_nbytes  # imports h5py
+        from converter.format.headers import structure_nbytes
 
         return sum(part.nbytes for part in self.parts) + structure_nbytes(self.layout)
 

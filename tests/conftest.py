@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import PIL.Image
@@ -25,8 +23,6 @@ corpus_lines = pytest.StashKey[list[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[corpus_lines] = []
-    # each conversion records versions: reading them takes half as long as converting a few files
-    metadata.version = functools.cache(metadata.version)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

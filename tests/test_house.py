@@ -146,6 +146,23 @@ def test_help_imports_no_package() -> None:
     assert ended.stderr.split() == []
 
 
+#: What takes longest to import of that which a conversion of photos can do without.
+SLOW = {"h5py", "PIL", "email", "importlib.metadata", "numpy.ma", "tifffile"}
+
+
+def test_a_conversion_of_photos_imports_little(tmp_path: Path) -> None:
+    """The process that writes decodes nothing, and HDF5's structures are written without h5py."""
+    code = (
+        "import sys\nfrom converter.cli import main\nstatus = main(sys.argv[1:])\n"
+        f"print(status, *sorted({SLOW} & sys.modules.keys()))\n"
+    )
+    flags = [f"--path_images={ROOT / 'tests' / 'images'}", f"--path_output={tmp_path / 'OUT.h5'}"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "0"
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 def test_a_plain_conversion_starts_no_threads_of_numpy(tmp_path: Path) -> None:
     """They spin for a while. The user's own code gets them: what it does may need them."""

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, takewhile
 from pathlib import Path
@@ -23,6 +23,8 @@ from converter.commands.request import (
     Request,
     check_request,
     encoding_settings,
+    is_alone,
+    launching_for,
     load_functions,
     nearest_folder,
     plan_of,
@@ -31,12 +33,20 @@ from converter.commands.request import (
 )
 from converter.errors import ConverterError, StoppedError
 from converter.files import Spare, open_hdf5
-from converter.samples import Batch, Encoded, Failure, KeyList, Plan, Run, until_failure
+from converter.samples import (
+    BASE_NBYTES,
+    Batch,
+    Encoded,
+    Failure,
+    KeyList,
+    Plan,
+    Run,
+    until_failure,
+)
 from converter.sources import readers, user_functions
-from converter.sources.encoder import Choice
-from converter.sources.readers import READERS
+from converter.sources.readers import READERS, Choice
 from converter.streams import open_closed_descriptors
-from converter.workers.launcher import Launcher, launching
+from converter.workers.launcher import Launcher
 from converter.workers.once import SMALLEST_NBYTES, ReadOnce
 from converter.workers.pool import Pool
 from converter.workers.tasks import run_here
@@ -49,17 +59,26 @@ from converter.writer.stored import StoredSamples
 from converter.writer.writer import Writer
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack  # in typing since Python 3.11
 
 FILES_BEFORE_GIVING_UP = 1000  # when so many all fail, the rest will too
 FINISHING_FILES = 4  # at most open at once when the output is finished, had my_read left none
 
 
-def run_request(request: Request, caller: Callbacks, executor: Executor | None = None) -> Report:
+def run_request(
+    request: Request,
+    caller: Callbacks,
+    executor: Executor | None = None,
+    *,
+    launcher: Launcher | None = None,
+) -> Report:
     """Convert the folder to one HDF5 file; see `Request` for what can be asked.
 
-    An ``executor`` reads and encodes, where there is one; this process writes. The file appears
-    under its name only when it is complete.
+    An ``executor`` reads and encodes, where there is one; this process writes. Else a ``launcher``
+    starts the workers, if it has been made already. The file appears under its name only when it
+    is complete.
 
     Raises
     ------
@@ -83,29 +102,18 @@ def run_request(request: Request, caller: Callbacks, executor: Executor | None =
         caller.notice(request.compression.notice)
     with ExitStack() as stack:
         # before the user's functions are imported, so that none of these is in a worker
-        launcher = stack.enter_context(launching_for(request, caller, executor))
+        if launcher is None:
+            launcher = stack.enter_context(launching_for(request, caller, executor))
         found = load_functions(request, caller)
         run = stack.enter_context(encoding(request, found, launcher, executor))
         plan = plan_of(request, found)
         stack.enter_context(output_folder(request.path_output.parent))
-        again = run if _is_alone(request) else _second_run(request, found, launcher, executor)
+        again = run if is_alone(request) else _second_run(request, found, launcher, executor)
         conversion = _Conversion(request, plan, again, caller)
         stack.callback(conversion.close)
         conversion.make(run, _attributes(request, found) | plan.shard_attribute())
     conversion.report.seconds = time.perf_counter() - start
     return conversion.report
-
-
-def launching_for(
-    request: Request, caller: Callbacks, executor: Executor | None = None
-) -> AbstractContextManager[Launcher | None]:
-    """Return what starts the workers of a request, if it has any."""
-    is_needed = executor is None and not _is_alone(request)
-    return launching(is_needed=is_needed, fork=caller.is_fresh)
-
-
-def _is_alone(request: Request) -> bool:
-    return request.workers == 1 and request.file_timeout is None
 
 
 @contextmanager
@@ -126,7 +134,7 @@ def encoding(
 
         yield ExecutorRun(executor, settings).run
         return
-    if _is_alone(request):
+    if is_alone(request):
         start = functools.cache(settings.start)  # once: it imports my_functions.py
         yield lambda keys: run_here(start, keys)
         return
@@ -169,8 +177,7 @@ class _Conversion:
             self._writer.lock()
             if self._request.restart:
                 self._writer.discard()
-        # my_read may take long, or do more than read: it is called once for each file
-        once = ReadOnce(run, 0 if self._request.custom_read_func else SMALLEST_NBYTES)
+        once = ReadOnce(run, _least_kept_nbytes(self._request))
         batches = self._start(once.run, attributes)
         once.begin()
         if self.report.is_unchanged:
@@ -299,6 +306,15 @@ class _Conversion:
             f"({writer.nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs about "
             f"{needed / 1e6:,.1f} MB more (--restart starts over)"
         )
+
+
+def _least_kept_nbytes(request: Request) -> int:
+    """Return how large a sample must be to be kept rather than read a second time."""
+    if request.custom_read_func:
+        return 0  # it may take long, or do more than read: it is called once for each file
+    if request.skip_decode_check:
+        return BASE_NBYTES  # a smaller one is read in less time than batches are cut for it
+    return SMALLEST_NBYTES
 
 
 def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:

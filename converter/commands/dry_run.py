@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.callbacks import Callbacks
 from converter.codecs.compression import ALL, AUTO
-from converter.commands.convert import encoding, launching_for
+from converter.commands.convert import encoding
 from converter.commands.estimate import (
     PROPOSED_SIZE,
     SAMPLED_FILES,
@@ -23,11 +23,12 @@ from converter.commands.estimate import (
 from converter.commands.request import (
     Request,
     check_request,
+    launching_for,
     load_functions,
     plan_of,
 )
 from converter.samples import KeyList, Plan, Run, Surveyed
-from converter.sources.encoder import Choice
+from converter.sources.readers import Choice
 from converter.sources.resizing import Resizing
 
 SURVEYED_FILES = 16384

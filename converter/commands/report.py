@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections import Counter
 from contextlib import suppress
@@ -69,9 +70,14 @@ class Report(Counts):
         for part in sample.parts:
             self.nbytes += part.nbytes
         if sample.note.value:
-            for note in (note for note in Note if note in sample.note):
+            for note in _single_notes(sample.note):
                 self.notes[note] += 1
                 self.first_noted.setdefault(note, sample.key)
+
+
+@functools.cache
+def _single_notes(notes: Note) -> tuple[Note, ...]:
+    return tuple(note for note in Note if note.value and note in notes)
 
 
 class FailureList:

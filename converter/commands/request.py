@@ -18,7 +18,7 @@ from converter.errors import ConverterError
 from converter.files import local_path
 from converter.samples import Plan
 from converter.sources import user_functions
-from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.readers import DEFAULT_READER, READERS, Choice, Settings
 from converter.sources.resizing import (
     DEFAULT_QUALITY,
     FILTERS,
@@ -34,7 +34,10 @@ from converter.threads import usable_cores
 from converter.writer.paths import Paths, paths_of_failures
 
 if TYPE_CHECKING:
-    from converter.sources.encoder import Choice, Settings
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+
+    from converter.workers.launcher import Launcher
 
 STORES = ("array", "encoded")
 ON_ERROR = ("skip", "stop")
@@ -365,12 +368,40 @@ def load_functions(request: Request, caller: Callbacks) -> user_functions.Hooks:
     return found
 
 
+def is_alone(request: Request) -> bool:
+    """Tell whether this process reads, without workers."""
+    return request.workers == 1 and request.file_timeout is None
+
+
+def launching_for(
+    request: Request, caller: Callbacks, executor: Executor | None = None
+) -> AbstractContextManager[Launcher | None]:
+    """Return what starts the workers of a request, if it has any.
+
+    It imports what they need, while this process imports what only this process needs.
+    """
+    import numpy  # noqa: F401 (not for --help; workers are forked with it)
+
+    from converter.workers.launcher import launching
+
+    is_needed = executor is None and not is_alone(request)
+    prepare = partial(_import_for_workers, request.extensions)
+    return launching(is_needed=is_needed, fork=caller.is_fresh, prepare=prepare)
+
+
+def _import_for_workers(extensions: tuple[str, ...]) -> None:
+    """Import what a worker needs to read files of these extensions."""
+    from converter.sources import encoder  # noqa: F401
+    from converter.sources.images import prepare
+    from converter.workers import pool_worker  # noqa: F401
+
+    prepare(extensions)
+
+
 def encoding_settings(
     request: Request, found: user_functions.Hooks, *, choices: tuple[Choice, ...] = ()
 ) -> Settings:
     """Return what workers need to know to read and encode."""
-    from converter.sources.encoder import Settings  # h5py takes long to import: not for --help
-
     return Settings(
         root=str(request.path_images.resolve()),
         store=request.store,

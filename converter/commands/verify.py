@@ -38,7 +38,8 @@ from converter.format.layout import Layout
 from converter.loader.h5py_file import Datasets
 from converter.loader.indexed_file import IndexedFile
 from converter.samples import Batch, Buffer, Checked, Encoded, Failure, KeyList, Plan, Result
-from converter.sources.encoder import Encoder, Settings
+from converter.sources.encoder import Encoder
+from converter.sources.readers import Settings
 from converter.sources.storable import with_clean_bools
 from converter.threads import Threads
 from converter.workers.launcher import launching

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 
-import h5py
 import numpy as np
 
 from converter.format import chunk_tree
@@ -43,6 +42,8 @@ NODE = np.dtype(
     ]
 )
 SMALLEST_HEAP_NBYTES = 4096
+#: The head of the datatype of variable-length strings, version 1: class, and flags.
+UTF_8_TEXT = bytes((0x19, 1, 1, 0))
 
 #: The links of a folder: names, and addresses of object headers.
 Links = list[tuple[bytes, int]]
@@ -112,9 +113,9 @@ def texts(attributes: Mapping[str, str], address: int) -> tuple[bytes, list[byte
     Variable-length strings, for these are what readers in all languages give as text.
     """
     objects, messages = b"", []
-    in_memory, space = datatype(h5py.string_dtype("utf-8")), dataspace(())
-    # a pointer there; in the file its size, address of the heap and number in it
-    kind = in_memory[:4] + (4 + 8 + 4).to_bytes(4, "little") + in_memory[8:]
+    # size, address of the heap and number in it
+    nbytes, space = 4 + 8 + 4, dataspace(())
+    kind = UTF_8_TEXT + nbytes.to_bytes(4, "little") + datatype(np.dtype(np.uint8))
     for number, (name, text) in enumerate(attributes.items(), 1):
         data, label = text.encode(), name.encode() + b"\0"
         head = struct.pack("<HHIQ", number, 0, 0, len(data))

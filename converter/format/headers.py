@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
-import h5py
 import numpy as np
-from h5py import h5t
 
 from converter.codecs.filters import FilterPipeline
 from converter.format.checksum import (
@@ -27,7 +26,7 @@ from converter.format.checksum import (
     lookup3,
 )
 from converter.format.chunk_tree import tree_nbytes
-from converter.format.layout import IMAGE, Layout
+from converter.format.layout import IMAGE, NUMBERS, Layout
 from converter.format.superblock import UNDEFINED
 
 DATASPACE, DATATYPE, FILL_VALUE, LAYOUT, PIPELINE = 0x01, 0x03, 0x05, 0x08, 0x0B
@@ -35,7 +34,14 @@ ATTRIBUTE, ATTRIBUTE_INFO = 0x0C, 0x15
 CONSTANT, NEVER_SHARED = 1, 4  # message flags
 LARGEST_MESSAGE_NBYTES = 2**16 - 1
 SHARE_OF_IMAGE = 100
+MANY_NEW = 10  # layouts: numpy takes as long for them as Python for each
 MESSAGE_HEAD = struct.Struct("<BHB")  # type, size, flags
+#: Heads of datatypes, version 1: class, or with flags; the size follows.
+INTEGER, FLOAT, ENUM = 0x10, 0x11, 0x18
+STRING, UTF_8_STRING = bytes((0x13, 0, 0, 0)), bytes((0x13, 0x11, 0, 0))
+BIG_ENDIAN, SIGNED, IMPLIED_BIT = 0x01, 0x08, 0x20
+#: Bits of exponent and mantissa of IEEE 754, by bytes.
+FLOATS = {2: (5, 10), 4: (8, 23), 8: (11, 52)}
 
 
 class Template(NamedTuple):
@@ -60,17 +66,33 @@ class Kind(NamedTuple):
     content: str
 
 
-class Header(NamedTuple):
+@dataclass(eq=False)
+class Header:
     """The object header of datasets of one layout, without address and size of their payloads.
 
-    All have the same first ``begin`` bytes, and so the same ``state`` of the checksum after these.
+    All of one kind have the same bytes before the shape, all of one layout before the address.
+    ``is_used`` tells whether there were datasets of it already.
     """
 
     data: bytes
+    shape_at: int
     address_at: int
     nbytes_at: int
-    begin: int
-    state: State
+    is_used: bool = False
+
+    @cached_property
+    def state(self) -> State:
+        """Return the state of the checksum before the step with the address."""
+        return self.state_before(self.address_at)
+
+    def state_before(self, place: int) -> State:
+        begin = _step_of(place)
+        return beginning(self.data[:begin], len(self.data) - CHECKSUM_NBYTES)
+
+
+def _step_of(place: int) -> int:
+    """Return where the step of the checksum begins in which a byte is."""
+    return place - place % STEP_NBYTES
 
 
 def kind_of(layout: Layout) -> Kind:
@@ -124,9 +146,7 @@ def header(layout: Layout) -> Header:
     struct.pack_into(f"<{len(layout.shape)}Q", data, form.shape_at, *layout.shape)
     if form.chunks_at >= 0 and layout.chunks is not None:
         struct.pack_into(f"<{len(layout.chunks)}I", data, form.chunks_at, *layout.chunks)
-    begin = form.address_at - form.address_at % STEP_NBYTES
-    state = beginning(bytes(data[:begin]), len(data) - CHECKSUM_NBYTES)
-    return Header(bytes(data), form.address_at, form.nbytes_at, begin, state)
+    return Header(bytes(data), form.shape_at, form.address_at, form.nbytes_at)
 
 
 def fill_headers(
@@ -150,12 +170,27 @@ def fill_headers(
     for start, values in ((first.address_at, addresses), (first.nbytes_at, nbytes)):
         if start >= 0:
             rows[:, start : start + 8] = values.astype("<u8").view(np.uint8).reshape(count, 8)
-    ends = rows[:, first.begin : -CHECKSUM_NBYTES]
-    checksums = lookup3(ends, np.array([form.state for form in forms], np.uint32)[numbers])
+    begin, states = _begun(forms)
+    checksums = lookup3(rows[:, begin:-CHECKSUM_NBYTES], np.array(states, np.uint32)[numbers])
     rows[:, -CHECKSUM_NBYTES:] = checksums.astype("<u4").view(np.uint8).reshape(count, -1)
     whole = f"V{length}"  # copied at once
     windows: np.ndarray = np.ndarray(len(buffer) - length + 1, whole, buffer, strides=1)
     windows[places] = rows.view(whole)[:, 0]
+
+
+def _begun(forms: Sequence[Header]) -> tuple[int, list[State]]:
+    """Return up to where checksums are known, and their states there.
+
+    Of encoded files each has a layout of its own, of photos nearly each: where many layouts are
+    new, only what is before the shape is left out of the many checksums made at once.
+    """
+    first = forms[0]
+    new = [form for form in forms if not form.is_used]
+    for form in new:
+        form.is_used = True
+    if len(new) >= MANY_NEW:
+        return _step_of(first.shape_at), [first.state_before(first.shape_at)] * len(forms)
+    return _step_of(first.address_at), [form.state for form in forms]
 
 
 def object_header(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
@@ -179,8 +214,30 @@ def dataspace(shape: tuple[int, ...]) -> bytes:
 
 def datatype(dtype: np.dtype) -> bytes:
     """Return a datatype message, as HDF5 itself encodes it (behind a head of two bytes)."""
+    if dtype.char in NUMBERS and dtype.metadata is None:  # by metadata h5py knows enums
+        return _number(dtype)
+    from h5py import h5t  # its import takes 25 ms
+
     # not cached: dtypes of ASCII and UTF-8 are equal, and one would be taken for the other
     return bytes(h5t.py_create(dtype, logical=True).encode()[2:])
+
+
+def _number(dtype: np.dtype) -> bytes:
+    """Return the message of a bool, an integer or a float."""
+    nbytes, bits = dtype.itemsize, 8 * dtype.itemsize
+    if dtype.kind == "b":
+        names = b"FALSE".ljust(8, b"\0") + b"TRUE".ljust(8, b"\0")
+        return (
+            struct.pack("<BHBI", ENUM, 2, 0, nbytes) + _number(np.dtype(np.int8)) + names + b"\0\1"
+        )
+    flags = BIG_ENDIAN if dtype.newbyteorder("<") != dtype else 0
+    if dtype.kind == "f":
+        exponent, mantissa = FLOATS[nbytes]
+        head = struct.pack("<BBHIHH", FLOAT, flags | IMPLIED_BIT, bits - 1, nbytes, 0, bits)
+        bias = 2 ** (exponent - 1) - 1
+        return head + struct.pack("<BBBBI", mantissa, exponent, 0, mantissa, bias)
+    flags |= SIGNED if dtype.kind == "i" else 0
+    return struct.pack("<BBHIHH", INTEGER, flags, 0, nbytes, 0, bits)
 
 
 def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
@@ -195,7 +252,7 @@ def attribute_messages(attributes: Sequence[bytes]) -> list[tuple[int, int, byte
 def text_attribute(name: str, value: str) -> bytes:
     """Return an attribute message: a fixed-length UTF-8 string."""
     data = value.encode() or b"\0"
-    return attribute(name, datatype(h5py.string_dtype("utf-8", len(data))), data)
+    return attribute(name, UTF_8_STRING + len(data).to_bytes(4, "little"), data)
 
 
 def attribute(name: str, kind: bytes, data: bytes) -> bytes:
@@ -217,9 +274,8 @@ def _image_attributes(rank: int) -> list[bytes]:
         texts["INTERLACE_MODE"] = "INTERLACE_PIXEL"
     attributes = []
     for name, text in texts.items():
-        data, kind = text.encode() + b"\0", h5t.C_S1.copy()
-        kind.set_size(len(data))
-        attributes.append(attribute(name, bytes(kind.encode()[2:]), data))
+        data = text.encode() + b"\0"
+        attributes.append(attribute(name, STRING + len(data).to_bytes(4, "little"), data))
     if rank == 2:
         attributes.append(attribute("IMAGE_WHITE_IS_ZERO", datatype(np.dtype(np.uint8)), b"\0"))
     return attributes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ HARMLESS_NBYTES = 1 << 30
 LONGEST_DESCRIPTION = 1 << 20  # HDF5 itself keeps a dtype within 64 KiB
 MOST_DIMENSIONS = 32  # H5S_MAX_RANK
 IMAGE = "image"  # an array that HDF5's structures, and not the index, mark as an image
+NUMBERS = "?bBhHiIlLqQefd"  # characters of dtypes that numpy and HDF5 have in common
 #: Numbers, fixed-length bytes and opaque items; never "O", a pointer of the file's choice.
 SCALAR_DTYPE = re.compile(
     r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SV][1-9][0-9]{0,8})"
@@ -131,12 +133,31 @@ def layout_json(layout: Layout) -> bytes:
 
     Encoded files share one description: the length of each is that of its payload.
     """
+    if not layout.has_shape:
+        return _json_of_encoded()
+    content = "array" if layout.content == IMAGE else layout.content
+    return _json(layout.dtype, layout.shape, layout.chunks, layout.filters, content)
+
+
+@functools.cache
+def _json_of_encoded() -> bytes:
+    """Return what is asked for each file anew: its layout is its own."""
+    return _json(np.dtype(np.uint8), (None,), None, (), "encoded")
+
+
+def _json(
+    dtype: np.dtype[Any],
+    shape: tuple[int | None, ...],
+    chunks: tuple[int, ...] | None,
+    filters: FilterPipeline,
+    content: str,
+) -> bytes:
     described = {
-        "dtype": np.lib.format.dtype_to_descr(layout.dtype),
-        "shape": layout.shape if layout.has_shape else (None,),
-        "chunks": layout.chunks,
-        "filters": layout.filters,
-        "content": "array" if layout.content == IMAGE else layout.content,
+        "dtype": np.lib.format.dtype_to_descr(dtype),
+        "shape": shape,
+        "chunks": chunks,
+        "filters": filters,
+        "content": content,
     }
     return json.dumps(described, separators=(",", ":")).encode()
 

@@ -7,66 +7,85 @@ TGA, which has no such bytes. `others` knows what is not in the table, and who r
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from converter.errors import ConverterError, UnreadableError, describe
-from converter.images import bitmaps, gif, jpeg, others, png, pnm, tiff
-from converter.images.picture import Allocate, Bytes, Image, Least, Resized
+from converter.images import others
+
+if TYPE_CHECKING:
+    from converter.images.picture import Allocate, Bytes, Image, Least, Resized
+    from converter.samples import Note
 
 #: Counts up whenever a file may come out as another array than before, or as a failure.
 REVISION = 1
 
 
 class Format(NamedTuple):
-    """A format: what decodes and encodes it, its extensions, and how its files begin."""
+    """A format: what decodes and encodes it, its extensions, and how its files begin.
+
+    ``module`` is one of this folder, which is imported with the first file of the format: most
+    folders hold one format. Its functions are ``decode`` and ``encode``, with ``suffix`` behind.
+    """
 
     name: str
     plugin: str
     extensions: tuple[str, ...]
-    decode: Callable[[Bytes], Image]
-    encode: Callable[[Bytes, Resized], bytes]  # of the file before, and what it becomes
+    module: str
     magic: re.Pattern[bytes]
+    suffix: str = ""
+
+    def decode(self, data: Bytes) -> Image:
+        """Return the image in the bytes of a file."""
+        image: Image = self._function("decode")(data)
+        return image
+
+    def encode(self, data: Bytes, resized: Resized) -> bytes:
+        """Return what a file becomes: ``data`` are the bytes before."""
+        encoded: bytes = self._function("encode")(data, resized)
+        return encoded
+
+    def prepare(self) -> None:
+        """Import what is needed for it, and have it do what it does once."""
+        module = self._module()
+        if self is JPEG:
+            module.decoders_agree()
+
+    def _function(self, name: str) -> Any:
+        return getattr(self._module(), name + self.suffix)
+
+    def _module(self) -> Any:
+        return import_module(f"converter.images.{self.module}")
 
 
 JPEG = Format(  # FF D8 FF F7 is JPEG-LS
     "JPEG",
     "pillow",
     ("jpg", "jpeg", "jpe", "jfif", "mpo"),
-    jpeg.decode,
-    jpeg.encode,
+    "jpeg",
     re.compile(rb"\xff\xd8\xff(?!\xf7)"),
 )
-PNG = Format(
-    "PNG", "pillow", ("png", "apng"), png.decode, png.encode, re.compile(rb"\x89PNG\r\n\x1a\n")
-)
-GIF = Format("GIF", "pillow", ("gif",), gif.decode, gif.encode, re.compile(rb"GIF8[79]a"))
+PNG = Format("PNG", "pillow", ("png", "apng"), "png", re.compile(rb"\x89PNG\r\n\x1a\n"))
+GIF = Format("GIF", "pillow", ("gif",), "gif", re.compile(rb"GIF8[79]a"))
 WEBP = Format(
-    "WebP",
-    "pillow",
-    ("webp",),
-    bitmaps.decode_webp,
-    bitmaps.encode_webp,
-    re.compile(rb"(?s:RIFF....WEBP)"),
+    "WebP", "pillow", ("webp",), "bitmaps", re.compile(rb"(?s:RIFF....WEBP)"), suffix="_webp"
 )
-BMP = Format(
-    "BMP", "pillow", ("bmp", "dib"), bitmaps.decode_bmp, bitmaps.encode_bmp, re.compile(rb"BM")
-)
-TIFF = Format(
-    "TIFF", "tifffile", ("tif", "tiff"), tiff.decode, tiff.encode, re.compile(rb"II[*+]\0|MM\0[*+]")
-)
+BMP = Format("BMP", "pillow", ("bmp", "dib"), "bitmaps", re.compile(rb"BM"), suffix="_bmp")
+TIFF = Format("TIFF", "tifffile", ("tif", "tiff"), "tiff", re.compile(rb"II[*+]\0|MM\0[*+]"))
 PNM = Format(
-    "PNM", "numpy", ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"), pnm.decode, pnm.encode, pnm.MAGIC
+    "PNM",
+    "numpy",
+    ("pbm", "pgm", "ppm", "pnm", "pam", "pfm"),
+    "pnm",
+    re.compile(rb"P(?:[1-6][\s#]|7\s|[fF]\s)"),
 )
-TGA = Format(
-    "TGA", "pillow", ("tga",), bitmaps.decode_tga, bitmaps.encode_tga, re.compile(rb"(?!)")
-)  # none
+TGA = Format("TGA", "pillow", ("tga",), "bitmaps", re.compile(rb"(?!)"), suffix="_tga")  # none
 FORMATS = (JPEG, PNG, GIF, WEBP, BMP, TIFF, PNM, TGA)
 BY_EXTENSION = {extension: kind for kind in FORMATS for extension in kind.extensions}
 
@@ -86,11 +105,25 @@ def decode_noted(
     With ``least`` a JPEG may be decoded to a smaller size, as `jpeg.decode` says.
     """
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
-    if kind is JPEG and (image := jpeg.decode_fast(data, allocate, least)):
-        return image
+    if kind is JPEG:
+        from converter.images import jpeg
+
+        if image := jpeg.decode_fast(data, allocate, least):
+            return image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return jpeg.decode(data, least) if kind is JPEG else _decoded(kind, data)
+
+
+def check_noted(data: Bytes, extension: str, allocate: Allocate | None = None) -> Note:
+    """Raise what `decode_noted` raises, or return what it notes: no pixels are wanted."""
+    kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
+    if kind is JPEG:
+        from converter.images import jpeg
+
+        if jpeg.is_whole(data, allocate):
+            return jpeg.note_of(data)
+    return decode_noted(data, extension, allocate).note
 
 
 def decode_image(data: Bytes, extension: str) -> np.ndarray:
@@ -99,8 +132,11 @@ def decode_image(data: Bytes, extension: str) -> np.ndarray:
     It does not hide warnings, because that is not safe in threads.
     """
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
-    if kind is JPEG and (array := jpeg.pixels(data)) is not None:
-        return array
+    if kind is JPEG:
+        from converter.images import jpeg
+
+        if (array := jpeg.pixels(data)) is not None:
+            return array
     return _decoded(kind, data).array
 
 
@@ -122,7 +158,7 @@ def encode_again(data: Bytes, extension: str, resized: Resized) -> bytes:
     Raises UnreadableError where the format cannot hold the array, and for animations.
     """
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
-    is_lossy = kind is JPEG or (kind is WEBP and bitmaps.is_lossy_webp(data))
+    is_lossy = kind is JPEG or (kind is WEBP and _is_lossy_webp(data))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -136,6 +172,12 @@ def encode_again(data: Bytes, extension: str, resized: Resized) -> bytes:
                 "its array"
             ) from error
     return encoded
+
+
+def _is_lossy_webp(data: Bytes) -> bool:
+    from converter.images.bitmaps import is_lossy_webp
+
+    return is_lossy_webp(data)
 
 
 def _check_same(decoded: np.ndarray, array: np.ndarray) -> None:
@@ -192,6 +234,8 @@ def refuse_unread(extensions: Iterable[str], *, store: str) -> None:
                 f"--ext={name} names files that the default reader cannot decode: add "
                 "--skip_decode_check to store them as they are, unchecked"
             )
+        import difflib  # few need it
+
         what = f"{other.name}: {other.cure}" if other else others.UNKNOWN
         meant = difflib.get_close_matches(extension, BY_EXTENSION, n=1)
         if other is None and meant:

@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from converter.errors import UnreadableError
+from converter.images.formats import PNM
 from converter.images.picture import Bytes, Image, Pixels, Resized, refuse_too_large
 from converter.samples import Note
 
@@ -16,7 +17,7 @@ PLAIN = re.compile(rb"P([1-6])" + SPACE + rb"+(\d{1,10})" + SPACE + rb"+(\d{1,10
 MAXVAL = re.compile(SPACE + rb"+(\d{1,5})")
 PAM = re.compile(rb"P7\s*\n(.*?)^ENDHDR[ \t]*\r?\n", re.DOTALL | re.MULTILINE)
 PFM = re.compile(rb"P([fF])\s+(\d{1,10})\s+(\d{1,10})\s+([-+.\deE]{1,30})(?:\r\n|\s)")
-MAGIC = re.compile(rb"P(?:[1-6][\s#]|7\s|[fF]\s)")
+MAGIC = PNM.magic
 
 
 def decode(data: Bytes) -> Image:

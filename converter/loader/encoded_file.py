@@ -132,6 +132,7 @@ class EncodedFile:
     def _decode(self) -> Callable[[Bytes, str], np.ndarray]:
         """Return what decodes a file with an extension; imported when first needed."""
         try:
+            import converter.images.picture  # noqa: F401 (what decoders need)
             from converter.images.formats import decode_image
         except ImportError as error:
             name = error.name or ""

@@ -6,9 +6,8 @@ import functools
 import os
 import re
 import stat
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -27,50 +26,17 @@ from converter.errors import UnreadableError, UnstorableError, describe
 from converter.files import are_descriptors_used_up
 from converter.format.headers import is_image, structure_nbytes
 from converter.format.layout import IMAGE, Layout
-from converter.images.formats import decode_noted, encode_again, extension_of
+from converter.images.formats import check_noted, decode_noted, encode_again, extension_of
 from converter.images.picture import Bytes, Image, Resized
 from converter.samples import Buffer, Encoded, Failure, Note, Part, Result, Surveyed, path_of
 from converter.sources import images, user_functions
-from converter.sources.readers import DEFAULT_READER, READERS
+from converter.sources.readers import READERS, Choice, Settings
 from converter.sources.resampling import resize
 from converter.sources.resizing import DEFAULT_QUALITY, Resizing
 from converter.sources.storable import as_storable
 
 LONGEST_REASON = 500
 MEMORY_FILE = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # differs from run to run
-
-
-class Choice(NamedTuple):
-    """A way to store samples, to be compared with others."""
-
-    store: str
-    compression: Compression
-    resizing: Resizing | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides how a file becomes a payload; travels to the workers.
-
-    With ``choices`` samples are not encoded but surveyed: `Surveyed` says how large each choice
-    would make them.
-    """
-
-    root: str
-    store: str = "array"
-    compression: Compression = AUTO
-    reader: str = DEFAULT_READER
-    check_decoding: bool = True
-    max_pixels: int | None = None
-    path_functions: Path | None = None
-    functions_text: bytes | None = None  # of that file, for machines that may not have it
-    choices: tuple[Choice, ...] = ()
-    file_timeout: float | None = None  # seconds; for `pool`
-    resizing: Resizing | None = None  # not with functions
-
-    def start(self) -> Encoder:
-        """Return the encoder that does the work in this process."""
-        return Encoder(self)
 
 
 class Encoder:
@@ -181,9 +147,11 @@ class Encoder:
             array, content = as_storable(self._my_read(path))
             return array, content, Note.NONE
         image = self._read(path, buffer.view, resizing.least if resizing else None)
+        note = image.note
         if resizing is not None:
-            image, _ = resize(image, resizing)
-        return as_storable(image.array).array, "array", image.note
+            image, target = resize(image, resizing)
+            note = image.note if target is None else image.note | Note.RESIZED
+        return as_storable(image.array).array, "array", note
 
     def _file(
         self, path: str, buffer: Buffer, resizing: Resizing | None
@@ -194,22 +162,18 @@ class Encoder:
             image, target = resize(self._decode(path, data, resizing), resizing)
             note = image.note
             if target is not None:
+                note |= Note.RESIZED
                 quality = DEFAULT_QUALITY if resizing.quality is None else resizing.quality
                 resized = Resized(image.array, image.pixels, *target, quality)
                 data = memoryview(encode_again(data, extension_of(path), resized))
         elif self._settings.check_decoding:
-            note = self._decode(path, data, None).note
+            with _explaining(path):
+                note = check_noted(data, extension_of(path), self._scratch.view)
         return np.frombuffer(data, np.uint8), "encoded", note
 
-    def _decode(self, path: str, data: Bytes, resizing: Resizing | None) -> Image:
-        least = resizing.least if resizing else None
-        try:
-            return decode_noted(data, extension_of(path), self._scratch.view, least)
-        except UnreadableError:
-            raise
-        except Exception as error:
-            text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
-            raise UnreadableError(text) from error
+    def _decode(self, path: str, data: Bytes, resizing: Resizing) -> Image:
+        with _explaining(path):
+            return decode_noted(data, extension_of(path), self._scratch.view, resizing.least)
 
     def _keep(
         self, array: np.ndarray, content: str, compression: Compression, buffer: Buffer
@@ -294,6 +258,18 @@ def _regular_file(path: str) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableError("not a regular file (a pipe, socket or device)")
     return status
+
+
+@contextmanager
+def _explaining(path: str) -> Iterator[None]:
+    """Have decoders name the file, and not the memory it is in."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except Exception as error:
+        text = MEMORY_FILE.sub(os.path.basename(path), describe(error))
+        raise UnreadableError(text) from error
 
 
 def _one_line(reason: str, root: str) -> str:

@@ -6,19 +6,20 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-
-import numpy as np
-import PIL.Image
+from typing import TYPE_CHECKING
 
 from converter.errors import UnreadableError
 from converter.files import local_path
-from converter.images import formats, jpeg, tiff
+from converter.images import formats
 from converter.images.formats import REVISION as REVISION
 from converter.images.formats import decode_noted, extension_of
 from converter.images.formats import refuse_unread as refuse_unread
-from converter.images.picture import Allocate, Image, Least
 
-PACKAGES: tuple[str, ...] = ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs")
+if TYPE_CHECKING:
+    import numpy as np
+
+    from converter.images.picture import Allocate, Image, Least
+
 IS_RGB = True
 
 
@@ -30,6 +31,14 @@ def plugins_of(extensions: Sequence[str]) -> dict[str, str | None]:
     """Return what decodes files of each extension; None where it is not in the table."""
     kinds = {name: formats.BY_EXTENSION.get(extension_of(name)) for name in extensions}
     return {name: kind.plugin if kind else None for name, kind in kinds.items()}
+
+
+def prepare(extensions: Sequence[str]) -> None:
+    """Import what reads files of these extensions: processes that are forked then have it."""
+    for name in extensions:
+        kind = formats.BY_EXTENSION.get(extension_of(name))
+        if kind is not None:
+            kind.prepare()
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -60,6 +69,8 @@ def read_noted(path: str, allocate: Allocate | None = None, least: Least | None 
     extension = extension_of(path)
     is_tiff = extension in formats.TIFF.extensions
     if is_tiff and formats.recognise(formats.magic_of(path), extension) is formats.TIFF:
+        from converter.images import tiff
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return tiff.decode(path)  # not from memory, for which it may be too large
@@ -72,6 +83,10 @@ def limit_pixels(max_pixels: int | None) -> None:
     Pillow warns above its MAX_IMAGE_PIXELS and refuses above twice that.
     """
     if max_pixels is not None:
+        import PIL.Image
+
+        from converter.images import jpeg
+
         if jpeg.decoders_agree():  # tries them on an image that may be larger, once
             jpeg.reducing_agrees()
         PIL.Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
@@ -96,12 +111,25 @@ def read_into(path: str, allocate: Allocate) -> memoryview:
 
     Raises UnreadableError when its size changes meanwhile: it would be stored in part.
     """
-    with io.FileIO(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        target = allocate(size)
-        done = 0
-        while done < size and (count := file.readinto(target[done:])):
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(descriptor).st_size
+        target, behind = allocate(size), bytearray(1)
+        done = _read_some(descriptor, target, behind)
+        # one call returns at most 2 GiB
+        while done < size and (count := _read_some(descriptor, target[done:], behind)):
             done += count
-        if done != size or file.read(1):
+        if done != size:
             raise UnreadableError("it changed while it was read")
         return target
+    finally:
+        os.close(descriptor)
+
+
+def _read_some(descriptor: int, target: memoryview, behind: bytearray) -> int:
+    """Fill a buffer, and one more byte where there is one: a file must end with the first."""
+    if hasattr(os, "readv"):
+        return os.readv(descriptor, [target, behind])
+    with io.FileIO(descriptor, closefd=False) as file:  # Windows
+        count = file.readinto(target)
+        return count if count < len(target) else count + file.readinto(behind)

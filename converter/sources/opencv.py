@@ -24,12 +24,6 @@ from converter.images.picture import (
 from converter.samples import Note
 from converter.sources.images import read_bytes
 
-PACKAGES: tuple[str, ...] = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-)
 REVISION = 0
 IS_RGB = False
 #: Of the extensions that the default reader does not read.

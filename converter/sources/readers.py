@@ -1,20 +1,25 @@
-"""The table of readers: each is a module of this folder that turns a file into an array."""
+"""The table of readers, each a module of this folder that turns a file into an array; settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from converter.codecs.compression import AUTO, Compression
+from converter.sources.resizing import Resizing
 
 if TYPE_CHECKING:
     from converter.images.picture import Allocate, Image, Least
+    from converter.sources.encoder import Encoder
 
 
 class Reader(Protocol):
     """What each module of a reader has."""
 
-    #: Packages whose versions OUT.h5 records.
-    PACKAGES: tuple[str, ...]
     #: Counts up when the same file gives another array; 0 where that is not counted.
     REVISION: int
     #: Whether colours are in the order red, green, blue: OUT.h5 then marks images for viewers.
@@ -56,6 +61,16 @@ class Table(Mapping[str, Reader]):
 
 READERS = Table({"imageio": "images", "opencv": "opencv"})
 DEFAULT_READER = "imageio"
+#: Packages of each reader, whose versions OUT.h5 records: all of them, whichever reader it is.
+PACKAGES = {
+    "imageio": ("imageio", "pillow", "tifffile", "simplejpeg", "imagecodecs"),
+    "opencv": (
+        "opencv-python",
+        "opencv-python-headless",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
+}
 #: For the help of ``--reader``.
 HELP = {
     "imageio": "RGB, full depth, all frames (docs/formats.md)",
@@ -68,6 +83,41 @@ if TYPE_CHECKING:  # each module has all that a reader needs
     _READERS: tuple[Reader, ...] = (images, opencv)
 
 
+class Choice(NamedTuple):
+    """A way to store samples, to be compared with others."""
+
+    store: str
+    compression: Compression
+    resizing: Resizing | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides how a file becomes a payload; travels to the workers.
+
+    With ``choices`` samples are not encoded but surveyed: `Surveyed` says how large each choice
+    would make them.
+    """
+
+    root: str
+    store: str = "array"
+    compression: Compression = AUTO
+    reader: str = DEFAULT_READER
+    check_decoding: bool = True
+    max_pixels: int | None = None
+    path_functions: Path | None = None
+    functions_text: bytes | None = None  # of that file, for machines that may not have it
+    choices: tuple[Choice, ...] = ()
+    file_timeout: float | None = None  # seconds; for `pool`
+    resizing: Resizing | None = None  # not with functions
+
+    def start(self) -> Encoder:
+        """Return the encoder that does the work in this process."""
+        from converter.sources.encoder import Encoder
+
+        return Encoder(self)
+
+
 def marks_images(reader: str) -> bool:
     """Tell whether images are marked for viewers, of a reader as OUT.h5 records it."""
     return reader in READERS and READERS[reader].IS_RGB
@@ -75,4 +125,4 @@ def marks_images(reader: str) -> bool:
 
 def packages() -> tuple[str, ...]:
     """Return the packages of all readers whose versions OUT.h5 records."""
-    return tuple(name for reader in READERS.values() for name in reader.PACKAGES)
+    return tuple(chain.from_iterable(PACKAGES.values()))

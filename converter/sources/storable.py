@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from converter.errors import UnstorableError
-from converter.format.layout import MOST_DIMENSIONS, has_bool
+from converter.format.layout import MOST_DIMENSIONS, NUMBERS, has_bool
 
 PACK = "return a packed copy: numpy.lib.recfunctions.repack_fields(array, recurse=True)"
 _UINT8 = np.dtype(np.uint8)
@@ -37,7 +37,7 @@ def as_storable(value: Any) -> Storable:
         return Storable(np.frombuffer(data, np.uint8), "text" if is_text else "bytes")
     if value is None:
         raise UnstorableError("the reader returned None: return an array")
-    if np.ma.isMaskedArray(value):
+    if _is_masked(value):
         raise UnstorableError(
             "the reader returned a masked array, whose mask HDF5 cannot hold: return "
             ".filled(value), or a structured array with the mask as a field"
@@ -81,6 +81,12 @@ def _clean_bools(array: np.ndarray) -> None:
         np.minimum(raw, 1, out=raw)
 
 
+def _is_masked(value: Any) -> bool:
+    """Tell whether it is a masked array: there are none where nobody has imported numpy.ma."""
+    masked = sys.modules.get("numpy.ma")  # whose import takes 20 ms
+    return masked is not None and masked.isMaskedArray(value)
+
+
 def _is_plain_image(value: Any) -> bool:
     return (
         type(value) is np.ndarray
@@ -93,6 +99,8 @@ def _is_plain_image(value: Any) -> bool:
 @functools.lru_cache(maxsize=256)
 def _objection(dtype: np.dtype) -> str | None:
     """Say why a dtype cannot be stored and what to return instead; None when it can."""
+    if dtype.char in NUMBERS:
+        return None
     if dtype.hasobject:
         return "an array of Python objects: return numbers, or text as str"
     if dtype.kind == "U":
@@ -106,6 +114,8 @@ def _objection(dtype: np.dtype) -> str | None:
         return f"numbers of 80 bits ({dtype}): return .astype('{wide}'), also in fields"
     if _has_gaps(dtype):
         return f"a dtype with gaps between its fields ({dtype}): {PACK}"
+    import h5py  # most arrays do without
+
     try:
         stored = h5py.h5t.py_create(dtype, logical=True).dtype
     except (TypeError, ValueError) as error:

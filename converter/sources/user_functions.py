@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
 import importlib.util
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError, describe
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # that module takes 6 ms to import, and Python asks for the methods alone
+    Loader = MetaPathFinder = object
 
 FILE_NAME = "my_functions.py"
 #: Beside the package in a checkout, where users edit it; a wheel has its copy within the package.
@@ -58,7 +61,7 @@ def load_hooks(path: Path, *, read: bool, prune: bool, text: bytes | None = None
     Raises ConverterError when the file cannot be imported or lacks a function.
     """
     text = path.read_bytes() if text is None else text
-    sha256 = hashlib.sha256(text).hexdigest()
+    sha256 = _sha256(text)
     module = _import(path, text, sha256)
     wanted = {"my_read": read, "my_prune": prune}
     found = {name: getattr(module, name, None) for name in wanted if wanted[name]}
@@ -70,7 +73,13 @@ def load_hooks(path: Path, *, read: bool, prune: bool, text: bytes | None = None
 
 def hash_of(path: Path) -> str:
     """Return what OUT.h5 records of a file of functions: the SHA-256 of its bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _sha256(path.read_bytes())
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # takes 4 ms, and most runs have no functions
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _import(path: Path, text: bytes, sha256: str) -> ModuleType:
@@ -128,7 +137,7 @@ class _Neighbours(MetaPathFinder):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+        digest = _sha256(os.fsencode(folder))[:12]
         self.prefix = f"beside_functions_{digest}_"
 
     def find_spec(

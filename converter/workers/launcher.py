@@ -39,6 +39,9 @@ class Launcher:
     ----------
     fork
         Fork this process, in which no user code may have run; else start an interpreter.
+    prepare
+        A function of a module that imports what workers need: the launcher calls it at once, and
+        so once for all workers, while the caller goes on.
 
     Raises
     ------
@@ -46,7 +49,7 @@ class Launcher:
         The system starts no process.
     """
 
-    def __init__(self, *, fork: bool = False) -> None:
+    def __init__(self, *, fork: bool = False, prepare: Callable[[], None] | None = None) -> None:
         self._exit_codes: dict[int, int] = {}
         self._count = 0
         self._received = b""
@@ -65,6 +68,9 @@ class Launcher:
             ) from error
         finally:
             theirs.close()
+        if prepare is not None and launcher_process.CAN_FORK:
+            with suppress(WorkersError):  # it is said when a worker is to start
+                self._send(("prepare", prepare))
 
     def fileno(self) -> int:
         """Return what can be read when a worker has ended."""
@@ -147,12 +153,14 @@ class Launched:
 
 
 @contextmanager
-def launching(*, is_needed: bool, fork: bool) -> Iterator[Launcher | None]:
+def launching(
+    *, is_needed: bool, fork: bool, prepare: Callable[[], None] | None = None
+) -> Iterator[Launcher | None]:
     """Give a launcher for as long as the block runs; None where none is needed, or can be had."""
     if not is_needed or not IS_AVAILABLE:
         yield None
         return
-    launcher = Launcher(fork=fork)
+    launcher = Launcher(fork=fork, prepare=prepare)
     try:
         yield launcher
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.spawn
 import os
 import pickle
@@ -75,6 +76,9 @@ def _obey(
             return False
         data += piece
     kind, number, *rest = pickle.loads(data)  # imports what workers need, once for all of them
+    if kind == "prepare":
+        _prepare(number)
+        return True
     if kind == "kill":
         process = next((process for process, other in workers.items() if other == number), None)
         if process is None:  # a signal may have kept the parent from noting its end
@@ -98,6 +102,15 @@ def _obey(
     for descriptor in descriptors:
         os.close(descriptor)
     return True
+
+
+def _prepare(function: Callable[[], None]) -> None:
+    """Have modules imported, which stay; an error will come up where they are needed."""
+    gc.disable()
+    with suppress(Exception):
+        function()
+    gc.freeze()  # else each worker gets a copy of all memory that a collection touches
+    gc.enable()
 
 
 def _ended(workers: dict[int, int]) -> Iterator[tuple[int, int]]:

@@ -36,7 +36,7 @@ class SharedMemory:
         """Return all of it as it is now."""
         nbytes = os.fstat(self.descriptor).st_size
         if not nbytes:
-            return memoryview(b"")
+            return memoryview(bytearray())  # writable, as all others
         if self._map is None or len(self._map) != nbytes:
             self._map = mmap.mmap(self.descriptor, nbytes)
         return memoryview(self._map)
@@ -74,7 +74,7 @@ class SharedBuffer(Buffer):
         self.is_shared = True
         self._buffer = self._memory.map()
         if len(self._buffer) > 2 * BASE_NBYTES:
-            self._buffer = memoryview(b"")
+            self._buffer = memoryview(bytearray())
             self._memory.shrink()
 
     def _grow(self, nbytes: int) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 
-import h5py
+from converter.installed import hdf5_version, package_versions
 
 REVISION_NAME = "reader_revision"  # of the table of formats; files without it have revision 0
 #: Of HDF5's structures. It follows that of payloads in "format", behind a point, where there are
@@ -123,13 +122,8 @@ def _difference_of_versions(before: dict[str, str], now: dict[str, str]) -> str:
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of HDF5, h5py, numpy and those of ``packages`` that are installed."""
-    versions = {"hdf5": h5py.version.hdf5_version}
-    for name in (*PACKAGES, *packages):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # it is optional: that it is missing is recorded by leaving it out
-    return versions
+    # what is missing is optional: leaving it out records that
+    return {"hdf5": hdf5_version(), **package_versions((*PACKAGES, *packages))}
 
 
 def _json(value: object) -> str:

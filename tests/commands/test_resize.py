@@ -320,6 +320,16 @@ def test_the_version_of_pillow_is_recorded_with_any_reader(album, output, conver
         assert json.loads(file.attrs["versions"])["pillow"] == PIL.__version__
 
 
+@pytest.mark.parametrize("store", ["array", "encoded"])
+def test_the_end_says_how_many_images_were_resized(store, folder, output, convert):
+    for name, side in (("large", 90), ("larger", 100), ("small", 20)):
+        save(folder / f"{name}.png", colours(shape=(side, side, 3)))
+    ended = convert(folder, output, "--ext=png", "--resize=48", f"--store={store}")
+    assert "2 images resized (--resize)" in ended.out.splitlines()
+    ended = convert(folder, output, "--ext=png", f"--store={store}", "--overwrite")
+    assert "resized" not in ended.out
+
+
 def test_depths_with_holes_are_counted_with_an_example(album, output, convert):
     for name in ("a", "b"):
         depth = np.add.outer(np.linspace(600, 3000, 200), np.linspace(0, 900, 200))

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -17,6 +16,7 @@ import pytest
 
 from converter import H5Folder
 from converter.files import Handle
+from converter.writer import provenance
 from converter.writer.reuse import FAILURES_AT_ONCE
 from helpers.check import assert_refused, assert_same, everything_below, failures, stored
 from helpers.damage import cut_in_half, flip, parts_of, payload_of, without_sources
@@ -749,9 +749,11 @@ def test_a_file_made_with_other_packages_is_read_anew(
     write_arrays(folder, {f"{name}.npy": numbers(n) for n, name in enumerate("abc")})
     settle(folder)
     flags, log = reading(tmp_path), tmp_path / "read.log"
-    version = metadata.version
+    versions = provenance.package_versions
     with monkeypatch.context() as patch:
-        patch.setattr(metadata, "version", lambda name: {"numpy": "1.0"}.get(name) or version(name))
+        patch.setattr(
+            provenance, "package_versions", lambda names: {**versions(names), "numpy": "1.0"}
+        )
         assert convert(folder, output, *flags).status == 0
     log.unlink()
     ended = update(folder, output, flags[1])

@@ -20,7 +20,7 @@ from converter.codecs.filters import FilterPipeline, crc32
 from converter.format import groups, headers
 from converter.format.checksum import lookup3
 from converter.format.headers import structure_nbytes, template
-from converter.format.layout import Layout
+from converter.format.layout import IMAGE, NUMBERS, Layout
 from converter.format.superblock import SUPERBLOCK_NBYTES, superblock
 from converter.samples import Batch, Encoded, Part
 from converter.sources.storable import as_storable
@@ -602,3 +602,47 @@ def test_checksums_are_those_of_libhdf5(repeats, tmp_path):
 def test_the_checksum_of_its_authors_example(repeats):
     rows = np.tile(np.frombuffer(b"Four score and seven years ago", np.uint8), (repeats, 1))
     assert lookup3(rows).tolist() == [0x17770551] * repeats
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("code", NUMBERS)
+def test_the_datatype_of_a_number_is_as_libhdf5_encodes_it(code: str, order: str) -> None:
+    dtype = np.dtype(code).newbyteorder(order)
+    made = bytes(h5py.h5t.py_create(dtype, logical=True).encode()[2:])
+    assert headers.datatype(dtype) == made
+
+
+@pytest.mark.parametrize("text", ["a", "\u00e4" * 300])
+def test_the_datatype_of_text_is_as_libhdf5_encodes_it(text: str) -> None:
+    kind = h5py.string_dtype("utf-8", len(text.encode()))
+    made = bytes(h5py.h5t.py_create(kind, logical=True).encode()[2:])
+    assert headers.text_attribute("name", text) == headers.attribute("name", made, text.encode())
+
+
+def fill(buffer: np.ndarray, forms: list[headers.Header], places: Sequence[int]) -> None:
+    addresses, nbytes = np.full(len(forms), 48), np.full(len(forms), 7)
+    headers.fill_headers(
+        buffer,
+        forms,
+        np.arange(len(forms)),
+        places=np.array(places),
+        addresses=addresses,
+        nbytes=nbytes,
+    )
+
+
+@pytest.mark.parametrize("content", ["encoded", IMAGE])
+def test_headers_of_many_new_layouts_are_those_of_each_alone(content: str) -> None:
+    shape = () if content == "encoded" else (300, 3)
+    layouts = [Layout(np.dtype("u1"), (1000 + n, *shape), content=content) for n in range(40)]
+    alone = []
+    for layout in layouts:
+        header = headers.header.__wrapped__(layout)
+        alone.append(np.zeros(len(header.data), np.uint8))
+        fill(alone[-1], [header], [0])
+    length = len(alone[0])
+    forms = [headers.header.__wrapped__(layout) for layout in layouts]
+    for _ in range(2):  # new, and used before
+        made = np.zeros(len(forms) * length, np.uint8)
+        fill(made, forms, range(0, len(made), length))
+        np.testing.assert_array_equal(made.reshape(len(forms), length), alone)

@@ -17,8 +17,9 @@ import tifffile
 from converter.codecs.compression import AUTO
 from converter.images.formats import decode_image
 from converter.samples import Buffer, Encoded, Failure, Surveyed
-from converter.sources.encoder import Choice, Encoder, Settings
+from converter.sources.encoder import Encoder
 from converter.sources.images import read_image
+from converter.sources.readers import Choice, Settings
 from converter.sources.resizing import Resizing
 from helpers import written_images
 from helpers.photos import photos

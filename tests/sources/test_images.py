@@ -8,7 +8,9 @@ import struct
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import h5py
@@ -20,7 +22,9 @@ import pytest
 
 from converter import read_image
 from converter.images import jpeg
+from converter.images.formats import check_noted, decode_noted
 from converter.images.jpeg import decoders_agree
+from converter.samples import Note
 from helpers.check import assert_same, case, failures, stored
 from helpers.images import as_pillow_reads, colours, save, save_frames, save_jpegs, save_tiff
 from helpers.run import ROOT, Finished, command, run, write_functions
@@ -545,3 +549,61 @@ def test_an_extension_that_is_of_no_known_format_is_refused(folder, output):
     assert "--ext=xyz" in ended.err
     assert "--custom_read_func" in ended.err
     assert not output.exists()
+
+
+JPEGS = {
+    "baseline": {"quality": 90, "subsampling": 0},
+    "progressive": {"quality": 75, "subsampling": 2, "progressive": True},
+    "restarts": {"quality": 75, "subsampling": 1, "restart_marker_blocks": 4},
+    "gray": {"quality": 75},
+}
+
+
+def jpeg_of(name: str) -> bytes:
+    file = io.BytesIO()
+    shape = (97, 131) if name == "gray" else (97, 131, 3)
+    PIL.Image.fromarray(colours(1, shape)).save(file, "JPEG", **JPEGS[name])
+    return file.getvalue()
+
+
+def damaged(data: bytes, random: Random) -> bytes:
+    """Flip bits anywhere, change the headers, cut, remove or add bytes."""
+    at, changed = random.randrange(2, len(data)), bytearray(data)
+    match random.randrange(5):
+        case 0:
+            changed[at] ^= 1 << random.randrange(8)
+        case 1:
+            changed[random.randrange(2, 700)] = random.randrange(256)
+        case 2:
+            del changed[at:]
+        case 3:
+            del changed[at : at + random.randrange(1, 99)]
+        case 4:
+            changed[at:at] = random.randbytes(random.randrange(1, 99))
+    return bytes(changed)
+
+
+def outcome(function: Callable[[], Note]) -> Note | str:
+    try:
+        return function()
+    except Exception as error:
+        return repr(error)
+
+
+@pytest.mark.everyday(1)
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_is_checked_as_strictly_as_it_is_decoded(name: str) -> None:
+    random, data, refused = Random(name), jpeg_of(name), 0
+    for _ in range(300):
+        changed = damaged(data, random)
+        whole = outcome(lambda changed=changed: decode_noted(changed, "jpg").note)
+        assert outcome(lambda changed=changed: check_noted(changed, "jpg")) == whole
+        refused += isinstance(whole, str)
+    assert 30 < refused < 270
+
+
+def test_a_jpeg_is_checked_without_its_pixels(monkeypatch) -> None:
+    assert jpeg.decoders_agree()
+    monkeypatch.setattr(jpeg, "_decode_with_simplejpeg", pytest.fail)
+    monkeypatch.setattr(jpeg, "_decode_with_pillow", pytest.fail)
+    assert check_noted(jpeg_of("progressive"), "jpg") == Note.NONE

@@ -20,8 +20,9 @@ from converter.errors import ConverterError
 from converter.images import jpeg
 from converter.samples import Buffer, Encoded, Failure, Note, Surveyed
 from converter.sources import resampling
-from converter.sources.encoder import Choice, Encoder, Settings
+from converter.sources.encoder import Encoder
 from converter.sources.images import read_image
+from converter.sources.readers import Choice, Settings
 from converter.sources.resizing import Resizing, check_resizing, parse_size, target_of
 from helpers import written_images
 from helpers.photos import photos

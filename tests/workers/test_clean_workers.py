@@ -163,3 +163,33 @@ def test_there_are_no_more_workers_than_files(folder: Path, output: Path, tmp_pa
     ended = run(command(folder, output, *flags))
     assert ended.status == 0, ended.err
     assert stored(output)["only.num"] == 1
+
+
+COLLECTING = """
+import gc, os, sys
+
+SLOW = {"h5py", "numpy.ma", "importlib.metadata"}
+
+
+def my_read(path_sample):
+    return [gc.isenabled(), len(SLOW & sys.modules.keys())]
+
+
+def my_prune(filename_str, ext_str):
+    with open(os.environ["NOTE"], "w") as file:
+        file.write(str(gc.isenabled()))
+    return True
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_garbage_is_collected_where_the_users_code_runs(numbers, output, tmp_path, workers):
+    """Only while modules are imported it is not. A worker imports no more than it needs."""
+    functions = write_functions(tmp_path / "collecting.py", COLLECTING)
+    flags = ["--ext=num", *read_with(functions), "--custom_prune_func", f"--workers={workers}"]
+    note = tmp_path / "note"
+    ended = run(command(numbers, output, *flags), env={**os.environ, "NOTE": str(note)})
+    assert ended.status == 0, ended.err
+    assert note.read_text() == "True"
+    for array in stored(output).values():
+        assert array.tolist() == [1, 0] if workers > 1 else array[0] == 1

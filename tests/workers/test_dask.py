@@ -17,7 +17,7 @@ import pytest
 
 from converter import ConverterError, StoppedError, __version__
 from converter import convert as convert_folder
-from converter.sources.encoder import Settings
+from converter.sources.readers import Settings
 from converter.workers.dask import dask_executor
 from converter.workers.executor import ExecutorRun
 from helpers.check import failures, stored

@@ -29,7 +29,7 @@ from converter import convert as convert_folder
 from converter.codecs.compression import NONE
 from converter.errors import ConverterError, StoppedError
 from converter.samples import Encoded
-from converter.sources.encoder import Settings
+from converter.sources.readers import Settings
 from converter.workers import dask
 from converter.workers.executor import ATTEMPTS_ALONE, MOST_TASKS_AHEAD, ExecutorRun
 from helpers.check import failures, stored

@@ -180,6 +180,40 @@ def test_a_worker_the_system_refuses_has_ended(monkeypatch):
     made.close()
 
 
+def note_process() -> None:
+    os.environ["PREPARED_IN"] = str(os.getpid())
+
+
+def fail_to_prepare() -> None:
+    raise ImportError("as it should")
+
+
+def tell_preparation(descriptors: Sequence[int]) -> None:
+    os.write(descriptors[0], f"{os.environ.get('PREPARED_IN')} {os.getppid()}\n".encode())
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_a_launcher_prepares_for_all_workers(fork, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    reading, writing = os.pipe()
+    made = Launcher(fork=fork, prepare=note_process)
+    for _ in range(2):
+        made.start(tell_preparation, (), [writing]).join()
+    made.close()
+    os.close(writing)
+    for line in os.read(reading, 1000).decode().splitlines():
+        prepared_in, launcher = line.split()
+        assert prepared_in == launcher
+
+
+def test_workers_start_where_preparing_fails():
+    made = Launcher(fork=True, prepare=fail_to_prepare)
+    worker = made.start(leave, (7,), [])
+    worker.join()
+    made.close()
+    assert worker.exitcode == 7
+
+
 PARENT = """
 import sys, time
 sys.path[:0] = [{root!r}, {here!r}]

@@ -1,4 +1,4 @@
-"""my_read is called once for each file."""
+"""my_read is called once for each file; what is read in no time may be read twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from converter.samples import BASE_NBYTES
+from converter.sources import images
 from helpers.check import stored
+from helpers.images import noise, save
 from helpers.run import command, run, write_functions
 
 READER = """
@@ -91,3 +94,22 @@ def test_a_run_in_one_process_imports_the_functions_once(
     flags = ["--ext=txt", "--custom_read_func", f"--path_functions={functions}", "--workers=1"]
     assert run(command(folder, output, *flags)).status == 0
     assert (tmp_path / "f.py.imports").read_text() == "x"
+
+
+@pytest.mark.parametrize(("flag", "reads"), [("--skip_decode_check", [2, 1]), ("--quiet", [1, 1])])
+def test_files_that_are_not_decoded_are_read_again_unless_they_are_large(
+    folder: Path, output: Path, convert, monkeypatch, flag: str, reads: list[int]
+) -> None:
+    """Batches would be cut for each that is kept, which takes longer than to read it."""
+    for name, side in (("a.bmp", 200), ("b.bmp", 1300)):
+        save(folder / name, noise(0, (side, side, 3)))
+    assert (folder / "b.bmp").stat().st_size > BASE_NBYTES
+    read, counted = images.read_into, Counter()
+
+    def count(path: str, allocate) -> memoryview:
+        counted[path] += 1
+        return read(path, allocate)
+
+    monkeypatch.setattr(images, "read_into", count)
+    convert(folder, output, "--store=encoded", "--ext=bmp", "--workers=1", flag)
+    assert list(counted.values()) == reads
