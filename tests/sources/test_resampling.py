@@ -73,9 +73,10 @@ def failure_of(folder: Path, name: str, resizing: Resizing, **options: Any) -> s
 
 
 def note_of(folder: Path, name: str, resizing: Resizing) -> Note:
+    """What is noted beside that it was resized."""
     encoded = Encoder(Settings(str(folder), resizing=resizing)).encode(name, Buffer())
     assert isinstance(encoded, Encoded), encoded
-    return encoded.note
+    return encoded.note & ~Note.RESIZED
 
 
 def as_documented(path: Path, resizing: Resizing) -> np.ndarray:

@@ -256,10 +256,11 @@ def test_workers_killed_while_arrays_are_on_their_way_spoil_no_stored_byte(
     generator, killed = np.random.default_rng(0), 0
     while killed < 12 and process.poll() is None:
         workers = workers_of(process.pid)
+        seconds = 0.01  # until all have started
         if len(workers) == 3:
             os.kill(int(generator.choice(workers)), signal.SIGKILL)
             killed += 1
-        seconds = generator.random() * 0.1 + pause
+            seconds = generator.random() * 0.1 + pause
         wait_until(lambda: process.poll() is not None, seconds=seconds)
     ended = finish(process)
     assert killed
