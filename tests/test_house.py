@@ -188,3 +188,35 @@ def test_a_plain_conversion_starts_no_threads_of_numpy(tmp_path: Path) -> None:
         said[name] = ended.stdout.splitlines()[-1]
     assert said["plain"] == "0 1 False"
     assert said["pruned"] == said["numpy alone"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--path_images={images}", "--path_output={new}"],
+        ["--path_images={images}", "--path_output={new}", "--dry_run"],
+        ["--update", "--path_images={images}", "--path_output={made}"],
+        ["--verify", "--path_output={made}"],
+        ["--merge", "{made}", "--path_output={new}"],
+        ["--extract={folder}", "--path_output={made}"],
+        ["--contact_sheet={sheet}", "--path_output={made}"],
+    ],
+    ids=["convert", "dry run", "update", "verify", "merge", "extract", "contact sheet"],
+)
+def test_garbage_is_collected_again_once_a_mode_has_begun(flags: list[str], tmp_path: Path) -> None:
+    """It is not looked for while modules are imported: see `__main__`."""
+    images, made = ROOT / "tests" / "images", tmp_path / "made.h5"
+    names = {"new": tmp_path / "new.h5", "folder": tmp_path / "out", "sheet": tmp_path / "a.png"}
+    code = (
+        "import gc, sys\ngc.disable()\nfrom converter.cli import main\n"
+        "status = main()\nprint(status, gc.isenabled())\n"
+    )
+
+    def run(given: list[str]) -> str:
+        typed = [flag.format(images=images, made=made, **names) for flag in given]
+        command = [sys.executable, "-c", code, *typed]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return ended.stdout.splitlines()[-1]
+
+    run(["--path_images={images}", "--path_output={made}"])
+    assert run(flags) == "0 True"
