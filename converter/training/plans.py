@@ -47,12 +47,12 @@ class Recipe:
     seed: int = 0
     partners: Mapping[str, bool] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def has_flips(self) -> bool:
         """Tell whether some samples are mirrored."""
         return bool(self.hflip or self.vflip)
 
-    @property
+    @functools.cached_property
     def is_gathered(self) -> bool:
         """Tell whether many samples are copied at once: as they are, or a window of small ones."""
         if self.partners and (self.has_flips or self.channels or self.crop):
