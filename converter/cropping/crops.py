@@ -79,11 +79,11 @@ class RandomResizedCrop:
         tried_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
         fits = (tried_width > 0) & (tried_width <= widths[:, None])
         fits &= (tried_height > 0) & (tried_height <= heights[:, None])
-        rows, first = np.arange(len(heights)), fits.argmax(axis=1)
-        height, width = tried_height[rows, first], tried_width[rows, first]
-        top = below(draw[rows, first, 2], heights - height + 1)
-        left = below(draw[rows, first, 3], widths - width + 1)
-        if not (is_found := fits[rows, first]).all():
+        first = np.arange(len(heights)) * TRIES + fits.argmax(axis=1)
+        height, width = tried_height.take(first), tried_width.take(first)
+        _, _, down, right = draw.reshape(-1, 4).take(first, axis=0).T
+        top, left = below(down, heights - height + 1), below(right, widths - width + 1)
+        if not (is_found := fits.take(first)).all():
             central_height, central_width = self._central(heights, widths)
             height = np.where(is_found, height, central_height)
             width = np.where(is_found, width, central_width)
@@ -245,8 +245,8 @@ def _whole(
     size: tuple[int, int],
 ) -> Geometry:
     """Return boxes that are resized to the crop's size, all of it."""
-    zeros = np.zeros_like(top)
-    resized = np.full_like(top, size[0]), np.full_like(top, size[1])
+    zeros = np.zeros(len(top), np.int64)
+    resized = zeros + size[0], zeros + size[1]
     return Geometry(top, left, height, width, *resized, zeros, zeros)
 
 
@@ -291,7 +291,7 @@ def _central_start(lengths: np.ndarray, side: int) -> np.ndarray:
 
 def _sizes(heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
-    if (empty := (heights < 1) | (widths < 1)).any():
+    if (empty := np.minimum(heights, widths) < 1).any():
         row = int(empty.argmax())
         raise ImpossibleCropError(
             row, f"an image of {heights[row]}x{widths[row]} has no pixels to crop: leave it out"
