@@ -272,10 +272,10 @@ class H5Loader(HasEpochs):
         self._current = weakref.ref(epoch)
         return start
 
-    def _handed_out(self, epoch: _Epoch, place: Place) -> None:
+    def _handed_out(self, epoch: _Epoch, start: Place, batches: int) -> None:
         """Note how far the newest iterator is; older ones may still be in use."""
         if self._current is not None and self._current() is epoch:
-            self._epochs.place = place
+            self._epochs.handed_out(start, batches)
 
     def _batch(self, request: Request, arrays: dict[str, Any], labels: Any) -> Any:
         """Return a batch as users get it."""
@@ -326,7 +326,7 @@ class _Epoch(Iterator[Any]):
         self._handed_out += 1
         self._plan()  # so that the readers have work while the caller has this batch
         batch = loader._batch(filling.request, *filling.result())
-        loader._handed_out(self, self._order.place_after(self._start, self._handed_out))
+        loader._handed_out(self, self._start, self._handed_out)
         return batch
 
     def _begin(self) -> None:
