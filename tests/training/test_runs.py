@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,12 +16,13 @@ import pytest
 from converter import H5Folder
 from converter.training.labels import select
 from converter.training.orders import Order
-from converter.training.runs import LARGEST_GAP_NBYTES, FileRuns, ReadAhead
+from converter.training.runs import LARGEST_GAP_NBYTES, READ_NBYTES, FileRuns, ReadAhead
 from helpers.arrays import equal_samples, make_h5
 from helpers.run import wait_until
 
 SAMPLES = equal_samples(40)
 NBYTES = 60  # of each
+needs_preadv = pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads by preadv are counted")
 
 
 @pytest.fixture(scope="module")
@@ -126,27 +129,42 @@ def test_runs_are_read_before_their_samples_come(path):
     assert not [thread for thread in threading.enumerate() if thread.name == "ReadAhead"]
 
 
-def test_several_runs_are_read_at_once(path):
-    _, runs = runs_of(path)
+def uncached(monkeypatch, read: Callable[[int], object]) -> None:
+    """Have nothing be in the page cache, and ``read`` told the offset before each read."""
+    preadv = os.preadv
+
+    def telling(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError
+        read(offset)
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", telling)
+
+
+@needs_preadv
+def test_pieces_of_a_run_are_read_at_once(tmp_path, monkeypatch):
+    path = make_h5(tmp_path, {"a.npy": np.zeros(8 * READ_NBYTES - 3000, np.uint8)})
+    folder, runs = runs_of(path)
     two, read = threading.Barrier(2, timeout=30), []
-    meeting = SimpleNamespace(spans=lambda run: (two.wait(), read.append(run), runs.spans(run))[2])
-    ahead = ReadAhead(Order(40, batch_size=1, kind="blocks", runs=runs.runs), meeting, 0)
-    wait_until(lambda: sorted(read) == list(range(8)))
+    uncached(monkeypatch, lambda offset: (two.wait(), read.append(offset)))
+    ahead = ReadAhead(Order(1, batch_size=1, kind="blocks", runs=runs.runs), runs, 0)
+    ahead.wait(ahead.advance(0))
+    first = folder.location("a.npy").offset
+    assert sorted(read) == [first + n * READ_NBYTES for n in range(8)]
     ahead.close()
 
 
-def test_a_run_is_waited_for_though_later_ones_are_read(path):
+@needs_preadv
+def test_a_run_is_waited_for_though_later_ones_are_read(path, monkeypatch):
     _, runs = runs_of(path)
     order = Order(40, batch_size=1, kind="blocks", runs=runs.runs)
-    first, may_read, read = next(order.openings(0)).run, threading.Event(), []
-
-    def spans(run: int):
-        if run == first:
-            may_read.wait(30)
-        read.append(run)
-        return runs.spans(run)
-
-    ahead = ReadAhead(order, SimpleNamespace(spans=spans), 0)
+    _, [(first, _)] = runs.spans(next(order.openings(0)).run)
+    may_read, read = threading.Event(), []
+    uncached(
+        monkeypatch, lambda offset: (offset == first and may_read.wait(30), read.append(offset))
+    )
+    ahead = ReadAhead(order, runs, 0)
     waiting = threading.Thread(target=ahead.wait, args=(ahead.advance(0),))
     waiting.start()
     wait_until(lambda: len(read) == 7)
