@@ -17,6 +17,7 @@ from converter.writer.paths import path_of_failures, paths_of_failures
 from converter.writer.reuse import Changes
 
 FAILURES_SHOWN = 10
+NO_NOTE = Note.NONE  # looked up once: before Python 3.12 an enum takes long
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Report(Counts):
         self.source_nbytes += sample.source_nbytes
         for part in sample.parts:
             self.nbytes += part.nbytes
-        if sample.note.value:
+        if sample.note is not NO_NOTE:
             for note in _single_notes(sample.note):
                 self.notes[note] += 1
                 self.first_noted.setdefault(note, sample.key)

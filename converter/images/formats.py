@@ -7,11 +7,13 @@ TGA, which has no such bytes. `others` knows what is not in the table, and who r
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -105,25 +107,30 @@ def decode_noted(
     With ``least`` a JPEG may be decoded to a smaller size, as `jpeg.decode` says.
     """
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
+    image: Image | None = None
     if kind is JPEG:
-        from converter.images import jpeg
-
-        if image := jpeg.decode_fast(data, allocate, least):
-            return image
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return jpeg.decode(data, least) if kind is JPEG else _decoded(kind, data)
+        image = _jpeg().decode_fast(data, allocate, least)
+    if image is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _jpeg().decode(data, least) if kind is JPEG else _decoded(kind, data)
+    return image
 
 
 def check_noted(data: Bytes, extension: str, allocate: Allocate | None = None) -> Note:
     """Raise what `decode_noted` raises, or return what it notes: no pixels are wanted."""
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
-    if kind is JPEG:
-        from converter.images import jpeg
-
-        if jpeg.is_whole(data, allocate):
-            return jpeg.note_of(data)
+    if kind is JPEG and _jpeg().is_whole(data, allocate):
+        note: Note = _jpeg().note_of(data)
+        return note
     return decode_noted(data, extension, allocate).note
+
+
+@functools.cache
+def _jpeg() -> ModuleType:
+    """Return the module: `import` takes 1 us for each file."""
+    module: ModuleType = JPEG._module()
+    return module
 
 
 def decode_image(data: Bytes, extension: str) -> np.ndarray:
@@ -132,12 +139,8 @@ def decode_image(data: Bytes, extension: str) -> np.ndarray:
     It does not hide warnings, because that is not safe in threads.
     """
     kind = recognise(bytes(data[:LONGEST_HEAD]), extension)
-    if kind is JPEG:
-        from converter.images import jpeg
-
-        if (array := jpeg.pixels(data)) is not None:
-            return array
-    return _decoded(kind, data).array
+    array: np.ndarray | None = _jpeg().pixels(data) if kind is JPEG else None
+    return _decoded(kind, data).array if array is None else array
 
 
 def _decoded(kind: Format, data: Bytes) -> Image:
@@ -198,7 +201,7 @@ def recognise(head: bytes, extension: str) -> Format:
 
     Raises UnreadableError, with the cure, for a format that is not in the table.
     """
-    kind = next((kind for kind in FORMATS if kind.magic.match(head)), None)
+    kind = _known(head)
     if kind is None and extension in TGA.extensions:
         return TGA
     is_canon_raw = kind is TIFF and head.startswith(others.CANON_RAW, 4)
@@ -216,6 +219,13 @@ def recognise(head: bytes, extension: str) -> Format:
     if extension in BY_EXTENSION:
         what = f"it is damaged, or not a {BY_EXTENSION[extension].name} file"
     raise UnreadableError(f"not an image that the default reader knows, by its first bytes: {what}")
+
+
+def _known(head: bytes) -> Format | None:
+    for kind in FORMATS:
+        if kind.magic.match(head):
+            return kind
+    return None
 
 
 def other_of(name: str) -> others.Other | None:
