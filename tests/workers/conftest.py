@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.dask_cluster import Cluster
-from helpers.run import ROOT
+from helpers.dask_cluster import SECONDS_TO_START, Cluster
+from helpers.run import ROOT, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,15 @@ def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="module")
-def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
-    """Two workers, each restarted by its nanny when it dies."""
+def lasting_cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
     cluster = make_cluster()
     cluster.work("--nanny")
     return cluster
+
+
+@pytest.fixture
+def cluster(lasting_cluster: Cluster) -> Cluster:
+    """Two workers, each restarted by its nanny when it dies: both are back, whatever killed them."""
+    wait_until(lambda: lasting_cluster.workers() == 2, seconds=SECONDS_TO_START)
+    assert lasting_cluster.workers() == 2, lasting_cluster.log()
+    return lasting_cluster
