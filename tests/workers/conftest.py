@@ -38,7 +38,7 @@ def lasting_cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 
 @pytest.fixture
 def cluster(lasting_cluster: Cluster) -> Cluster:
-    """Two workers, each restarted by its nanny when it dies: both are back, whatever killed them."""
+    """Two workers; their nannies have started anew what a test before killed."""
     wait_until(lambda: lasting_cluster.workers() == 2, seconds=SECONDS_TO_START)
     assert lasting_cluster.workers() == 2, lasting_cluster.log()
     return lasting_cluster
