@@ -12,7 +12,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.callbacks import Callbacks, Progress
+from converter.callbacks import Callbacks, Progress, without_interrupts
 from converter.codecs import compression
 from converter.commands.estimate import check_size, estimate
 from converter.commands.report import FailureList, Report
@@ -424,4 +424,4 @@ def convert(
     if executor is not None and options.get("workers") is not None:
         raise ConverterError("an executor has its own workers: drop workers= or executor=")
     request = request_of(path_images, path_output, options)
-    return run_request(request, Callbacks(notice, progress), executor)
+    return run_request(request, Callbacks(notice, progress, without_interrupts), executor)
