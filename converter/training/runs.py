@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 
@@ -77,6 +78,8 @@ class ReadAhead:
         self._count = 0
         self._progress = _Progress()
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        # before the thread starts: Ctrl-C may come amid it, and nobody would call `close`
+        weakref.finalize(self, self._due.put, None).atexit = False
         # as a daemon: threading waits for other threads before it calls what closes this one
         self._thread = threading.Thread(
             target=_serve, args=(runs, self._due, self._progress), name="ReadAhead", daemon=True
