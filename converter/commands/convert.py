@@ -302,8 +302,8 @@ class _Conversion:
         needed = max(0, report.total - report.failed - writer.recorded) * each
         self._caller.notice(
             f"{writer.recorded} of {report.total} files are kept in {writer.paths.partial} "
-            f"({writer.nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs about "
-            f"{needed / 1e6:,.1f} MB more (--restart starts over)"
+            f"({writer.recorded_nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs "
+            f"about {needed / 1e6:,.1f} MB more (--restart starts over)"
         )
 
 
