@@ -29,7 +29,7 @@ USAGE = """converter --path_images=FOLDER --path_output=OUT.h5 [--ext=EXT] [more
        converter --update --path_images=FOLDER --path_output=OUT.h5
        converter --verify --path_output=OUT.h5 [--path_images=FOLDER]
        converter --merge A.h5 B.h5 ... --path_output=OUT.h5 [--overwrite]
-       converter --extract=FOLDER --path_output=OUT.h5 [--overwrite] [--quiet]
+       converter --extract=FOLDER --path_output=OUT.h5 [--overwrite]
        converter --contact_sheet=SHEET.png --path_output=OUT.h5"""
 
 

@@ -18,6 +18,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+import converter as converter_package
 from converter import arguments
 from converter.cli import main
 
@@ -266,6 +267,25 @@ def test_every_flag_is_in_the_options() -> None:
         for flag in re.findall(r"--[a-z]+_[a-z_]+", text):
             is_known = flag in block_after("help", "docs/options.md") or f'"{flag}"' in of_scripts
             assert is_known, f"{page}: {flag}"
+
+
+def test_every_extra_is_on_a_page() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    _, _, table = text.partition("[project.optional-dependencies]\n")
+    extras = re.findall(r"^(\w+) = \[", table.partition("\n[")[0], re.MULTILINE)
+    assert {"opencv", "dask", "test"} <= set(extras)
+    for extra in extras:
+        assert any(f"-e '.[{extra}]'" in page for page in without_changelog()), extra
+
+
+def test_every_public_name_is_on_a_page() -> None:
+    for name in converter_package.__all__:
+        said = re.compile(rf"\b{name}\b")
+        assert any(said.search(page) for page in without_changelog()), name
+
+
+def without_changelog() -> list[str]:
+    return [text for page, text in PAGES.items() if page != "CHANGELOG.md"]
 
 
 def test_the_table_of_flags_names_flags_of_a_conversion() -> None:

@@ -21,6 +21,7 @@ from converter.commands.request import (
     Options,
     Request,
     check_request,
+    complete_options,
     encoding_settings,
     is_alone,
     launching_for,
@@ -326,6 +327,7 @@ def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -
     finished.marks_images = readers.marks_images(attributes["reader"])
     with open_hdf5(request.path_output) as file:
         before = {name: str(file.attrs[name]) for name in attributes if name in file.attrs}
+    before["options"] = complete_options(before["options"])
     difference = provenance.difference(
         provenance.encoding_options(before), provenance.encoding_options(attributes)
     )

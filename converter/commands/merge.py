@@ -17,7 +17,7 @@ from converter.callbacks import Callbacks
 from converter.commands.convert import output_folder
 from converter.commands.estimate import check_space
 from converter.commands.report import Report
-from converter.commands.request import check_output
+from converter.commands.request import check_output, complete_options
 from converter.errors import ConverterError
 from converter.files import open_hdf5
 from converter.format.index import order_of
@@ -122,7 +122,7 @@ def _open(path: Path) -> _Part:
         raise ConverterError(f"{path} does not say how it was made: convert it again")
     attributes["format"] = provenance.payload_format(attributes["format"])
     try:
-        attributes["options"] = provenance.complete_options(attributes["options"])
+        attributes["options"] = complete_options(attributes["options"])
     except (TypeError, ValueError):
         raise ConverterError(f"{path} does not say how it was made: convert it again") from None
     samples.marks_images = marks_images(attributes["reader"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
@@ -191,6 +192,16 @@ def recorded_value(name: str, options: Mapping[str, Any]) -> Any:
     if name not in options and "unrecorded" in metadata:
         return metadata["unrecorded"]
     return parsed_value(name, options[name])
+
+
+def complete_options(text: str) -> str:
+    """Return the root attribute ``options`` with what older files do not say, for all did the same.
+
+    Raises ValueError where it is not of this program.
+    """
+    unrecorded = {name: FIELDS[name].metadata.get("unrecorded") for name in RECORDED}
+    known = {name: value for name, value in unrecorded.items() if value is not None}
+    return json.dumps(known | dict(json.loads(text)), sort_keys=True)
 
 
 def default_of(name: str) -> Any:

@@ -62,6 +62,7 @@ class RandomResizedCrop:
         self.size = _pair("size", size)
         self.scale = _range("scale", scale)
         self.ratio = _range("ratio", ratio)
+        self._log_ratio = tuple(np.log(self.ratio).tolist())
         if self.scale[0] > 1:
             raise ConverterError(
                 f"scale={self.scale} asks for a box larger than the image: it is a part of the "
@@ -73,19 +74,21 @@ class RandomResizedCrop:
         heights, widths = _sizes(heights, widths)
         draw = draws.uniform(CROP, 4 * TRIES).reshape(-1, TRIES, 4)
         area = (heights * widths)[:, None] * between(draw[..., 0], *self.scale)
-        ratio = np.exp(between(draw[..., 1], *np.log(self.ratio)))
+        ratio = np.exp(between(draw[..., 1], *self._log_ratio))
         tried_width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         tried_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
         fits = (tried_width > 0) & (tried_width <= widths[:, None])
         fits &= (tried_height > 0) & (tried_height <= heights[:, None])
-        rows, first = np.arange(len(heights)), fits.argmax(axis=1)
-        is_found = fits[rows, first]
-        central_height, central_width = self._central(heights, widths)
-        height = np.where(is_found, tried_height[rows, first], central_height)
-        width = np.where(is_found, tried_width[rows, first], central_width)
-        free_height, free_width = heights - height, widths - width
-        top = np.where(is_found, below(draw[rows, first, 2], free_height + 1), free_height // 2)
-        left = np.where(is_found, below(draw[rows, first, 3], free_width + 1), free_width // 2)
+        first = np.arange(len(heights)) * TRIES + fits.argmax(axis=1)
+        height, width = tried_height.take(first), tried_width.take(first)
+        _, _, down, right = draw.reshape(-1, 4).take(first, axis=0).T
+        top, left = below(down, heights - height + 1), below(right, widths - width + 1)
+        if not (is_found := fits.take(first)).all():
+            central_height, central_width = self._central(heights, widths)
+            height = np.where(is_found, height, central_height)
+            width = np.where(is_found, width, central_width)
+            top = np.where(is_found, top, (heights - height) // 2)
+            left = np.where(is_found, left, (widths - width) // 2)
         return _whole(top, left, height, width, self.size)
 
     def _central(self, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,8 +245,8 @@ def _whole(
     size: tuple[int, int],
 ) -> Geometry:
     """Return boxes that are resized to the crop's size, all of it."""
-    zeros = np.zeros_like(top)
-    resized = np.full_like(top, size[0]), np.full_like(top, size[1])
+    zeros = np.zeros(len(top), np.int64)
+    resized = zeros + size[0], zeros + size[1]
     return Geometry(top, left, height, width, *resized, zeros, zeros)
 
 
@@ -288,7 +291,7 @@ def _central_start(lengths: np.ndarray, side: int) -> np.ndarray:
 
 def _sizes(heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
-    if (empty := (heights < 1) | (widths < 1)).any():
+    if (empty := np.minimum(heights, widths) < 1).any():
         row = int(empty.argmax())
         raise ImpossibleCropError(
             row, f"an image of {heights[row]}x{widths[row]} has no pixels to crop: leave it out"

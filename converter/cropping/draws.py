@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 #: Of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
@@ -20,10 +22,8 @@ class Draws:
     """
 
     def __init__(self, seed: int, epoch: int, positions: np.ndarray) -> None:
-        start = _mix(np.array([seed & MASK], np.uint64))
-        start = _mix(start ^ np.uint64((epoch + 1) * GOLDEN_GAMMA & MASK))
         steps = np.asarray(positions, np.int64).astype(np.uint64) + np.uint64(1)
-        self._states = _mix(start + steps * np.uint64(GOLDEN_GAMMA))
+        self._states = _mix(_start(seed, epoch) + steps * np.uint64(GOLDEN_GAMMA))
 
     def __len__(self) -> int:
         return len(self._states)
@@ -65,6 +65,12 @@ def below(draw: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Return whole numbers from 0 to count - 1."""
     whole: np.ndarray = np.minimum((draw * count).astype(np.int64), count - 1)
     return whole
+
+
+@functools.lru_cache(maxsize=16)
+def _start(seed: int, epoch: int) -> np.ndarray:
+    start = _mix(np.array([seed & MASK], np.uint64))
+    return _mix(start ^ np.uint64((epoch + 1) * GOLDEN_GAMMA & MASK))
 
 
 def _stream(stream: int) -> np.uint64:

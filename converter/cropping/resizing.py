@@ -15,10 +15,18 @@ from converter.cropping.libraries import OpenCV, Torch, opencv_library, torch_li
 MOST_CHANNELS = 4
 MOST_PADDING = 4  # times the pixels of an image or its row: more are padded one by one
 
-#: Interpolated by torch as they are.
-NATIVE_DTYPES = frozenset({np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64)})
-#: Interpolated as float32, which holds each of their values.
-WIDENED_DTYPES = frozenset({np.dtype(np.uint16), np.dtype(np.float16)})
+FLOAT32 = np.dtype(np.float32)
+#: As what arrays of these are interpolated: as they are, or as what holds each of their values.
+WORKING_DTYPES = {
+    np.dtype(own): np.dtype(working)
+    for own, working in {
+        "uint8": "uint8",
+        "uint16": "float32",
+        "float16": "float32",
+        "float32": "float32",
+        "float64": "float64",
+    }.items()
+}
 
 
 class Resizer:
@@ -75,7 +83,8 @@ class Resizer:
         fill : float
             The value of padding.
         """
-        row, source = _with_channels(target), _with_channels(source)
+        row = target if target.ndim == 3 else target[:, :, None]
+        source = source if source.ndim == 3 else source[:, :, None]
         if source.shape[2] != row.shape[2]:  # gray, to be colours
             source = np.broadcast_to(source, (*source.shape[:2], row.shape[2]))
         size = cut.resized_height, cut.resized_width
@@ -108,14 +117,14 @@ class Resizer:
     ) -> None:
         """Resize a box to ``size``, and show what of it begins at ``first``."""
         dtype = target.dtype
-        if dtype not in NATIVE_DTYPES and dtype not in WIDENED_DTYPES:
+        working = WORKING_DTYPES.get(dtype)
+        if working is None:
             raise CropError(
                 f"arrays of {dtype} cannot be interpolated, only uint8, uint16, float16, float32 "
                 "and float64: give them as masks, or use a crop that does not resize"
             )
-        working = dtype if dtype in NATIVE_DTYPES else np.dtype(np.float32)
-        if self.antialias and size[1] == 1 and working == np.uint8:
-            working = np.dtype(np.float32)  # torch 2.14 gives wrong bytes for a width of 1
+        if size[1] == 1 and self.antialias and working == np.uint8:
+            working = FLOAT32  # torch 2.14 gives wrong bytes for a width of 1
         if working != source.dtype or not library.takes(source):
             box = self._source.array(source.shape, working)
             box[...] = source
@@ -189,11 +198,7 @@ class _Scratch(threading.local):
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > self._memory.nbytes:
             self._memory = np.empty(nbytes, np.uint8)
-        return self._memory[:nbytes].view(dtype).reshape(shape)
-
-
-def _with_channels(array: np.ndarray) -> np.ndarray:
-    return array[:, :, None] if array.ndim == 2 else array
+        return np.ndarray(shape, dtype, self._memory)
 
 
 def _shown(

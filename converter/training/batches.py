@@ -71,13 +71,13 @@ class Filling:
 
     def _gathered(self) -> list[Callable[[], None]] | None:
         """Return a part for each name, where all arrays of it seem to lie in their file alike."""
-        request = self.request
-        columns = {IMAGE: (np.zeros(1, np.int64), request.positions), **request.partners}
+        columns = self.request.partners
         parts: list[Callable[[], None]] = []
+        if self._gather_image is not None:
+            parts.append(functools.partial(self._gather, IMAGE, self._gather_image))
+        else:
+            columns = {IMAGE: (np.zeros(1, np.int64), self.request.positions), **columns}
         for name, (folders, positions) in columns.items():
-            if name == IMAGE and self._gather_image is not None:
-                parts.append(functools.partial(self._gather, name, self._gather_image))
-                continue
             if (folders != folders[0]).any():
                 return None
             source = self._recipe.folders[int(folders[0])]._open().source

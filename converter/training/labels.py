@@ -37,9 +37,10 @@ class Selection:
         return len(self.positions)
 
     def at(self, indices: np.ndarray) -> np.ndarray:
-        if isinstance(self.positions, range):
-            return np.asarray(indices * self.positions.step + self.positions.start)
-        return self.positions.take(indices)
+        if not isinstance(self.positions, range):
+            return self.positions.take(indices)
+        start, step = self.positions.start, self.positions.step
+        return indices if (start, step) == (0, 1) else np.asarray(indices * step + start)
 
 
 def select(folder: H5Folder, keys: Any = None) -> Selection:

@@ -272,10 +272,10 @@ class H5Loader(HasEpochs):
         self._current = weakref.ref(epoch)
         return start
 
-    def _handed_out(self, epoch: _Epoch, place: Place) -> None:
+    def _handed_out(self, epoch: _Epoch, start: Place, batches: int) -> None:
         """Note how far the newest iterator is; older ones may still be in use."""
         if self._current is not None and self._current() is epoch:
-            self._epochs.place = place
+            self._epochs.handed_out(start, batches)
 
     def _batch(self, request: Request, arrays: dict[str, Any], labels: Any) -> Any:
         """Return a batch as users get it."""
@@ -340,14 +340,8 @@ class _Epoch(Iterator[Any]):
         self._handed_out += 1
         self._plan()  # so that the readers have work while the caller has this batch
         batch = loader._batch(filling.request, *filling.result())
-        loader._handed_out(self, self._place())
+        loader._handed_out(self, self._start, self._handed_out)
         return batch
-
-    def _place(self) -> Place:
-        """Return where the epoch is: behind the batches handed out."""
-        if not self._handed_out:
-            return self._start
-        return self._order.place_after(self._start, self._handed_out)
 
     def _begin(self) -> None:
         """Start the readers at the batch that is handed out next."""
@@ -356,7 +350,9 @@ class _Epoch(Iterator[Any]):
             self._start = loader._started(self)
         self._pid = os.getpid()
         self._ahead.clear()
-        place = self._place()
+        place = (
+            order.place_after(self._start, self._handed_out) if self._handed_out else self._start
+        )
         self._indices = order.batches(*place) if place.epoch == self._start.epoch else iter(())
         self._number = self._handed_out  # of batches begun
         self._recipe, self._columns = loader._with_partners
@@ -422,7 +418,7 @@ class _Epoch(Iterator[Any]):
         if self._pid == NOT_BEGUN:
             return
         self._handed_out, self._pid = handed_out, INTERRUPTED
-        self._loader._handed_out(self, self._place())
+        self._loader._handed_out(self, self._start, handed_out)
         if self._loader._in_processes is not None:
             self._loader._in_processes.close()
         self._end()

@@ -335,7 +335,20 @@ class Epochs:
         self._ranks = rank, world_size
         self._make_identity = identity
         self.next = Place(0, 0)  # where the next epoch begins
-        self.place = self.next  # where training is
+        self._done: tuple[Place, int] = self.next, 0
+
+    @property
+    def place(self) -> Place:
+        """Where training is. It is worked out when it is asked for, not for each batch."""
+        place, batches = self._done
+        if batches:
+            place = self.order.place_after(place, batches)
+            self.handed_out(place, 0)
+        return place
+
+    def handed_out(self, start: Place, batches: int) -> None:
+        """Note that training is so many batches behind ``start``, a place of one epoch."""
+        self._done = start, batches
 
     @functools.cached_property
     def order(self) -> Order:
@@ -348,13 +361,15 @@ class Epochs:
         start = self.next
         if start.sample and not self.order.length(*start):
             start = Place(start.epoch + 1, 0)  # less is left than these ranks need
-        self.place, self.next = start, Place(start.epoch + 1, 0)
+        self.next = Place(start.epoch + 1, 0)
+        self.handed_out(start, 0)
         return start
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is next; the one that a state left goes on where it was."""
         if at_least("epoch", epoch, 0) != self.next.epoch:
-            self.next = self.place = Place(epoch, 0)
+            self.next = Place(epoch, 0)
+            self.handed_out(self.next, 0)
 
     def state(self, place: Place) -> dict[str, int | str]:
         """Return plain numbers and texts that say where training is, the same on all ranks."""
@@ -362,7 +377,8 @@ class Epochs:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, perhaps on another number of ranks."""
-        self.next = self.place = place_of(state, self.order, self._identity)
+        self.next = place_of(state, self.order, self._identity)
+        self.handed_out(self.next, 0)
 
     @functools.cached_property
     def _identity(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -46,12 +47,12 @@ class Recipe:
     seed: int = 0
     partners: Mapping[str, bool] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def has_flips(self) -> bool:
         """Tell whether some samples are mirrored."""
         return bool(self.hflip or self.vflip)
 
-    @property
+    @functools.cached_property
     def is_gathered(self) -> bool:
         """Tell whether many samples are copied at once: as they are, or a window of small ones."""
         if self.partners and (self.has_flips or self.channels or self.crop):
@@ -187,7 +188,7 @@ class Picture:
         array = self._array
         if cut is None:
             return self._source.view(self._position) if array is None else array
-        if (reduced := self._reduced(cut)) is not None:
+        if self._encoded is not None and (reduced := self._reduced(self._encoded, cut)) is not None:
             return reduced
         if array is None:
             rows = self._source.view(self._position, cut.top, cut.height)
@@ -195,18 +196,27 @@ class Picture:
             rows = array[cut.top : cut.top + cut.height]
         return rows[:, cut.left : cut.left + cut.width]
 
-    def _reduced(self, cut: Cut) -> np.ndarray | None:
+    def _reduced(self, encoded: EncodedFile | SeveralFiles, cut: Cut) -> np.ndarray | None:
         """Return the box of a JPEG at least twice as large as needed, from a smaller decode.
 
         It takes about half the time.
         """
-        if self._encoded is None or (factor := cut.reduction()) == 1:
+        if (factor := cut.reduction()) == 1:
             return None
-        reduced = self._encoded.reduced(self._position, factor)
+        reduced = encoded.reduced(self._position, factor)
         if reduced is None:
             return None
         cut = cut.reduced(factor)
         return reduced[cut.top :, cut.left :][: cut.height, : cut.width]
+
+
+class Way(NamedTuple):
+    """How a sample, and its partners, become a row of a batch."""
+
+    row: int
+    cut: Cut | None
+    hflip: bool
+    vflip: bool
 
 
 class _Samples:
@@ -215,9 +225,9 @@ class _Samples:
     def __init__(self, folder: H5Folder, positions: np.ndarray) -> None:
         self.source = folder._open().source
         self.positions = positions.tolist()
-        numbers = self.source.placed(positions).numbers
-        known = {number: self.source.layout(number) for number in np.unique(numbers).tolist()}
-        self.layouts = [known[number] for number in numbers.tolist()]
+        numbered = self.source.placed(positions).numbers.tolist()
+        known = {number: self.source.layout(number) for number in set(numbered)}
+        self.layouts = [known[number] for number in numbered]
 
     def picture(self, n: int, reducible_shape: tuple[int, ...] | None = None) -> Picture:
         return Picture(self.source, self.positions[n], self.layouts[n], reducible_shape)
@@ -233,10 +243,11 @@ class Plan:
             name: _opening(recipe.folders, *column) for name, column in request.partners.items()
         }
         self.draws = Draws(recipe.seed, request.epoch, request.positions)
-        hflips, vflips = flips(self.draws, recipe.hflip, recipe.vflip)
-        self.hflips, self.vflips = hflips.tolist(), vflips.tolist()
         self.reducible = self._reducible_shapes(recipe)
-        self.cuts = self._cuts_of_known(recipe)
+        cuts = self._cuts_of_known(recipe)
+        flipped = [row.tolist() for row in flips(self.draws, recipe.hflip, recipe.vflip)]
+        # at once: behind a crop, which empties the caches, Python takes thrice as long for it
+        self.ways = list(map(Way._make, zip(itertools.count(), cuts, *flipped)))
 
     def _reducible_shapes(self, recipe: Recipe) -> list[tuple[int, ...] | None]:
         """Return the shapes of the JPEGs that may be decoded to a part of their size."""
@@ -264,14 +275,14 @@ class Plan:
             shape if layout is None else layout.shape
             for layout, shape in zip(layouts, self.reducible, strict=True)
         ]
-        sides = {n: s[:2] for n, s in enumerate(shapes) if s is not None and is_image(s)}
-        if not sides:
+        sides = {shape: shape and is_image(shape) and shape[:2] for shape in set(shapes)}
+        rows = [n for n, shape in enumerate(shapes) if sides[shape]]
+        if not rows:
             return cuts
-        rows = list(sides)
         draws = self.draws
         if len(rows) < len(cuts):
             draws = Draws(recipe.seed, self.request.epoch, positions[rows])
-        heights, widths = np.array(list(sides.values())).T
+        heights, widths = np.array([sides[shapes[n]] for n in rows]).T
         try:
             drawn = recipe.crop.geometry(heights, widths, draws).cuts()
         except ImpossibleCropError:

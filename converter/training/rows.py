@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from converter.cropping.geometry import CropError, Cut
 from converter.cropping.resizing import MOST_CHANNELS, Resizer, mirror_one
 from converter.errors import ConverterError, LoadError, describe
 from converter.training.buffers import Arrays, MismatchError
-from converter.training.plans import IMAGE, Picture, Plan, Recipe, Request, is_image
+from converter.training.plans import IMAGE, Picture, Plan, Recipe, Request, Way, is_image
 
 #: Files of these kinds that have four channels hold CMYK, or may hold it.
 CMYK_EXTENSIONS = {"jpg", "jpeg", "jpe", "jfif", "mpo", "tif", "tiff"}
@@ -24,15 +24,6 @@ class RowError(Exception):
     def __init__(self, row: int, error: BaseException) -> None:
         super().__init__(row, error)
         self.row, self.error = row, error
-
-
-class _Way(NamedTuple):
-    """How a sample, and its partners, become rows of a batch."""
-
-    row: int
-    cut: Cut | None
-    hflip: bool
-    vflip: bool
 
 
 class Filler:
@@ -62,13 +53,11 @@ class Filler:
                 raise RowError(row, told) from None
 
     def _fill(self, plan: Plan, row: int, arrays: Arrays) -> None:
-        recipe, samples, partners = self._recipe, plan.samples, plan.partners
-        position = samples.positions[row]
-        image = samples.picture(row, plan.reducible[row])
-        cut = plan.cuts[row]
-        if cut is None and recipe.crop is not None:
-            cut = self._cut(image, plan.request.epoch, position)
-        way = _Way(row, cut, plan.hflips[row], plan.vflips[row])
+        recipe, partners, way = self._recipe, plan.partners, plan.ways[row]
+        image = plan.samples.picture(row, plan.reducible[row])
+        if way.cut is None and recipe.crop is not None:
+            cut = self._cut(image, plan.request.epoch, plan.samples.positions[row])
+            way = way._replace(cut=cut)
         if not partners and recipe.transform is None:
             self._crop(IMAGE, image, way, arrays)
             return
@@ -113,7 +102,7 @@ class Filler:
     def _transform(
         self,
         pictures: dict[str, Picture],
-        way: _Way,
+        way: Way,
         rng: np.random.Generator,
         arrays: Arrays,
     ) -> None:
@@ -124,9 +113,10 @@ class Filler:
         for name, array in _transformed(transform, rng, inputs).items():
             arrays.row(name, way.row, array.shape, array.dtype)[...] = array
 
-    def _crop(self, name: str, picture: Picture, way: _Way, arrays: Arrays | None) -> np.ndarray:
+    def _crop(self, name: str, picture: Picture, way: Way, arrays: Arrays | None) -> np.ndarray:
         """Put a sample, or a partner of it, into its row, or into new memory; return that."""
-        recipe, shape, cut = self._recipe, picture.shape, way.cut
+        recipe, shape = self._recipe, picture.shape
+        _, cut, hflip, vflip = way
         is_mask = name != IMAGE and recipe.partners[name]
         read = picture.read(cut)
         if recipe.channels and not is_mask:
@@ -135,11 +125,11 @@ class Filler:
             shape = (*shape[:2], recipe.channels)
         if cut is None:
             target = np.empty(shape, picture.dtype)
-            if (way.hflip or way.vflip) and read.ndim < 2:
+            if (hflip or vflip) and read.ndim < 2:
                 raise ConverterError(f"has the shape {read.shape}, which cannot be flipped")
             target[...] = read
-            if way.hflip or way.vflip:
-                mirror_one(target, way.hflip, way.vflip)
+            if hflip or vflip:
+                mirror_one(target, hflip, vflip)
             if arrays is not None:
                 arrays.keep(name, way.row, target)
             return target
@@ -153,8 +143,8 @@ class Filler:
             target,
             read,
             cut,
-            hflip=way.hflip,
-            vflip=way.vflip,
+            hflip=hflip,
+            vflip=vflip,
             nearest=is_mask or recipe.is_nearest,
             fill=crop.mask_fill if is_mask else crop.fill,
         )

@@ -61,11 +61,6 @@ def payload_format(text: str) -> str:
     return text.partition(".")[0]
 
 
-def complete_options(text: str) -> str:
-    """Return the attribute "options" with what older files do not say, for all did the same."""
-    return _json({"hidden_folders": True, **json.loads(text)})
-
-
 def size_resized_to(options: object) -> int | str | None:
     """Return ``--resize`` by the attribute "options"; None where there is none of it."""
     try:

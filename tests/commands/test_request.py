@@ -15,6 +15,8 @@ import pytest
 
 from converter import ConverterError, convert
 from converter.arguments import parse
+from converter.cli import main
+from converter.commands import request
 from converter.commands.request import Options, Request, recorded_options
 from converter.writer import provenance
 from helpers.images import save_jpegs
@@ -81,6 +83,21 @@ def test_a_file_records_what_request_says(images, output):
     assert {name for name in recorded if not name.startswith("my_")} == {
         *recorded_options(Request(images, output))
     }
+
+
+def test_a_file_made_before_there_was_an_option_is_taken_to_have_what_all_did(
+    images, output, monkeypatch, capfd
+):
+    convert(images, output, workers=1)
+    option, content = b', "skip_decode_check": false', output.read_bytes()
+    assert content.count(option) == 1
+    output.write_bytes(content.replace(option, b" " * len(option)))
+    of_now = request.FIELDS["skip_decode_check"]
+    new = dataclasses.field(metadata={**of_now.metadata, "unrecorded": False})
+    monkeypatch.setitem(request.FIELDS, "skip_decode_check", new)
+    flags = ["--update", f"--path_images={images}", f"--path_output={output}", "--workers=1"]
+    assert main(flags) == 0
+    assert "nothing of" not in capfd.readouterr().err
 
 
 #: Deflate differs between machines, and so does what packages there are: these are of files
