@@ -126,6 +126,46 @@ def test_runs_are_read_before_their_samples_come(path):
     assert not [thread for thread in threading.enumerate() if thread.name == "ReadAhead"]
 
 
+def test_several_runs_are_read_at_once(path):
+    _, runs = runs_of(path)
+    two, read = threading.Barrier(2, timeout=30), []
+    meeting = SimpleNamespace(spans=lambda run: (two.wait(), read.append(run), runs.spans(run))[2])
+    ahead = ReadAhead(Order(40, batch_size=1, kind="blocks", runs=runs.runs), meeting, 0)
+    wait_until(lambda: sorted(read) == list(range(8)))
+    ahead.close()
+
+
+def test_a_run_is_waited_for_though_later_ones_are_read(path):
+    _, runs = runs_of(path)
+    order = Order(40, batch_size=1, kind="blocks", runs=runs.runs)
+    first, may_read, read = next(order.openings(0)).run, threading.Event(), []
+
+    def spans(run: int):
+        if run == first:
+            may_read.wait(30)
+        read.append(run)
+        return runs.spans(run)
+
+    ahead = ReadAhead(order, SimpleNamespace(spans=spans), 0)
+    waiting = threading.Thread(target=ahead.wait, args=(ahead.advance(0),))
+    waiting.start()
+    wait_until(lambda: len(read) == 7)
+    assert waiting.is_alive() and first not in read
+    may_read.set()
+    waiting.join(30)
+    assert not waiting.is_alive() and len(read) == 8
+    ahead.close()
+
+
+def test_reading_ahead_begins_by_itself(path):
+    _, runs = runs_of(path)
+    read: list[int] = []
+    noting = SimpleNamespace(spans=lambda run: (read.append(run), runs.spans(run))[1])
+    ahead = ReadAhead(Order(40, batch_size=1, kind="blocks", runs=runs.runs, window=2), noting, 0)
+    wait_until(lambda: len(read) >= 2)
+    ahead.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="asks Linux for the page cache")
 def test_what_cannot_be_read_is_left_to_whoever_needs_it(tmp_path):
     path = make_h5(tmp_path, SAMPLES)
