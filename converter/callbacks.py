@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import NamedTuple
 
 
@@ -31,6 +34,28 @@ class Callbacks:
     without_signals: Callable[[], AbstractContextManager[None]] = nullcontext
     finished: Callable[[], None] = lambda: None
     is_fresh: bool = False
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Hold off Ctrl-C in a program that has handlers of its own, such as a notebook.
+
+    One that came within is raised at the end. Amid the writing it could leave a lock taken, or
+    lose a piece that others wait for.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()  # only there it is raised
+    if not is_main or not callable(handler):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: held.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
 
 
 class Progress(NamedTuple):

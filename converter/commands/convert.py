@@ -12,7 +12,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.callbacks import Callbacks, Progress
+from converter.callbacks import Callbacks, Progress, without_interrupts
 from converter.codecs import compression
 from converter.commands.estimate import check_size, estimate
 from converter.commands.report import FailureList, Report
@@ -303,8 +303,8 @@ class _Conversion:
         needed = max(0, report.total - report.failed - writer.recorded) * each
         self._caller.notice(
             f"{writer.recorded} of {report.total} files are kept in {writer.paths.partial} "
-            f"({writer.nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs about "
-            f"{needed / 1e6:,.1f} MB more (--restart starts over)"
+            f"({writer.recorded_nbytes / 1e6:,.1f} MB): to resume, repeat the command; it needs "
+            f"about {needed / 1e6:,.1f} MB more (--restart starts over)"
         )
 
 
@@ -426,4 +426,4 @@ def convert(
     if executor is not None and options.get("workers") is not None:
         raise ConverterError("an executor has its own workers: drop workers= or executor=")
     request = request_of(path_images, path_output, options)
-    return run_request(request, Callbacks(notice, progress), executor)
+    return run_request(request, Callbacks(notice, progress, without_interrupts), executor)

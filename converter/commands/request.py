@@ -53,6 +53,17 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise ConverterError(f"--shard must be K/N with 1 <= K <= N, such as 2/4, not {text}")
 
 
+def parse_output(given: str | os.PathLike[str]) -> Path:
+    """Return the path of the file to make. Raises ConverterError for the name of a folder."""
+    text = os.fsdecode(given)
+    if text.endswith(("/", os.sep)):
+        raise ConverterError(
+            f"{text} is the name of a folder: --path_output names the HDF5 file, such as "
+            f"{text}OUT.h5"
+        )
+    return local_path(text)
+
+
 def _joined(value: str | Iterable[str]) -> str:
     return value if isinstance(value, str) else ",".join(value)
 
@@ -71,7 +82,7 @@ class Request:
     """
 
     path_images: Path = field(metadata={"parse": local_path})
-    path_output: Path = field(metadata={"parse": local_path})
+    path_output: Path = field(metadata={"parse": parse_output})
     ext: str = field(default="jpg", metadata={"recorded": True, "parse": _joined})
     custom_read_func: bool = False  # these two are recorded by the hash of their file
     custom_prune_func: bool = False
@@ -248,6 +259,8 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """Raise ConverterError where a folder, or a file to keep, has the output's name."""
     if os.path.isdir(output):
         raise ConverterError(f"{output} is a folder: --path_output names the HDF5 file to make")
+    if os.path.exists(output) and not os.path.isfile(output):  # to replace /dev/null ruins a system
+        raise ConverterError(f"{output} is a device or a pipe: --path_output names a file to make")
     if os.path.lexists(output) and not overwrite:
         raise ConverterError(f"{output} exists: name another file, or add --overwrite")
 
@@ -268,7 +281,8 @@ def _check_paths(request: Request) -> None:
         )
     folder = nearest_folder(output.parent)
     if not os.path.isdir(folder):
-        raise ConverterError(f"{folder} is a file: {output} cannot be made below it")
+        what = "a file" if os.path.exists(folder) else "a link to nothing"
+        raise ConverterError(f"{folder} is {what}: {output} cannot be made below it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConverterError(
             f"{output} cannot be made: you have no permission to write to {folder}"

@@ -40,7 +40,7 @@ MOST_THREADS = 8
 #: For gathering. The allocator of C keeps smaller memory for the next batch by itself: there new
 #: memory took 0.6 to 0.95 of the time, above it 1.1 times it.
 LEAST_REUSED_NBYTES = 32 << 20
-NOT_BEGUN = -1  # in place of a process
+NOT_BEGUN, INTERRUPTED = -1, -2  # in place of a process
 Path = str | os.PathLike[str]
 
 
@@ -294,7 +294,10 @@ class H5Loader(HasEpochs):
 
 
 class _Epoch(Iterator[Any]):
-    """The batches of an epoch from a place on. A forked process goes on by itself."""
+    """The batches of an epoch from a place on.
+
+    A forked process goes on by itself, and so does who catches Ctrl-C: with new readers.
+    """
 
     def __init__(self, loader: H5Loader, order: Order) -> None:
         self._loader, self._order = loader, order
@@ -303,11 +306,22 @@ class _Epoch(Iterator[Any]):
         self._pid = NOT_BEGUN
         #: Batches in the making, and what waits for each.
         self._ahead: deque[tuple[Filling | RemoteFilling, Callable[[], None]]] = deque()
+        self._end: Callable[[], object] = lambda: None
 
     def __next__(self) -> Any:
+        handed_out = self._handed_out
+        try:
+            return self._next()
+        except Exception:
+            raise
+        except BaseException:
+            self._interrupt(handed_out)
+            raise
+
+    def _next(self) -> Any:
         if self._is_finished:
             raise StopIteration
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() or self._readers.is_broken:
             self._begin()
         loader = self._loader
         for buffers in list(loader._buffers.values()):
@@ -395,6 +409,19 @@ class _Epoch(Iterator[Any]):
         epoch, start = self._start
         last = self._order.samples_after(epoch, self._number, start) - 1
         return functools.partial(self._read_ahead.wait, self._read_ahead.advance(last))
+
+    def _interrupt(self, handed_out: int) -> None:
+        """Forget what was begun: a batch may be half asked for, or its answer be lost.
+
+        The next call begins anew with the batch that this one did not hand out.
+        """
+        if self._pid == NOT_BEGUN:
+            return
+        self._handed_out, self._pid = handed_out, INTERRUPTED
+        self._loader._handed_out(self, self._start, handed_out)
+        if self._loader._in_processes is not None:
+            self._loader._in_processes.close()
+        self._end()
 
     def _finish(self) -> None:
         self._is_finished = True

@@ -49,11 +49,15 @@ class InThreads:
     collection, where `close` may be called; a lock may not.
     """
 
+    is_broken = False
+
     def __init__(self, count: int) -> None:
         self._numbers = itertools.count()
         self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._left: dict[int, int] = {}  # parts of each batch that are not done
+        # before they start: Ctrl-C may come amid it, and nobody would call `close`
+        weakref.finalize(self, _end_threads, self._parts, count).atexit = False
         # as daemons: threading waits for other threads before it calls what closes these
         self._threads = [
             threading.Thread(
@@ -84,12 +88,16 @@ class InThreads:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._parts.get_nowait()
-        for _ in self._threads:
-            self._parts.put(None)
+        _end_threads(self._parts, len(self._threads))
         end = time.monotonic() + LONGEST_THREAD_JOIN_SECONDS  # a transform may be slow, or hang
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
+
+
+def _end_threads(parts: queue.SimpleQueue[Part | None], count: int) -> None:
+    for _ in range(count):
+        parts.put(None)
 
 
 def _do_parts(filling: Filling) -> None:

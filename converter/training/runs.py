@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -89,6 +90,8 @@ class ReadAhead:
         self._count = 0
         self._progress = _Progress()
         self._due: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        # before the threads start: Ctrl-C may come amid it, and nobody would call `close`
+        weakref.finalize(self, _end_threads, self._due, self._progress).atexit = False
         # as daemons: threading waits for other threads before it calls what closes these
         self._threads = [
             threading.Thread(
@@ -131,9 +134,7 @@ class ReadAhead:
 
     def close(self) -> None:
         """End the threads; may be called amid garbage collection, where a lock may not be taken."""
-        self._progress.is_over = True
-        for _ in self._threads:
-            self._due.put(None)
+        _end_threads(self._due, self._progress)
         end = time.monotonic() + LONGEST_JOIN_SECONDS
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -171,6 +172,12 @@ class _Progress:
         self.runs: list[_Run] = []  # in the order they were due
         self.done = 0  # of these, all that come first
         self.is_over = False
+
+
+def _end_threads(due: queue.SimpleQueue[_Piece | None], progress: _Progress) -> None:
+    progress.is_over = True
+    for _ in range(READERS):
+        due.put(None)
 
 
 def _serve(due: queue.SimpleQueue[_Piece | None], progress: _Progress) -> None:

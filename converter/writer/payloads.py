@@ -93,7 +93,7 @@ class Payloads:
         threads: int | None = None,
         is_large: bool = False,
     ) -> None:
-        self.error: OSError | None = None  # the first; nothing is written after it
+        self.error: BaseException | None = None  # the first; nothing is written after it
         self._file, self._end, self._written = file, begin, written
         count = (THREADS if threads is None else threads) if hasattr(os, "pwrite") else 1
         self._threads = ThreadPoolExecutor(count, "Writer") if count > 1 else None
@@ -202,7 +202,7 @@ class Payloads:
                         function()
                     self._drop_behind(first.end)
                 self._changed.notify()
-        except OSError as error:
+        except BaseException as error:  # whatever it is: in a thread nobody else would hear of it
             with self._changed:
                 self.error = self.error or error
                 self._changed.notify()

@@ -48,6 +48,7 @@ class Writer:
         self._owner = os.urandom(OWNER_NBYTES)  # stands behind the mark, of this run alone
         self.expected_nbytes: int | None = None
         self.recorded = 0  # samples that a next run need not read
+        self.recorded_nbytes = 0  # of the file, with these samples
         self._structures = Structures()
         self._file: io.FileIO | None = None
         self._identity: os.stat_result | None = None  # of the file, open or closed to be renamed
@@ -86,6 +87,7 @@ class Writer:
             write_at(self._file, memoryview(self._owner), MARK_NBYTES)
             self._file.truncate(prefix.nbytes)
         self.recorded, self._structures = prefix.samples, structures
+        self.recorded_nbytes = prefix.nbytes
         self._start(prefix.nbytes)
 
     def _start(self, begin: int) -> None:
@@ -137,11 +139,12 @@ class Writer:
         """Record the batches that end at or before an offset, in plan order."""
         assert self._journal is not None
         while self._unrecorded and self._unrecorded[0][0] <= end:
-            _, rows = self._unrecorded[0]
+            nbytes, rows = self._unrecorded[0]
             if self._is_resumable:
                 self._journal.append(rows)
             self._unrecorded.popleft()
             self.recorded += sum(len(row) > 1 for row in rows.content)
+            self.recorded_nbytes = nbytes
 
     def settle(self) -> None:
         """Wait until all batches are recorded, or one cannot be written."""

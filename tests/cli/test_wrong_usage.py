@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import converter
+from converter.errors import ConverterError
 from helpers.check import assert_refused, case, everything_below
 from helpers.images import save_jpegs
 from helpers.run import FUNCTIONS, Finished, command, run, without_root_rights, write_functions
@@ -80,6 +82,25 @@ def test_an_output_that_is_a_folder_is_named(images, output, refuse):
     assert_refused(refuse(images, output.parent, "--overwrite"), "is a folder")
 
 
+def test_an_output_that_would_be_a_folder_is_refused(images, tmp_path, refuse):
+    refused = refuse(images, f"{tmp_path / 'new'}/")
+    assert_refused(refused, "is the name of a folder", f"{tmp_path / 'new'}/OUT.h5")
+
+
+def test_the_root_of_the_file_system_is_refused(images):
+    with pytest.raises(ConverterError, match="is the name of a folder"):
+        converter.convert(images, Path(images.anchor))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_device_or_a_pipe_is_never_replaced(images, output, refuse):
+    """As root that would be the end of /dev/null, for all programs."""
+    os.mkfifo(output)
+    refused = refuse(images, output, "--overwrite")
+    assert_refused(refused, str(output), "is a device or a pipe")
+    assert output.is_fifo()
+
+
 def test_an_existing_output_is_refused_before_any_work(images, output, refuse):
     output.write_bytes(b"an older one")
     assert_refused(refuse(images, output), str(output), "exists", "--overwrite")
@@ -94,6 +115,9 @@ def test_an_output_below_a_file_is_refused(images, tmp_path, refuse):
     (tmp_path / "file").write_bytes(b"")
     ended = refuse(images, tmp_path / "file" / "deep" / "OUT.h5")
     assert_refused(ended, str(tmp_path / "file"), "is a file")
+    (tmp_path / "link").symlink_to("nowhere")
+    ended = refuse(images, tmp_path / "link" / "OUT.h5")
+    assert_refused(ended, str(tmp_path / "link"), "is a link to nothing")
 
 
 @pytest.mark.everyday(1)
@@ -222,14 +246,22 @@ BAD_FLAGS = {
     "--reader=": "invalid choice: ''",
     "--store=arrays": "'arrays'",
     "--on_error=ignore": "'ignore'",
-    "--extension=png": "--extension=png",
-    "--exts=png": "--exts=png",
-    "--path_image=x": "--path_image=x",
-    "--quiett": "--quiett",
-    "--overwrit": "--overwrit",
-    "--dry": "--dry",
+    "--extension=png": "no flag --extension=png: did you mean --ext?",
+    "--exts=png": "no flag --exts=png: did you mean --ext?",
+    "--path_image=x": "no flag --path_image=x: did you mean --path_images?",
+    "-path_images=x": "did you mean --path_images?",
+    "path_images=x": "did you mean --path_images?",
+    "--path-images=x": "did you mean --path_images?",
+    "--num_workers=2": "did you mean --workers?",
+    "--output=x": "did you mean --path_output?",
+    "--out=x": "did you mean --path_output?",
+    "--threads=2": "no flag --threads=2: see --help",
+    "--quiett": "did you mean --quiet?",
+    "--overwrit": "did you mean --overwrite?",
+    "--dry": "did you mean --dry_run?",
     "--overwrite=yes": "--overwrite",
-    "leftover": "leftover",
+    "leftover": "leftover belongs to no flag",
+    "extra": "extra belongs to no flag",
 }
 
 

@@ -522,6 +522,50 @@ def test_ctrl_c_amid_waiting_comes_out_of_the_loop(path: Path) -> None:
     assert signal.SIGINT
 
 
+class Interrupt:
+    """Raises KeyboardInterrupt at a line of the loader's own code, as Ctrl-C may at any."""
+
+    def __init__(self, line: int) -> None:
+        self.lines_left = line
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
+        if Path(frame.f_code.co_filename).name not in ("loader.py", "readers.py", "batches.py"):
+            return None
+        if event == "line":
+            self.lines_left -= 1
+            if not self.lines_left:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("threads", [2, 0])
+def test_who_catches_ctrl_c_goes_on_with_the_batch_that_was_not_handed_out(
+    path: Path, threads: int
+) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "crop": RandomCrop(8), "threads": threads}
+    expected = [batch.tobytes() for batch in H5Loader(path, **options)]
+    is_interrupted, line = True, 0
+    while is_interrupted:
+        line += 1
+        loader = H5Loader(path, **options)
+        iterator = iter(loader)
+        batches, is_interrupted = [next(iterator)], False
+        before = sys.gettrace()
+        sys.settrace(Interrupt(line))
+        try:
+            batches.append(next(iterator))
+        except KeyboardInterrupt:
+            is_interrupted = True
+        finally:
+            sys.settrace(before)
+        resumed = H5Loader(path, **options)
+        resumed.load_state_dict(loader.state_dict())
+        rest = list(iterator)
+        assert [batch.tobytes() for batch in batches + rest] == expected, line
+        assert [batch.tobytes() for batch in resumed] == [batch.tobytes() for batch in rest], line
+    assert line > 20
+
+
 # Failures
 
 

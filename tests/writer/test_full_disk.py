@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -248,6 +249,15 @@ def test_a_full_disk_keeps_the_older_output(photos, output):
     assert_one_sentence_about_space(ended, output)
     assert set(os.listdir(output.parent)) == {"OUT.h5", *names_kept(ended, output)}
     assert output.read_bytes() == b"an older one"
+
+
+@pytest.mark.everyday
+def test_what_is_said_to_be_kept_is_in_the_file(photos, output):
+    """What the writer was given behind it is not: it did not fit."""
+    ended = run(command(photos, output, "--workers=2"), preexec_fn=limit_file_size(16_000_000))
+    said = re.search(r"files are kept in .* \(([\d.]+) MB\)", ended.err)
+    assert said is not None, ended.err
+    assert 1.5 <= float(said[1]) <= 16.0
 
 
 @pytest.mark.everyday

@@ -7,15 +7,19 @@ import io
 import mmap
 import os
 import random
+import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import converter
 from converter.writer import payloads
 from converter.writer.payloads import Payloads, is_large
+from helpers.images import save_jpegs
 from helpers.resuming import Conversion
 
 BLOCK = 1 << 16
@@ -192,6 +196,22 @@ def test_a_full_disk_is_an_error_and_no_refusal(disk: Disk, tmp_path: Path) -> N
 
 
 @needs_pwrite
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("nbytes", [10, 1 << 20], ids=["small", "large"])
+def test_whatever_fails_nobody_waits_for_ever(nbytes: int, threads: int, tmp_path: Path) -> None:
+    def record(end: int) -> None:
+        raise MemoryError("no memory for the journal")
+
+    with io.FileIO(tmp_path / "a", "w+") as file:
+        made = Payloads(file, 0, record, threads=threads)
+        for _ in range(20):
+            made.append(memoryview(bytes(nbytes)), lambda: None)
+        made.settle()
+        made.close()
+    assert isinstance(made.error, MemoryError)
+
+
+@needs_pwrite
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
 def test_where_it_is_refused_what_was_written_is_dropped_twice(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -285,3 +305,33 @@ def test_a_conversion_in_blocks_gives_the_same_file(
     assert disk.direct
     assert conversion.output.read_bytes() == expected
     assert not [one for one in threading.enumerate() if one.name.startswith("Writer")]
+
+
+@needs_pwrite
+def test_ctrl_c_in_a_program_is_raised_when_a_batch_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amid the writing it may keep a lock, for which the end of the run would wait for ever."""
+    folder = save_jpegs(tmp_path / "folder", [f"{number}.jpg" for number in range(9)])
+    whole, output = tmp_path / "whole" / "OUT.h5", tmp_path / "OUT.h5"
+    converter.convert(folder, whole, workers=1)
+    real, done = os.pwrite, []
+
+    def write(*arguments: Any) -> int:
+        if len(done) == 1:  # the mark is written; now come the samples
+            signal.raise_signal(signal.SIGINT)
+        done.append(real(*arguments))
+        return done[-1]
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "pwrite", write)
+            converter.convert(folder, output, workers=1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(done) > 1
+    assert not output.exists()
+    converter.convert(folder, output, workers=1)
+    assert output.read_bytes() == whole.read_bytes()
