@@ -43,7 +43,7 @@ class Filling:
         self.request = request
         self.labels: Any = None
         self._recipe = recipe
-        self._errors: list[RowError] = []
+        self._errors: dict[int, BaseException] = {}  # by row
         self._is_over = is_over
         self._filler = filler
         self._arrays = Arrays(len(request.positions), buffers)
@@ -66,7 +66,14 @@ class Filling:
     def result(self) -> tuple[dict[str, np.ndarray | list[np.ndarray]], Any]:
         """Return the arrays and the labels; raise what went wrong at the first row it did."""
         if self._errors:
-            raise min(self._errors, key=lambda error: error.row).error
+            first = self._errors[min(self._errors)]
+            # its traceback holds this frame: what it held in turn would live on until garbage is
+            # collected, and with it the threads that read
+            self._errors = {}
+            try:
+                raise first
+            finally:
+                del first
         return self._arrays.finished(), self.labels
 
     def _gathered(self) -> list[Callable[[], None]] | None:
@@ -162,9 +169,9 @@ class Filling:
                 if not self._is_over():
                     part()
         except RowError as error:
-            self._errors.append(error)
+            self._errors[error.row] = error.error
         except BaseException as error:  # it is raised where the batch is asked for
-            self._errors.append(RowError(-1, error))
+            self._errors[-1] = error
 
 
 def joined(pieces: list[Any], recipe: Recipe, request: Request) -> Any:

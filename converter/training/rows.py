@@ -46,11 +46,10 @@ class Filler:
             try:
                 self._fill(plan, row, arrays)
             except MismatchError as error:
-                told: BaseException = mismatch(self._recipe, plan.request, row, error)
-                raise RowError(row, told) from None
+                raise RowError(row, mismatch(self._recipe, plan.request, row, error)) from None
             except Exception as error:
-                told = self._explained(plan.samples.positions[row], error)
-                raise RowError(row, told) from None
+                position = plan.samples.positions[row]
+                raise RowError(row, self._explained(position, error)) from None
 
     def _fill(self, plan: Plan, row: int, arrays: Arrays) -> None:
         recipe, partners, way = self._recipe, plan.partners, plan.ways[row]

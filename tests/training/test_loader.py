@@ -615,17 +615,24 @@ def test_pinned_memory_without_a_gpu_is_refused(path: Path) -> None:
 
 
 def failure(path: Path, **arguments: Any) -> str:
-    """Return the one sentence that the first epoch fails with, whatever reads."""
+    """Return the one sentence that the first epoch fails with, whatever reads.
+
+    The threads end with the error, and not when garbage is collected one day.
+    """
     messages = set()
-    for threads in (0, 2):
-        loader = H5Loader(path, order="stored", threads=threads, **{"batch_size": 2, **arguments})
-        with pytest.raises((ConverterError, ValueError)) as caught:
-            list(loader)
-        assert_one_sentence(str(caught.value))
-        messages.add(str(caught.value))
-        del caught
-    gc.collect()
-    wait_for_no_threads()
+    gc.disable()
+    try:
+        for threads in (0, 2):
+            options = {"batch_size": 2, **arguments}
+            loader = H5Loader(path, order="stored", threads=threads, **options)
+            with pytest.raises((ConverterError, ValueError)) as caught:
+                list(loader)
+            assert_one_sentence(str(caught.value))
+            messages.add(str(caught.value))
+            del caught
+            wait_for_no_threads()
+    finally:
+        gc.enable()
     (message,) = messages
     return message
 
