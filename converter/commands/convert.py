@@ -54,7 +54,7 @@ from converter.writer import provenance
 from converter.writer.journal import Head
 from converter.writer.paths import Paths
 from converter.writer.resume import find_kept
-from converter.writer.reuse import Changes, Reuse
+from converter.writer.reuse import Changes, Reuse, have_common_keys
 from converter.writer.stored import StoredSamples
 from converter.writer.writer import Writer
 
@@ -222,6 +222,8 @@ class _Conversion:
         marks = readers.marks_images(attributes["reader"])
         kept = find_kept(writer.paths, head, plan, run, notice, marks_images=marks)
         finished = _finished(request, attributes, self._caller) if request.update else None
+        if finished is not None:
+            _check_folder(plan, finished)
         rest = Reuse(plan, kept.prefix.keys, finished)
         if finished is not None:
             self.report.changes = Changes(finished)
@@ -315,6 +317,16 @@ def _least_kept_nbytes(request: Request) -> int:
     if request.skip_decode_check:
         return BASE_NBYTES  # a smaller one is read in less time than batches are cut for it
     return SMALLEST_NBYTES
+
+
+def _check_folder(plan: Plan, finished: StoredSamples) -> None:
+    """Raise ConverterError where a folder has none of the files of the file to be updated."""
+    if len(finished) and not have_common_keys(plan, finished):
+        raise ConverterError(
+            f"{plan.root} has none of the {len(finished)} files that {finished.path} holds, which "
+            "would all be dropped: correct --path_images, or convert that folder with --overwrite "
+            "in place of --update"
+        )
 
 
 def _finished(request: Request, attributes: dict[str, str], caller: Callbacks) -> StoredSamples:

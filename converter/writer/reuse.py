@@ -172,6 +172,14 @@ def failures_of(run: Run, keys: Sequence[str]) -> dict[str, Failure]:
     return failures
 
 
+def have_common_keys(plan: Plan, finished: StoredSamples) -> bool:
+    """Tell whether a file holds one of the keys of a plan, at least."""
+    return any(
+        (finished.keys.find_all(plan.keys[first : first + KEYS_AT_ONCE]) >= 0).any()
+        for first in range(0, len(plan.keys), KEYS_AT_ONCE)
+    )
+
+
 def _blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(indices), KEYS_AT_ONCE):
         yield indices[first : first + KEYS_AT_ONCE]

@@ -407,6 +407,16 @@ def test_a_folder_that_lost_all_its_files_is_refused(album, output, convert, upd
     assert everything_below(tmp_path) == before
 
 
+def test_a_folder_that_has_none_of_the_files_is_refused(album, output, convert, update, tmp_path):
+    convert(album, output)
+    other = save_jpegs(tmp_path / "other", ["x.jpg", "sub/y.jpg"])
+    before = everything_below(tmp_path)
+    assert_refused(update(other, output), str(other), "none of the 5 files", "--path_images")
+    assert everything_below(tmp_path) == before
+    shutil.copy(album / "a.jpg", other)
+    assert_changes(update(other, output), added=2, removed=4, changed=1)
+
+
 def test_removed_files_alone_make_the_file_smaller(album, output, convert, update, assert_as_fresh):
     convert(album, output)
     before = output.stat().st_size
