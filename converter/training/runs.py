@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.errors import LoadError
 from converter.files import Handle
 from converter.format.index_reader import Index
 from converter.loader.h5folder import H5Folder
@@ -186,7 +185,8 @@ def _serve(due: queue.SimpleQueue[_Piece | None], progress: _Progress) -> None:
     handles: dict[str, Handle] = {}
     while (piece := due.get()) is not None and not progress.is_over:
         run, path, offset, nbytes = piece
-        with contextlib.suppress(OSError, LoadError):  # whoever needs the run reads it again
+        # whatever it is, whoever needs the run meets it again; here somebody waits for the piece
+        with contextlib.suppress(Exception):
             handle = handles.get(path) or handles.setdefault(path, Handle(path))
             if not _is_cached(handle, offset, nbytes):
                 handle.read_into(target[:nbytes], offset)
