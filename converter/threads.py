@@ -1,4 +1,4 @@
-"""Call a function for many items, in several threads of this process where that is faster."""
+"""Threads of this process: for many items at once where that is faster, and for a queue of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+    from queue import SimpleQueue
 
 #: CPU time. For less, threads wait for Python's lock longer than they gain: two threads had 0.4 to
 #: 0.9 of the rate of one at 7 to 64 us an item, and 1.2 to 1.9 times it from 100 us on, whether
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 #: 1.9 times as long.
 SECONDS_AN_ITEM = 80e-6
 SECONDS_A_THREAD = 200e-6  # at least: a thread takes 50 us to start on its work
+LONGEST_JOIN_SECONDS = 5.0  # an item may take long, or hang
 
 
 class Threads:
@@ -107,6 +109,57 @@ class _Tasks:
                 self.errors[n] = error
                 self._left.clear()
         return done
+
+
+class QueueThreads:
+    """Threads that take items from a queue, until `close` or until nobody holds this object.
+
+    Queues of this kind may be used amid garbage collection, where `close` may be called; a lock
+    may not.
+
+    Parameters
+    ----------
+    count
+        How many threads.
+    name
+        What each is called.
+    serve
+        What each does: it takes items from the queue it is given until it gets None.
+    """
+
+    def __init__(self, count: int, name: str, serve: Callable[[SimpleQueue[Any]], object]) -> None:
+        import queue  # these take too long for --help
+        import threading
+        import weakref
+
+        self.count = count
+        self._current = threading.current_thread
+        self.items: SimpleQueue[Any] = queue.SimpleQueue()
+        # before they start: Ctrl-C may come amid it, and nobody would call `close`
+        weakref.finalize(self, _end, self.items, count).atexit = False
+        # as daemons: threading waits for other threads before it calls what closes these
+        self._threads = [
+            threading.Thread(target=serve, args=(self.items,), name=name, daemon=True)
+            for _ in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads when each has done its item; what none has begun is not done."""
+        _end(self.items, self.count)
+        end = time.monotonic() + LONGEST_JOIN_SECONDS
+        for thread in self._threads:
+            if thread is not self._current():
+                thread.join(max(0.0, end - time.monotonic()))
+
+
+def _end(items: SimpleQueue[Any], count: int) -> None:
+    while not items.empty():
+        with contextlib.suppress(Exception):  # a thread was quicker
+            items.get_nowait()
+    for _ in range(count):
+        items.put(None)
 
 
 def _is_worker() -> bool:

@@ -20,7 +20,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,50 +31,40 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import LoadError, describe
+from converter.threads import QueueThreads
 from converter.training.batches import Filling, joined
 from converter.training.buffers import HAS_MEMFD, Buffers, SharedMemory, bytes_of, mapped
 from converter.training.plans import Recipe, Request
 from converter.training.rows import Filler
 
 LONGEST_JOIN_SECONDS = 2.0  # of a process
-LONGEST_THREAD_JOIN_SECONDS = 5.0
 Part = tuple[int, Callable[[], None]]  # of the batch with this number
 
 
 class InThreads:
     """Threads that hold this object alone: whoever waits for the parts may go at any time.
 
-    Without threads, who waits does the parts. Queues of this kind may be used amid garbage
-    collection, where `close` may be called; a lock may not.
+    Without threads, who waits does the parts. `close` may be called amid garbage collection.
     """
 
     is_broken = False
 
     def __init__(self, count: int) -> None:
         self._numbers = itertools.count()
-        self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._left: dict[int, int] = {}  # parts of each batch that are not done
-        # before they start: Ctrl-C may come amid it, and nobody would call `close`
-        weakref.finalize(self, _end_threads, self._parts, count).atexit = False
-        # as daemons: threading waits for other threads before it calls what closes these
-        self._threads = [
-            threading.Thread(
-                target=_serve_thread, args=(self._parts, self._done), name="H5Loader", daemon=True
-            )
-            for _ in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = QueueThreads(
+            count, "H5Loader", functools.partial(_serve_thread, done=self._done)
+        )
 
     def start(self, filling: Filling) -> Callable[[], None]:
         """Let the threads begin; return what waits until all parts are done."""
-        if not self._threads:
+        if not self._threads.count:
             return functools.partial(_do_parts, filling)
         parts, number = filling.parts(), next(self._numbers)
         self._left[number] = len(parts)
         for part in parts:
-            self._parts.put((number, part))
+            self._threads.items.put((number, part))
         return functools.partial(self._wait, number)
 
     def _wait(self, number: int) -> None:
@@ -85,19 +74,7 @@ class InThreads:
 
     def close(self) -> None:
         """End the threads when each has done its part; what none has begun is not done."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._parts.get_nowait()
-        _end_threads(self._parts, len(self._threads))
-        end = time.monotonic() + LONGEST_THREAD_JOIN_SECONDS  # a transform may be slow, or hang
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, end - time.monotonic()))
-
-
-def _end_threads(parts: queue.SimpleQueue[Part | None], count: int) -> None:
-    for _ in range(count):
-        parts.put(None)
+        self._threads.close()
 
 
 def _do_parts(filling: Filling) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +16,7 @@ from converter.files import Handle
 from converter.format.index_reader import Index
 from converter.loader.h5folder import H5Folder
 from converter.loader.several_files import SeveralIndexes
+from converter.threads import QueueThreads
 from converter.training.labels import Selection, as_array, indexes_of
 from converter.training.orders import Opening, Order, Runs, at_least
 
@@ -30,7 +29,6 @@ READ_NBYTES = 1 << 20
 READERS = 4
 PROBES = 8  # of each piece that is read
 SLEEP_SECONDS = 0.002
-LONGEST_JOIN_SECONDS = 5.0
 NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
@@ -88,18 +86,7 @@ class ReadAhead:
         self._ordered: deque[Opening] = deque()
         self._count = 0
         self._progress = _Progress()
-        self._due: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
-        # before the threads start: Ctrl-C may come amid it, and nobody would call `close`
-        weakref.finalize(self, _end_threads, self._due, self._progress).atexit = False
-        # as daemons: threading waits for other threads before it calls what closes these
-        self._threads = [
-            threading.Thread(
-                target=_serve, args=(self._due, self._progress), name="ReadAhead", daemon=True
-            )
-            for _ in range(READERS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._readers = QueueThreads(READERS, "ReadAhead", _serve)
         self.advance(start)
 
     def advance(self, sample: int) -> int:
@@ -114,7 +101,7 @@ class ReadAhead:
             run = _Run(len(pieces))
             self._progress.runs.append(run)
             for offset, nbytes in pieces:
-                self._due.put(_Piece(run, path, offset, nbytes))
+                self._readers.items.put(_Piece(run, path, offset, nbytes))
             self._next = next(self._openings, None)
         while self._ordered and self._ordered[0].needed <= sample:
             self._ordered.popleft()
@@ -133,11 +120,8 @@ class ReadAhead:
 
     def close(self) -> None:
         """End the threads; may be called amid garbage collection, where a lock may not be taken."""
-        _end_threads(self._due, self._progress)
-        end = time.monotonic() + LONGEST_JOIN_SECONDS
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, end - time.monotonic()))
+        self._progress.is_over = True
+        self._readers.close()
 
 
 class _Run:
@@ -165,7 +149,7 @@ class _Piece(NamedTuple):
 
 
 class _Progress:
-    """What the threads tell each other."""
+    """How far the threads are."""
 
     def __init__(self) -> None:
         self.runs: list[_Run] = []  # in the order they were due
@@ -173,17 +157,11 @@ class _Progress:
         self.is_over = False
 
 
-def _end_threads(due: queue.SimpleQueue[_Piece | None], progress: _Progress) -> None:
-    progress.is_over = True
-    for _ in range(READERS):
-        due.put(None)
-
-
-def _serve(due: queue.SimpleQueue[_Piece | None], progress: _Progress) -> None:
+def _serve(due: queue.SimpleQueue[_Piece | None]) -> None:
     """Read pieces until told to end."""
     target = memoryview(bytearray(READ_NBYTES))
     handles: dict[str, Handle] = {}
-    while (piece := due.get()) is not None and not progress.is_over:
+    while (piece := due.get()) is not None:
         run, path, offset, nbytes = piece
         # whatever it is, whoever needs the run meets it again; here somebody waits for the piece
         with contextlib.suppress(Exception):
